@@ -1,62 +1,68 @@
-"""Memory for what travels. An exchange needs several times its vector, and getting that from the system costs
-as much as encrypting it: a page at a time, each filled with zeros. So it stays with the process between
-exchanges, and is used again once nobody holds any part of it.
+"""Memory for messages that is used again. An exchange needs several times the memory of its vector. Getting
+it from the system costs as much as encrypting it: a page at a time, each filled with zeros.
 """
 
 import sys
 import threading
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-MIN_BYTES = 1 << 18  # smaller ones the allocator keeps by itself
+MIN_BYTES = 1 << 18  # smaller arrays are left to the allocator, which keeps their memory by itself
 
 
 class BufferPool:
-    """Whether a piece is in use is told by Python's count of references: every array made from it counts.
-    Free ones are given back before more is taken from the system, so that it never holds more than was needed
-    at once.
+    """A pool of buffers that stay with the process.
+
+    A buffer is free once no array refers to it any more: this is read from Python's reference count, which
+    counts every view that was made from it. Free buffers are released before more memory is allocated, so the
+    pool never holds more than was needed at once.
     """
 
-    def __init__(self):
-        self._held: list[np.ndarray] = []
+    def __init__(self) -> None:
+        """Start with no memory."""
+        self._buffers: list[np.ndarray] = []
         self._lock = threading.Lock()
 
-    def take(self, *shape: int, dtype=np.uint8) -> np.ndarray:
-        """An array of undefined content."""
+    def take(self, *shape: int, dtype: DTypeLike = np.uint8) -> np.ndarray:
+        """Return an array of undefined content."""
         nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if nbytes < MIN_BYTES:
             return np.empty(shape, dtype)
         with self._lock:
             free = self._free()
-            fitting = [i for i in free if nbytes <= self._held[i].nbytes <= 2 * nbytes]
+            fitting = [i for i in free if nbytes <= self._buffers[i].nbytes <= 2 * nbytes]
             if fitting:
-                found = self._held[min(fitting, key=lambda i: self._held[i].nbytes)]
+                buffer = self._buffers[min(fitting, key=lambda i: self._buffers[i].nbytes)]
             else:
-                self._give_back(free, nbytes)
-                found = np.empty(nbytes, np.uint8)
-                self._held.append(found)
-            return found[:nbytes].view(dtype).reshape(shape)
+                self._release(free, nbytes)
+                buffer = np.empty(nbytes, np.uint8)
+                self._buffers.append(buffer)
+            return buffer[:nbytes].view(dtype).reshape(shape)
 
     @property
-    def held_bytes(self) -> int:
-        return sum(piece.nbytes for piece in self._held)
+    def allocated_bytes(self) -> int:
+        """Bytes of all buffers, free and used."""
+        return sum(buffer.nbytes for buffer in self._buffers)
 
     def clear(self) -> None:
-        """Give back all that is free."""
+        """Release all free buffers."""
         with self._lock:
-            self._give_back(self._free(), self.held_bytes)
+            self._release(self._free(), self.allocated_bytes)
 
     def _free(self) -> list[int]:
-        return [i for i in range(len(self._held)) if sys.getrefcount(self._held[i]) == _UNUSED]
+        return [i for i in range(len(self._buffers)) if sys.getrefcount(self._buffers[i]) == _UNUSED]
 
-    def _give_back(self, free: list[int], nbytes: int) -> None:
+    def _release(self, free: list[int], nbytes: int) -> None:
+        """Release free buffers of at least `nbytes` together, or all of them."""
         for i in reversed(free):
             if nbytes <= 0:
                 break
-            nbytes -= self._held[i].nbytes
-            del self._held[i]
+            nbytes -= self._buffers[i].nbytes
+            del self._buffers[i]
 
 
+# The reference count of a buffer that only the pool's list refers to, read just as `_free` reads it.
 _only_listed = [np.empty(1, np.uint8)]
-_UNUSED = sys.getrefcount(_only_listed[0])  # counted just as `_free` does
+_UNUSED = sys.getrefcount(_only_listed[0])
 BUFFERS = BufferPool()

@@ -1,5 +1,5 @@
-"""Messages from one participant to one other, beside the exchange that all make together: what split learning
-needs.
+"""Messages from one participant to another, outside of the exchange that all make together: split learning
+needs them.
 
 A message is a set of named arrays in the safetensors format, so nothing that was received is ever executed.
 """
@@ -15,19 +15,22 @@ from fedspeed.routing.transport import Transport, TransportError
 
 
 class Channel:
-    """Point-to-point messages over a transport. Not while an exchange over the same transport is under way.
-
-    Args:
-        deadline_s: longest wait for a message to come, or to be taken.
-        names: of all participants, for messages.
-    """
+    """Point-to-point messages over a transport, over which no exchange may be under way meanwhile."""
 
     def __init__(self, transport: Transport, deadline_s: float, *, names: Sequence[str] = ()):
-        self._transport, self._deadline_s, self._names = transport, deadline_s, tuple(names)
+        """Use a transport.
+
+        Args:
+            deadline_s: longest wait for a message to arrive, or to be taken.
+            names: of all participants, for messages.
+        """
+        self._transport = transport
+        self._deadline_s = deadline_s
+        self._names = tuple(names)
 
     @property
     def rank(self) -> int:
-        """This participant's number."""
+        """The number of this participant."""
         return self._transport.rank
 
     @property
@@ -36,38 +39,36 @@ class Channel:
         return self._transport.size
 
     def send(self, peer: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Give participant `peer` some arrays by name.
+        """Send participant `peer` some arrays by name.
 
         Raises:
             LostPeerError: the peer is gone.
         """
-        data = bytearray(
-            save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-        )  # torch takes no read-only ones
+        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        data = bytearray(save(contiguous))  # a copy that can be written to, since torch takes no other
         try:
             self._transport.send(peer, np.frombuffer(data, np.uint8), self._deadline_s)
         except TransportError as error:
-            raise LostPeerError(f"{self._named(peer)} took no message: {error}") from error
+            raise LostPeerError(f"{self._name_of(peer)} took no message: {error}") from error
 
     def receive(self, peer: int) -> dict[str, np.ndarray]:
         """Wait for the next arrays that participant `peer` sends.
 
         Raises:
-            LostPeerError: nothing came within the deadline, or the peer is gone.
-            FedSpeedError: what came is no set of arrays.
+            LostPeerError: nothing arrived within the deadline, or the peer is gone.
+            FedSpeedError: what arrived is no set of arrays.
         """
         try:
             data = self._transport.receive(peer, self._deadline_s)
         except TransportError as error:
-            raise LostPeerError(f"{self._named(peer)} sent no message: {error}") from error
+            raise LostPeerError(f"{self._name_of(peer)} sent no message: {error}") from error
         try:
             return load(data.tobytes())
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise FedSpeedError(
-                f"{self._named(peer)} sent a message that holds no arrays ({error}); all must run the same "
-                "version "
-                "of FedSpeed"
+                f"{self._name_of(peer)} sent a message that holds no arrays ({error}); all must run the same "
+                "version of FedSpeed"
             ) from error
 
-    def _named(self, peer: int) -> str:
+    def _name_of(self, peer: int) -> str:
         return self._names[peer] if self._names else f"participant {peer}"

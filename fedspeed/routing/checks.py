@@ -1,4 +1,4 @@
-"""What can be checked of the exchange, before anything is started."""
+"""Check the configuration of the exchange before anything is started."""
 
 import sys
 from dataclasses import replace
@@ -12,11 +12,12 @@ from fedspeed.routing.config import RoutingConfig
 
 
 def check_routing(config: RunConfig, topology: Topology) -> tuple[RoutingConfig, int]:
-    """(the routing with its mode settled, participants of a sum; a server adds nothing and is none).
+    """Return (the routing with mode `auto` resolved, how many participants a sum has). A server adds nothing
+    to a sum and does not count.
 
     Raises:
-        ConfigError: too few participants, what the settled mode forbids, or a package that it lacks.
-            FedSpeedError: a site's files are wrong.
+        ConfigError: too few participants, a configuration that the mode forbids, or a package that it lacks.
+        FedSpeedError: a file of the site is invalid.
     """
     routing = config.routing
     count = len(topology.contributors)
@@ -55,7 +56,7 @@ def check_routing(config: RunConfig, topology: Topology) -> tuple[RoutingConfig,
 
 
 def routing_notes(asked: RoutingConfig, participants: int) -> list[str]:
-    """What `routing.mode=auto` has come to, where it is not what its name is known for."""
+    """Return notes for the user where `routing.mode=auto` means a mode that hides nothing."""
     if asked.mode != "auto" or asked.resolved(participants).anonymous or participants < 2:
         return []
     return [

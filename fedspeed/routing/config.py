@@ -1,18 +1,18 @@
-"""How updates travel between clients."""
+"""The configuration of how updates travel between clients, and the tables of modes and transports."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 
 class ModeFacts(NamedTuple):
-    """Describe a mode: whether updates are masked, and whether what they are cut into goes through relays."""
+    """Describe a mode: whether updates are masked, and whether their chunks go through relays."""
 
     masked: bool
     mixed: bool
 
     @property
     def anonymous(self) -> bool:
-        """Whether it hides anything: what the anonymous exchange is for."""
+        """Whether it hides anything, so that the anonymous exchange is needed."""
         return self.masked or self.mixed
 
 
@@ -26,20 +26,20 @@ MODES = {
 
 @dataclass(frozen=True, kw_only=True)
 class TransportFacts:
-    """Describe a transport as far as the rest of FedSpeed decides by it.
+    """Describe what the rest of FedSpeed needs to know of a transport.
 
     Attributes:
-        module: the module whose `open_transport(meeting)` gives one (see `routing.opening.TransportContext`).
+        module: the module whose `open_transport(context)` opens one (see `routing.opening.TransportContext`).
         between_organisations: whether every participant is a job of its own, which its organisation starts.
-        in_process: whether all participants live in one process: what a single one takes, who has nobody to
-            send to.
-        usual: whether routing.transport=auto means it where no launcher says otherwise.
+        in_process: whether all participants live in one process. A single participant, who has nobody to send
+            to, uses it.
+        usual: whether routing.transport=auto means it under launchers that no `auto_under` names.
         started_by_mpi: whether MPI must have started the ranks. All ranks of the job then open it together,
             before anything is read, those that do not speak for clients included; and it has
             `abort(exit_code)`, which ends all of them.
         outlives_losses: whether it goes on among the others when a participant is lost.
-        outlives_under: kinds of launchers under which it does so too, where they were asked to leave the
-            other ranks alone.
+        outlives_under: kinds of launchers under which it does so too, if they were asked to leave the other
+            ranks alone.
         auto_under: kinds of launchers (`cluster.discover.Kind`) under which routing.transport=auto means it.
     """
 
@@ -69,9 +69,19 @@ TRANSPORTS = {
 }
 
 
+if TYPE_CHECKING:  # type checkers read no literal that is computed
+    ModeName = str
+    TransportName = str
+else:
+    ModeName = Literal["auto", *MODES]
+    TransportName = Literal["auto", *TRANSPORTS]
+
+
 @dataclass(frozen=True)
 class RoutingConfig:
-    mode: Literal["auto", *MODES] = field(
+    """Configure the exchange: the keys `routing.*` (docs/config.md)."""
+
+    mode: ModeName = field(
         default="auto",
         metadata={
             "help": (
@@ -83,7 +93,7 @@ class RoutingConfig:
             )
         },
     )
-    transport: Literal["auto", *TRANSPORTS] = field(
+    transport: TransportName = field(
         default="auto",
         metadata={
             "help": (
@@ -173,9 +183,9 @@ class RoutingConfig:
     )
 
     def resolved(self, participants: int) -> "RoutingConfig":
-        """Return this configuration with what mode `auto` means for so many participants of a job.
+        """Return this configuration with mode `auto` replaced by what it means for so many participants.
 
-        Organisations among themselves never fall back to plain.
+        Between organisations it never means plain.
         """
         if self.mode != "auto":
             return self
@@ -184,24 +194,22 @@ class RoutingConfig:
 
     @property
     def anonymous(self) -> bool:
-        """Whether updates travel so that nobody can link them to a client. (`auto` is undecided.)"""
+        """Whether nobody can link an update to a client (False for `auto`, which is resolved later)."""
         return self.mode in MODES and MODES[self.mode].anonymous
 
     @property
     def between_organisations(self) -> bool:
-        """Whether every participant is a job of its own, which its organisation starts."""
+        """Whether every participant is a job of its own, started by its organisation."""
         return self.transport in TRANSPORTS and TRANSPORTS[self.transport].between_organisations
 
     @property
     def started_by_mpi(self) -> bool:
-        """Whether the transport that is asked for needs ranks that MPI has started."""
+        """Whether the configured transport needs ranks that MPI has started."""
         return self.transport in TRANSPORTS and TRANSPORTS[self.transport].started_by_mpi
 
     @property
     def sums_only(self) -> bool:
-        """Whether outputs may tell nothing of single clients.
-
-        That is so in the masked modes, and where clients belong to organisations of their own. (`auto` is
-        undecided.)
+        """Whether outputs must say nothing about single clients: in the anonymous modes, and between
+        organisations. (False for `auto` inside one job.)
         """
         return self.anonymous or self.between_organisations

@@ -1,7 +1,7 @@
-"""The exchange of a round: every participant gives a vector and a weight, and learns the sums. There is no
-server process.
+"""The exchange of a round: every participant contributes a vector and a weight, and gets the sums. There is
+no server process.
 
-Here is what all exchanges have in common, and the plain one.
+`Exchange` is what all kinds have in common, `PlainExchange` the one that hides nothing.
 """
 
 import queue
@@ -10,52 +10,62 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent import futures
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from fedspeed.errors import FedSpeedError, LostPeerError
-from fedspeed.routing.transport import Transport, TransportError, all_gather, all_to_all, as_bytes
+from fedspeed.routing.transport import Payload, Transport, TransportError, all_gather, all_to_all, as_bytes
 
 DTYPES = (np.float32, np.float64)
-_LOOK_S = 1.0  # between two looks at who has been lost
+_POLL_S = 1.0  # how often a wait asks who has been lost
 
 
 class RollCall(Protocol):
-    """Out-of-band knowledge of who has reached an exchange, used to name the missing when one fails, and of
-    who has been lost, which makes it fail.
+    """Knowledge about participants from outside of the transport: who has reached an exchange, so that a
+    failed one can name the missing, and who has been lost, which makes an exchange fail.
+
+    Exchanges are numbered from 0; names are those of messages.
     """
 
-    def arrive(self, tag: int) -> None: ...
+    def arrive(self, number: int) -> None:
+        """Note that this participant has reached an exchange."""
+        ...
 
-    def missing(self, tag: int) -> list[str]: ...
+    def missing(self, number: int) -> list[str]:
+        """Return the names of participants that have not reached an exchange."""
+        ...
 
-    def lost(self) -> list[str]: ...
+    def lost(self) -> list[str]:
+        """Return the names of participants whose heartbeat has stopped."""
+        ...
 
 
 class NoRollCall:
-    """Knows nobody: the error says that someone is missing, not who."""
+    """A roll call that knows nobody: errors say that somebody is missing, but not who."""
 
-    def arrive(self, tag: int) -> None:
-        pass
+    def arrive(self, number: int) -> None:
+        """Do nothing."""
 
-    def missing(self, tag: int) -> list[str]:
+    def missing(self, number: int) -> list[str]:
+        """Return no names."""
         return []
 
     def lost(self) -> list[str]:
+        """Return no names."""
         return []
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an exchange gives a participant.
+    """The result of an exchange.
 
     Attributes:
         total: sum of the vectors [n]. weight: sum of the weights.
         idle_s: seconds until the last participant had arrived. exchange_s: seconds from then on.
-        clipped: values of all participants that were beyond what the exchange carries, and count for less
-            than they should.
+        clipped: how many values of all participants were larger than the exchange can carry, and count for
+            less than they should.
     """
 
     total: np.ndarray
@@ -68,24 +78,27 @@ class Outcome:
 class Handle:
     """An exchange under way."""
 
-    def __init__(self, future: futures.Future, tag: int, roll: RollCall):
+    def __init__(self, future: "futures.Future[Outcome]", number: int, roll: RollCall):
+        """Wait for the outcome of exchange `number`. The other attributes are those of `Outcome`, once `wait`
+        has returned.
+        """
         self._future = future
-        self._tag = tag
+        self._number = number
         self._roll = roll
-        self.idle_s = 0.0  # seconds until the last participant had arrived
-        self.exchange_s = 0.0  # seconds the vectors travelled
-        self.clipped = 0  # see Outcome
+        self.idle_s = 0.0
+        self.exchange_s = 0.0
+        self.clipped = 0
 
     def wait(self, deadline_s: float) -> tuple[np.ndarray, float]:
-        """(sum of the vectors, sum of the weights).
+        """Return (sum of the vectors, sum of the weights).
 
         Raises:
-            LostPeerError: some participant did not arrive or was lost on the way; names those that are known
-                to be missing.
+            LostPeerError: some participant did not arrive or was lost during the exchange; names those that
+                are known to be missing.
         """
         end = time.monotonic() + deadline_s
-        while not futures.wait([self._future], max(0.0, min(_LOOK_S, end - time.monotonic()))).done:
-            # A machine that has vanished breaks no connection: the transport would wait for it until the
+        while not futures.wait([self._future], max(0.0, min(_POLL_S, end - time.monotonic()))).done:
+            # A machine that loses power closes no connection: the transport would wait for it until the
             # deadline.
             if lost := self._roll.lost():
                 raise LostPeerError(f"the update of {', '.join(lost)} is missing: silent for too long")
@@ -101,73 +114,94 @@ class Handle:
         return outcome.total, outcome.weight
 
     def _failure(self, reason: str) -> LostPeerError:
-        missing = self._roll.missing(self._tag)
+        missing = self._roll.missing(self._number)
         names = (
             ", ".join(missing) if missing else "at least one participant (all had arrived: lost on the way)"
         )
         return LostPeerError(f"the update of {names} is missing: {reason}")
 
 
+@dataclass(frozen=True)
+class _Request:
+    """An exchange that was asked for, and the future of its outcome."""
+
+    number: int
+    vector: np.ndarray
+    weight: float
+    tensor_lengths: tuple[int, ...]
+    future: "futures.Future[Outcome]" = field(default_factory=futures.Future)
+
+
 class Exchange(ABC):
-    """Subclasses give `_run`."""
+    """The exchanges of one participant, which run one after the other in a thread of their own.
+
+    Subclasses give `_run`.
+    """
 
     def __init__(self, transport: Transport, deadline_s: float, roll: RollCall | None = None):
-        self._transport, self._deadline_s, self._roll = transport, deadline_s, roll or NoRollCall()
-        self._tag = 0
-        # One thread, so that the order of calls is the order of exchanges. Not an executor's: Python waits
+        """Start the thread.
+
+        Args:
+            deadline_s: longest wait for the other participants to arrive at an exchange.
+        """
+        self._transport = transport
+        self._deadline_s = deadline_s
+        self._roll = roll or NoRollCall()
+        self._number = 0  # of the next exchange
+        # One thread, so that exchanges run in the order of the calls. It is not an executor's: Python waits
         # for those when it ends, and this one may be waiting for a participant that is gone.
-        self._orders: queue.SimpleQueue = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         threading.Thread(target=self._work, name="exchange", daemon=True).start()
 
     @property
     def bytes_sent(self) -> int:
+        """Bytes that this participant has sent to others since the start."""
         return self._transport.bytes_sent
 
     @property
     def max_wait_s(self) -> float:
-        """How long `Handle.wait` should wait at most: longer than the exchange itself, which knows better
-        what it lacks.
+        """Seconds that `Handle.wait` should wait at most: longer than the exchange itself, whose own error
+        says more about what is missing.
         """
         return self._deadline_s
 
-    def start(self, vector: np.ndarray, weight: float, parts: Sequence[int] | None = None) -> Handle:
-        """Begin an exchange. The vector is already multiplied by the weight; it must not change until `wait`
-        returns.
+    def start(self, vector: np.ndarray, weight: float, tensor_lengths: Sequence[int] | None = None) -> Handle:
+        """Begin an exchange.
 
         Args:
-            vector: [n] float32 or float64; n and dtype equal on all participants.
+            vector: [n] float32 or float64, already multiplied by the weight; n and dtype equal on all
+                participants. It must not change until `wait` returns.
             weight: this participant's share of the denominator; 0 with a zero vector for one that has nothing
-                to give.
-            parts: lengths of what belongs together in the vector, such as tensors, equal on all participants;
-                they sum to n. What is of one size should be one part: exchanges that carry numbers of limited
-                range give each part a range of its own.
+                to contribute.
+            tensor_lengths: lengths of the tensors that the vector consists of, equal on all participants;
+                they sum to n. An exchange that carries numbers of limited range gives each of them a range of
+                its own. None: one tensor.
         """
-        parts = (vector.size,) if parts is None else tuple(parts)
+        lengths = (vector.size,) if tensor_lengths is None else tuple(tensor_lengths)
         if vector.dtype not in DTYPES or vector.ndim != 1:
             raise ValueError(
                 f"an exchange takes a float32 or float64 vector, not {vector.dtype} {vector.shape}"
             )
-        if sum(parts) != vector.size:
-            raise ValueError(f"parts of {sum(parts)} values together, in a vector of {vector.size}")
-        tag = self._tag
-        self._tag += 1
-        self._roll.arrive(tag)
-        future: futures.Future = futures.Future()
-        self._orders.put((future, tag, vector, float(weight), parts))
-        return Handle(future, tag, self._roll)
+        if sum(lengths) != vector.size:
+            raise ValueError(f"tensors of {sum(lengths)} values together, in a vector of {vector.size}")
+        request = _Request(self._number, vector, float(weight), lengths)
+        self._number += 1
+        self._roll.arrive(request.number)
+        self._requests.put(request)
+        return Handle(request.future, request.number, self._roll)
 
     def share(self, vector: np.ndarray, priority: float) -> np.ndarray | None:
-        """What the participant with the highest priority says to all, in the clear: for what is no secret,
-        such as the state that a run goes on from. Not while an exchange is under way.
+        """Return the vector of the participant with the highest priority, sent in the clear: for what is no
+        secret, such as the state that a run goes on from. Not while an exchange is under way.
 
         Args:
-            vector: the content on those that have it; its length and dtype on all.
-            priority: 0 on those that have none. Of equal ones the first speaks; if nobody has any, the answer
-                is None.
+            vector: the content on participants that have it; its length and dtype on all.
+            priority: 0 on participants that have no content. Of equal priorities the first one counts. If all
+                are 0, the result is None.
 
         Raises:
             LostPeerError: a participant is missing.
-            FedSpeedError: somebody claims a priority that is none: negative or not finite.
+            FedSpeedError: somebody sends a priority that is negative or not finite.
         """
         priorities = self.gather(np.array([float(priority)]))[:, 0]
         _check_amounts("a priority", priorities)
@@ -175,104 +209,109 @@ class Exchange(ABC):
             return None
         return self.share_from(int(priorities.argmax()), vector)
 
-    def share_from(self, giver: int, vector: np.ndarray) -> np.ndarray:
-        """What one participant says to all, in the clear, where all know beforehand whose word counts: by
-        the topology or the roster, and not by what somebody claims. Not while an exchange is under way.
+    def share_from(self, sender: int, vector: np.ndarray) -> np.ndarray:
+        """Return the vector of one participant, sent in the clear, where all know beforehand whose it is:
+        from the topology or the roster, not from what somebody claims. Not while an exchange is under way.
 
         Args:
-            giver: number of the participant that speaks, the same on all.
-            vector: [n] the content on the giver; its length and dtype on all.
+            sender: number of the participant that sends, the same on all.
+            vector: [n] the content on the sender; its length and dtype on all.
 
         Raises:
             LostPeerError: a participant is missing.
         """
         transport = self._transport
-        if not 0 <= giver < transport.size:
-            raise ValueError(f"participant {giver} is none of 0 to {transport.size - 1}")
+        if not 0 <= sender < transport.size:
+            raise ValueError(f"participant {sender} is none of 0 to {transport.size - 1}")
         data = as_bytes(vector).copy()  # it may still be on its way to somebody when the caller goes on
-        sizes = [data.size if i == giver else 0 for i in range(transport.size)]
-        parts = [data] * transport.size if transport.rank == giver else [b""] * transport.size
+        sizes = [data.size if i == sender else 0 for i in range(transport.size)]
+        part: Payload = data if transport.rank == sender else b""
         try:
-            return transport.swap(parts, sizes, self._deadline_s)[giver].view(vector.dtype)
+            arrived = transport.swap([part] * transport.size, sizes, self._deadline_s)
+            return as_bytes(arrived[sender]).view(vector.dtype)
         except TransportError as error:
             raise LostPeerError(f"a participant is missing: {error}") from error
 
-    def gather(self, mine: np.ndarray) -> np.ndarray:
-        """What every participant says to all, in the clear: [participants, n] on everyone. Not while an
-        exchange is under way.
+    def gather(self, own: np.ndarray) -> np.ndarray:
+        """Return the vectors of all participants, sent in the clear: [participants, n]. Not while an exchange
+        is under way.
 
         Args:
-            mine: [n]; its length and dtype are the same on all.
+            own: [n]; its length and dtype are the same on all.
 
         Raises:
             LostPeerError: a participant is missing.
         """
         try:
-            return all_gather(self._transport, mine, self._deadline_s)
+            return all_gather(self._transport, own, self._deadline_s)
         except TransportError as error:
             raise LostPeerError(f"a participant is missing: {error}") from error
 
     def _work(self) -> None:
-        while (order := self._orders.get()) is not None:
-            future, *exchange = order
+        """Run exchanges until `close`."""
+        while (request := self._requests.get()) is not None:
             try:
-                future.set_result(self._run(*exchange))
+                outcome = self._run(request.number, request.vector, request.weight, request.tensor_lengths)
+                request.future.set_result(outcome)
             except Exception as error:  # noqa: BLE001 - whoever waits gets it
-                future.set_exception(error)
+                request.future.set_exception(error)
 
     @abstractmethod
-    def _run(self, tag: int, vector: np.ndarray, weight: float, parts: tuple[int, ...]) -> Outcome:
+    def _run(
+        self, number: int, vector: np.ndarray, weight: float, tensor_lengths: tuple[int, ...]
+    ) -> Outcome:
         """Make one exchange, in the thread of the exchanges."""
 
     def close(self) -> None:
-        self._orders.put(None)
+        """End the thread, and close the transport."""
+        self._requests.put(None)
         self._transport.close()
 
 
 class PlainExchange(Exchange):
     """Sums in the clear, inside one trust domain.
 
-    A vector is cut into one chunk per participant; each participant sums its chunk in participant order, in
-    float64, and the summed chunks go to everyone. So all hold the same bits, and each sends 2 (n-1)/n of a
+    A vector is cut into one chunk for each participant. Each participant sums its chunk in participant order,
+    in float64, and the summed chunks go to everyone. So all have the same bits, and each sends 2 (n-1)/n of a
     vector, whatever n.
     """
 
-    def _run(self, tag: int, vector: np.ndarray, weight: float, parts: tuple[int, ...]) -> Outcome:
+    def _run(
+        self, number: int, vector: np.ndarray, weight: float, tensor_lengths: tuple[int, ...]
+    ) -> Outcome:
         transport = self._transport
         begin = time.perf_counter()
-        head = np.array([tag, vector.size, DTYPES.index(vector.dtype), weight])
+        head = np.array([number, vector.size, DTYPES.index(vector.dtype), weight])
         heads = all_gather(transport, head, self._deadline_s)
         arrived = time.perf_counter()
         if (heads[:, :3] != head[:3]).any():
-            told = ", ".join(f"({tag:.0f}, {length:.0f}, {dtype:.0f})" for tag, length, dtype in heads[:, :3])
+            rows = ", ".join(f"({n:.0f}, {length:.0f}, {dtype:.0f})" for n, length, dtype in heads[:, :3])
             raise FedSpeedError(
-                f"participants disagree on the exchange: (tag, length, dtype) are [{told}]; "
+                f"participants disagree on the exchange: (number, length, dtype) are [{rows}]; "
                 "all sites must run the same configuration and version"
             )
         _check_amounts("a weight", heads[:, 3])
-        chunk = -(-vector.size // transport.size)
-        parts = [vector[i * chunk : (i + 1) * chunk] for i in range(transport.size)]
-        parts = [np.pad(p, (0, chunk - p.size)) if p.size < chunk else p for p in parts]
-        mine = all_to_all(transport, parts, self._deadline_s)
-        total = np.zeros(chunk)
-        for part in mine:
-            total += part
+        length = -(-vector.size // transport.size)
+        chunks = [vector[i * length : (i + 1) * length] for i in range(transport.size)]
+        chunks = [
+            np.pad(chunk, (0, length - chunk.size)) if chunk.size < length else chunk for chunk in chunks
+        ]
+        total = np.zeros(length)
+        for chunk in all_to_all(transport, chunks, self._deadline_s):
+            total += chunk
         whole = all_gather(transport, total.astype(vector.dtype), self._deadline_s).reshape(-1)[: vector.size]
         return Outcome(whole, float(heads[:, 3].sum()), arrived - begin, time.perf_counter() - arrived)
 
 
-def _check_amounts(what: str, told: np.ndarray) -> None:
-    """Refuse what participants say where one says what is no amount.
-
-    Args:
-        told: [participants] float64.
+def _check_amounts(name: str, amounts: np.ndarray) -> None:
+    """Refuse amounts [participants] float64 that are negative or not finite.
 
     Raises:
-        FedSpeedError: one is negative or not finite; names the participant.
+        FedSpeedError: names the first participant that has sent one.
     """
-    wrong = np.flatnonzero(~(np.isfinite(told) & (told >= 0)))
+    wrong = np.flatnonzero(~(np.isfinite(amounts) & (amounts >= 0)))
     if wrong.size:
         raise FedSpeedError(
-            f"participant {wrong[0]} tells {what} of {told[wrong[0]]}, which is none; all "
-            "must run the same version of FedSpeed"
+            f"participant {wrong[0]} sends {name} of {amounts[wrong[0]]}, which is invalid; all must run the "
+            "same version of FedSpeed"
         )

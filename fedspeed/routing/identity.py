@@ -1,17 +1,18 @@
-"""Who takes part: identities, and the signed roster that says whose they are.
+"""The identities of organisations, and the signed roster that lists them.
 
-An identity is an Ed25519 key with a certificate that it has signed itself; the certificate is public, and its
-key is the name of the organisation as far as machines are concerned. A roster lists the members of a
-federation, signed by whoever runs it; every site pins the signer's key.
+An identity is an Ed25519 key with a self-signed certificate. Machines know an organisation by this key. A
+roster lists the members of a federation and is signed by whoever runs it; every site pins the signer's public
+key.
 """
 
 import datetime
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -26,7 +27,7 @@ from cryptography.x509.oid import NameOID
 
 from fedspeed.errors import FedSpeedError
 from fedspeed.files import json_value, write_atomically
-from fedspeed.routing.anonymous.crypto import Refused, check_signature, digest, public_bytes
+from fedspeed.routing.anonymous.crypto import AuthenticationError, check_signature, digest, public_bytes
 from fedspeed.routing.config import RoutingConfig
 
 FORMAT = 1
@@ -35,10 +36,10 @@ _YEARS = 10
 
 @dataclass(frozen=True)
 class Card:
-    """What a member shows to the others.
+    """A member's public data.
 
     Attributes:
-        address: host:port on which it listens. certificate: PEM.
+        address: HOST:PORT on which it listens. certificate: PEM.
     """
 
     name: str
@@ -47,11 +48,12 @@ class Card:
 
     @cached_property
     def der(self) -> bytes:
+        """The certificate in DER."""
         return x509.load_pem_x509_certificate(self.certificate.encode()).public_bytes(Encoding.DER)
 
     @cached_property
     def key(self) -> bytes:
-        """The identity: 32 bytes."""
+        """The identity: the public key, 32 bytes."""
         return (
             x509
             .load_pem_x509_certificate(self.certificate.encode())
@@ -60,14 +62,19 @@ class Card:
         )
 
     @property
-    def place(self) -> tuple[str, int]:
+    def host_and_port(self) -> tuple[str, int]:
+        """The address in two parts."""
         return address_of(self.address, self.name)
 
 
 @dataclass(frozen=True)
 class Roster:
-    """Members in their order, which numbers them. `digest` is of all that the signer has signed, `server` the
-    number of the one that is the server of a method that has one.
+    """The members of a federation, numbered by their order.
+
+    Attributes:
+        epoch: grows with every new roster of the same federation.
+        digest: of all that the signer has signed.
+        server: number of the member that is the server, for methods that have one.
     """
 
     members: tuple[Card, ...]
@@ -77,19 +84,20 @@ class Roster:
 
     @property
     def keys(self) -> tuple[bytes, ...]:
+        """The identity keys of all members."""
         return tuple(card.key for card in self.members)
 
     def card_of(self, key: bytes) -> Card:
-        """The card of the member with this key."""
+        """Return the card of the member with this key."""
         return self.members[self.keys.index(key)]
 
 
 def make(name: str, address: str, folder: Path) -> tuple[Path, Path]:
-    """A new identity: NAME.key (private key and certificate, readable for its owner only) and NAME.json (the
-    card).
+    """Make a new identity; return the paths of NAME.key (private key and certificate, readable for their
+    owner only) and NAME.json (the card).
 
     Raises:
-        FedSpeedError: there is one already, or the address is none.
+        FedSpeedError: there is one already, or the name or address is invalid.
     """
     address_of(address, "--address")
     if not name or "/" in name or name.startswith("."):
@@ -130,7 +138,11 @@ def make(name: str, address: str, folder: Path) -> tuple[Path, Path]:
 
 
 def read_key(path: Path) -> Ed25519PrivateKey:
-    """Raises: FedSpeedError: no such file, others may read it, or it holds no Ed25519 key."""
+    """Read a private key.
+
+    Raises:
+        FedSpeedError: no such file, others may read it, or it holds no Ed25519 key.
+    """
     try:
         if path.stat().st_mode & 0o077:
             raise FedSpeedError(f"{path}: others may read this private key; chmod 600 {path}")
@@ -145,11 +157,12 @@ def read_key(path: Path) -> Ed25519PrivateKey:
 
 
 def read_card(path: Path) -> Card:
+    """Read a member's card. Raises FedSpeedError if it is none."""
     return _card(_json(path), str(path))
 
 
 def sign_roster(cards: Sequence[Card], signer: Ed25519PrivateKey, epoch: int, server: str = "") -> str:
-    """Write the roster's file.
+    """Return the text of a roster's file, signed.
 
     Args:
         server: name of the member that is the server; empty: none is.
@@ -157,19 +170,15 @@ def sign_roster(cards: Sequence[Card], signer: Ed25519PrivateKey, epoch: int, se
     Raises:
         FedSpeedError: two members have the same name, key or address, or the server is no member.
     """
-    for what, values in (
-        ("name", [c.name for c in cards]),
-        ("key", [c.key for c in cards]),
-        ("address", [c.address for c in cards]),
+    for field, values in (
+        ("name", [card.name for card in cards]),
+        ("key", [card.key.hex() for card in cards]),
+        ("address", [card.address for card in cards]),
     ):
-        if len(set(values)) < len(values):
-            twice = next(v for v in values if values.count(v) > 1)
-            raise FedSpeedError(
-                f"two members have the same {what}"
-                + (f", {twice}" if isinstance(twice, str) else "")
-                + "; every member needs its own"
-            )
-    body = {
+        twice = [value for value in values if values.count(value) > 1]
+        if twice:
+            raise FedSpeedError(f"two members have the same {field}, {twice[0]}; every member needs its own")
+    body: dict[str, Any] = {
         "format": FORMAT,
         "epoch": epoch,
         "members": [{"name": c.name, "address": c.address, "certificate": c.certificate} for c in cards],
@@ -194,8 +203,11 @@ def sign_roster(cards: Sequence[Card], signer: Ed25519PrivateKey, epoch: int, se
 
 
 def read_roster(path: Path, signer: str) -> Roster:
-    """Args: signer: the pinned key of who signs rosters, as `fedspeed keys show` prints it, or the file of
-    its card.
+    """Read a roster and verify its signature.
+
+    Args:
+        signer: the pinned key of who signs rosters, as `fedspeed keys show` prints it, or the file of its
+            card.
 
     Raises:
         FedSpeedError: damaged, not signed by the pinned key, or not a roster.
@@ -206,43 +218,41 @@ def read_roster(path: Path, signer: str) -> Roster:
         body = {key: text[key] for key in ("format", "epoch", "members")} | {
             key: text[key] for key in ("server",) if key in text
         }
-        found = text["signer"]
+        signed_by = text["signer"]
         signature = bytes.fromhex(text["signature"])
         if (
             body["format"] != FORMAT
             or not isinstance(body["epoch"], int)
             or not isinstance(body["members"], list)
         ):
-            raise ValueError("its parts have other kinds than they should")
+            raise ValueError("its fields have the wrong types")
     except (KeyError, ValueError, TypeError) as error:
         raise FedSpeedError(
             f"{path}: not a roster ({error}); make one with `fedspeed keys roster`"
         ) from error
-    if found != signer:
+    if signed_by != signer:
         raise FedSpeedError(
-            f"{path}: signed by {found}, but routing.roster_signer={signer or '(empty)'}; pin the key of "
-            "who runs the federation, told to "
-            "you by other means than this file"
+            f"{path}: signed by {signed_by}, but routing.roster_signer={signer or '(empty)'}; pin the key of "
+            "who runs the federation, which you got by other means than this file"
         )
     try:
         check_signature(bytes.fromhex(signer), signature, _signed(body))
-    except (Refused, ValueError) as error:
+    except (AuthenticationError, ValueError) as error:
         raise FedSpeedError(
-            f"{path}: its signature does not hold; it was changed after it was signed, ask for it again"
+            f"{path}: its signature is not valid; it was changed after it was signed, ask for it again"
         ) from error
-    members = tuple(
-        _card(member, str(path)) for member in body["members"]
-    )  # parsed only once the signer answers for them
+    # Parsed only after the signature was verified.
+    members = tuple(_card(member, str(path)) for member in body["members"])
     names = [card.name for card in members]
     server = names.index(body["server"]) if "server" in body else None
     return Roster(members, body["epoch"], digest(_signed(body)), server)
 
 
 def membership(config: RoutingConfig) -> tuple[Ed25519PrivateKey, Roster]:
-    """A site's key, and the roster that it is in.
+    """Return a site's private key, and the roster that lists it.
 
     Raises:
-        FedSpeedError: one of the files is not named or wrong, or they do not fit each other.
+        FedSpeedError: one of the files is not configured or invalid, or the key is not in the roster.
     """
     for key in ("identity", "roster", "roster_signer"):
         if not getattr(config, key):
@@ -262,20 +272,22 @@ def membership(config: RoutingConfig) -> tuple[Ed25519PrivateKey, Roster]:
 
 
 def pinned(signer: str) -> str:
-    """The key of who signs rosters, in hex; given so, or as the file of its card."""
+    """Return the public key of who signs rosters, in hex, from itself or from the file of its card."""
     return fingerprint(read_card(Path(signer)).key) if signer.endswith(".json") else signer
 
 
 def fingerprint(public: bytes) -> str:
-    """A public key as people compare it: all of it, in hex."""
+    """Return a public key as people compare it: all of it, in hex."""
     return public.hex()
 
 
-def _signed(body: dict) -> bytes:
+def _signed(body: Mapping[str, object]) -> bytes:
+    """Return the bytes of a roster that are signed: canonical JSON under a prefix of their own."""
     return b"fedspeed roster" + json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _json(path: Path) -> dict:
+def _json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises FedSpeedError if the file holds none."""
     try:
         values = json_value(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -287,12 +299,13 @@ def _json(path: Path) -> dict:
     return values
 
 
-def _card(values: object, where: str) -> Card:
+def _card(values: Any, where: str) -> Card:
+    """Check the values of a card. Raises FedSpeedError, which names `where` they were read."""
     try:
         card = Card(str(values["name"]), str(values["address"]), str(values["certificate"]))
         address_of(card.address, where)
         if len(card.key) != 32:
-            raise ValueError("no Ed25519 key")
+            raise ValueError("not an Ed25519 key")
         return card
     except (KeyError, TypeError, ValueError) as error:
         raise FedSpeedError(
@@ -301,7 +314,9 @@ def _card(values: object, where: str) -> Card:
 
 
 def address_of(text: str, where: str) -> tuple[str, int]:
-    """Host and port. Raises: FedSpeedError: it is not HOST:PORT; `where` it stands."""
+    """Return host and port of an address. Raises FedSpeedError, which names `where` it was read, if it is not
+    HOST:PORT.
+    """
     host, _, port = text.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise FedSpeedError(f"{where}: {text!r} is not HOST:PORT, where this site listens for the others")

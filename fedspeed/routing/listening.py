@@ -1,4 +1,4 @@
-"""Where a site listens for the others, and what to say when it cannot."""
+"""The address on which a site listens for the others, and the message for when it cannot."""
 
 import errno
 import os
@@ -15,8 +15,10 @@ from fedspeed.routing.identity import Card, Roster, address_of, membership
 
 @dataclass(frozen=True)
 class ListenAddress:
-    """Host and port to listen on. `source` says who has given them: a site's configuration or its card in the
-    roster.
+    """A host and port to listen on.
+
+    Attributes:
+        source: what they come from, for messages: a site's configuration, or its card in the roster.
     """
 
     host: str
@@ -29,7 +31,11 @@ class ListenAddress:
 
 @dataclass(frozen=True)
 class Membership:
-    """Who a site is among the members of a roster, and where it listens for the others."""
+    """Describe which member of a roster a site is, and on which address it listens for the others.
+
+    Attributes:
+        key_file: the file of the private key and certificate. key: the private key.
+    """
 
     key_file: str
     key: Ed25519PrivateKey
@@ -38,13 +44,15 @@ class Membership:
 
     @property
     def public(self) -> bytes:
-        """The site's identity: 32 bytes."""
+        """The public identity key of the site, 32 bytes."""
         return public_bytes(self.key)
 
 
 def own_membership(routing: RoutingConfig) -> Membership:
-    """Return this site's membership. Raises FedSpeedError: a file is wrong, or the files do not fit each
-    other.
+    """Return this site's membership.
+
+    Raises:
+        FedSpeedError: a file is invalid, or the key is not in the roster.
     """
     key, roster = membership(routing)
     listen = listen_address(routing, roster.card_of(public_bytes(key)))
@@ -52,39 +60,48 @@ def own_membership(routing: RoutingConfig) -> Membership:
 
 
 def listen_address(routing: RoutingConfig, card: Card) -> ListenAddress:
-    """Where the site of this card listens: `routing.listen`, else its address in the roster. Raises
-    FedSpeedError: neither is HOST:PORT.
+    """Return the address on which the site of this card listens: `routing.listen`, else that of the card.
+
+    Raises:
+        FedSpeedError: it is not HOST:PORT.
     """
     if routing.listen:
         host, port = address_of(routing.listen, "routing.listen")
         return ListenAddress(host, port, f"routing.listen={routing.listen}")
-    return ListenAddress(*card.place, f"{card.name}'s card in {routing.roster}")
+    return ListenAddress(*card.host_and_port, f"{card.name}'s card in {routing.roster}")
 
 
 def open_port(address: ListenAddress) -> socket.socket:
-    """A listening socket.
+    """Return a listening socket.
 
     Raises:
-        ConfigError: another program has the port, or the address is none of this machine's.
+        ConfigError: another program uses the port, or this machine does not have the address.
     """
     try:
         return socket.create_server((address.host, address.port), backlog=64)
     except OSError as error:
-        known = error.errno in errno.errorcode  # name services have numbers of their own
-        why = os.strerror(error.errno) if known else error.strerror or error
+        reason = error.strerror or str(error)
+        if (
+            error.errno is not None and error.errno in errno.errorcode
+        ):  # name services have numbers of their own
+            reason = os.strerror(error.errno)
         raise ConfigError(
-            f"cannot listen on {address}, which {address.source} says: {why}; {_remedy(error, address)}"
+            f"cannot listen on {address}, which {address.source} says: {reason}; {_remedy(error, address)}"
         ) from error
 
 
 def check_port(routing: RoutingConfig) -> None:
-    """Raises ConfigError where `open_port` would for this site, FedSpeedError where its files are wrong;
-    leaves nothing open.
+    """Check that this site can listen; leave nothing open.
+
+    Raises:
+        ConfigError: as of `open_port`.
+        FedSpeedError: as of `own_membership`.
     """
     open_port(own_membership(routing).listen).close()
 
 
 def _remedy(error: OSError, address: ListenAddress) -> str:
+    """Return what to do about an address that cannot be listened on."""
     forwarded = "set routing.listen=HOST:PORT to another one here, to which the roster's is forwarded"
     if error.errno == errno.EADDRINUSE:
         return (

@@ -1,21 +1,24 @@
-"""From the name of a transport to one that is connected; the names stand in `routing.config.TRANSPORTS`."""
+"""Open a transport by its name in `routing.config.TRANSPORTS`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedspeed.errors import ConfigError
 from fedspeed.routing.config import TRANSPORTS
 from fedspeed.routing.transport import Transport
 
-ALONE = next(name for name, facts in TRANSPORTS.items() if facts.in_process)
+if TYPE_CHECKING:  # needs cryptography, which a plain run does without
+    from fedspeed.routing.listening import Membership
+
+SINGLE = next(name for name, facts in TRANSPORTS.items() if facts.in_process)
 USUAL = next(name for name, facts in TRANSPORTS.items() if facts.usual)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransportContext:
-    """Describe where the participants of an exchange find each other.
+    """Describe the participants of an exchange, and how they find each other.
 
     Attributes:
         asked: routing.transport as it is configured, for messages.
@@ -23,8 +26,9 @@ class TransportContext:
         participants: world ranks that speak for their clients, in order, equal on all ranks.
         world_size: ranks that the launcher has started.
         timeout_s: how long connecting may take.
-        connect: gives a torch store that all ranks of the job share, below the prefix that it is called with.
-        member: who this organisation is among others (`routing.listening.Membership`); None inside one job.
+        connect: returns a torch store that all ranks of the job share, below the prefix that it is called
+            with.
+        member: which organisation this is among others; None inside one job.
     """
 
     asked: str
@@ -33,7 +37,7 @@ class TransportContext:
     world_size: int
     timeout_s: float
     connect: Callable[[str], Any] | None = None
-    member: Any = None
+    member: "Membership | None" = None
 
 
 def resolve(asked: str, launcher: str, participants: int) -> str:
@@ -50,7 +54,7 @@ def resolve(asked: str, launcher: str, participants: int) -> str:
     if asked == "auto":
         suggested = [name for name, facts in TRANSPORTS.items() if launcher in facts.auto_under]
         several = suggested[0] if suggested else USUAL
-        return several if participants > 1 else ALONE
+        return several if participants > 1 else SINGLE
     facts = TRANSPORTS[asked]
     if facts.between_organisations or facts.started_by_mpi:
         return asked
@@ -59,14 +63,14 @@ def resolve(asked: str, launcher: str, participants: int) -> str:
             f"routing.transport={asked} is for a single participant, but {participants} ranks speak for "
             f"clients; set routing.transport=auto, or {USUAL}"
         )
-    return asked if participants > 1 else ALONE
+    return asked if participants > 1 else SINGLE
 
 
 def open_transport(name: str, context: TransportContext) -> Transport:
-    """Connect to the other participants. Collective over them, or over all ranks of a job that MPI has
-    started.
+    """Connect to the other participants. All of them call it, or all ranks of a job that MPI has started.
 
     Raises:
-        TransportError: somebody did not come. FedSpeedError: what the transport needs is not there.
+        TransportError: somebody did not connect in time.
+        FedSpeedError: what the transport needs is not there.
     """
     return import_module(TRANSPORTS[name].module).open_transport(context)

@@ -1,5 +1,6 @@
-"""The seam under every exchange: how equal-standing participants move buffers. One contract suite tests all
-implementations.
+"""The interface under every exchange: how participants of equal standing move bytes to each other.
+
+One suite of tests holds all implementations to this contract (tests/routing/contract.py).
 """
 
 from collections.abc import Sequence
@@ -7,91 +8,107 @@ from typing import Protocol
 
 import numpy as np
 
+# Arrays are [n] uint8. A list is one message in pieces of equal length, which need not lie side by side.
+Payload = bytes | np.ndarray | list[np.ndarray]
+
 
 class TransportError(Exception):
-    """A peer did not answer before the deadline, or its connection broke. Buffers given to the call are
-    undefined.
+    """A peer did not answer before the deadline, or its connection broke. The content of buffers that were
+    given to the call is undefined.
     """
 
 
 class PeersLost(TransportError):
-    """Participants that no longer answer. The others have been heard, and the transport goes on without
-    these.
+    """Participants no longer answer. The others have been heard, and the transport goes on without the lost.
 
     Attributes:
-        peers: their numbers. settling: whether somebody who does answer is settling (`Transport.swap`).
+        peers: numbers of the lost participants; empty if only `recovering` is why the call ended.
+        recovering: whether a participant that does answer recovers from a loss (`Transport.swap`).
     """
 
-    def __init__(self, peers: frozenset[int], reasons: Sequence[str] = (), settling: bool = False):
-        super().__init__("; ".join(reasons) or "a participant is settling a loss")
+    def __init__(self, peers: frozenset[int], reasons: Sequence[str] = (), recovering: bool = False):
+        super().__init__("; ".join(reasons) or "a participant recovers from a loss")
         self.peers = peers
-        self.settling = settling
+        self.recovering = recovering
 
 
 class Transport(Protocol):
-    """`size` participants, numbered 0 to size-1. Every participant makes the same calls in the same order.
+    """A connection of `size` participants, numbered from 0 to size-1, all of which make the same calls in the
+    same order.
 
-    Calls block at most `deadline_s` seconds and then raise TransportError. After an error the transport can
-    only be closed, unless it is PeersLost: then calls go on among the others. Calls may come from a thread of
-    their own, one at a time.
+    Calls block for at most `deadline_s` seconds and then raise TransportError. After an error the transport
+    can only be closed, unless the error is PeersLost: then calls go on among the others. Calls may come from
+    any thread, one at a time.
+
+    Attributes:
+        rank: this participant's number. size: how many there are.
+        bytes_sent: payload that this participant has sent to others since the start.
     """
 
     rank: int
     size: int
-    bytes_sent: int  # payload this participant has sent to others since the start
+    bytes_sent: int
 
     def swap(
-        self, parts: Sequence, sizes: Sequence[int], deadline_s: float, step: tuple[int, int] = (0, 1)
-    ) -> list[np.ndarray]:
-        """Give `parts[i]` to participant i, who expects so many bytes; returns what came from each,
-        `sizes[i]` bytes [uint8].
+        self,
+        parts: Sequence[Payload],
+        sizes: Sequence[int],
+        deadline_s: float,
+        step: tuple[int, int] = (0, 1),
+    ) -> list[Payload]:
+        """Send `parts[i]` to participant i, and return what each has sent to this one, of `sizes[i]` bytes.
+
+        All participants call it together. An empty part is not sent; a size of 0 is not waited for. What this
+        participant gives to itself comes back.
 
         Args:
-            parts: buffers of bytes, or lists of pieces of one size, which some transports give as they came:
-                as lists of arrays. What this participant gives to itself comes back.
-            step: (attempt, state), equal on all who take part; transports that can do without a peer tell by
-                it what a late message belongs to. State 0 is settling: whoever waits in another state of the
-                same attempt and hears of it gets PeersLost(settling=True).
+            parts: what is sent in pieces may arrive as a list of arrays.
+            step: (attempt, phase), the same on all who take part. Transports that can do without a peer tell
+                by it what a late message belongs to. Phase 0 is the recovery: whoever waits in another phase
+                of the same attempt and hears of it gets PeersLost(recovering=True).
         """
         ...
 
     def send(self, peer: int, data: np.ndarray, deadline_s: float) -> None:
-        """Give one participant a message, whatever the others do; no swap of the two may be under way.
+        """Send one participant a message, whatever the others do. The two must not be in a swap.
 
         Args:
-            data: [n] uint8. It may be on its way still when this returns, so it must not change afterwards.
+            data: [n] uint8. It must not change afterwards: it may still be on its way when this returns.
         """
         ...
 
     def receive(self, peer: int, deadline_s: float) -> np.ndarray:
-        """Wait for the next message of a participant; returns its bytes [n] uint8. Messages of one sender
+        """Wait for the next message of a participant, and return its bytes [n] uint8. Messages of one sender
         keep their order.
         """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close all connections."""
+        ...
 
 
-def all_gather(transport: Transport, mine: np.ndarray, deadline_s: float) -> np.ndarray:
-    """Stack the participants' vectors of equal length and dtype: [size, n] on everyone."""
-    data = as_bytes(mine)
-    came = transport.swap([data] * transport.size, [data.size] * transport.size, deadline_s)
-    return np.concatenate(came).view(mine.dtype).reshape(transport.size, -1)
+def all_gather(transport: Transport, own: np.ndarray, deadline_s: float) -> np.ndarray:
+    """Return the participants' vectors of equal length and dtype: [size, n] on everyone."""
+    data = as_bytes(own)
+    arrived = transport.swap([data] * transport.size, [data.size] * transport.size, deadline_s)
+    return np.concatenate([as_bytes(part) for part in arrived]).view(own.dtype).reshape(transport.size, -1)
 
 
 def all_to_all(transport: Transport, parts: Sequence[np.ndarray], deadline_s: float) -> np.ndarray:
-    """Give `parts[i]` to participant i. Parts for one receiver have equal lengths on all senders. Returns
-    what came: [size, n].
+    """Send `parts[i]` to participant i, and return what arrived: [size, n]. What goes to one receiver has
+    equal lengths on all senders.
     """
     size = parts[transport.rank].nbytes
-    came = transport.swap([as_bytes(part) for part in parts], [size] * transport.size, deadline_s)
-    return np.concatenate(came).view(parts[0].dtype).reshape(transport.size, -1)
+    arrived = transport.swap([as_bytes(part) for part in parts], [size] * transport.size, deadline_s)
+    joined = np.concatenate([as_bytes(part) for part in arrived])
+    return joined.view(parts[0].dtype).reshape(transport.size, -1)
 
 
-def as_bytes(buffer) -> np.ndarray:
-    """A buffer as [n] uint8, without a copy where it lies in one piece."""
-    if isinstance(buffer, list):
-        return np.concatenate([as_bytes(piece) for piece in buffer]) if buffer else np.empty(0, np.uint8)
-    if isinstance(buffer, np.ndarray):
-        return np.ascontiguousarray(buffer).reshape(-1).view(np.uint8)
-    return np.frombuffer(buffer, np.uint8) if len(buffer) else np.empty(0, np.uint8)
+def as_bytes(payload: Payload) -> np.ndarray:
+    """Return a payload as [n] uint8, without a copy where its bytes lie side by side."""
+    if isinstance(payload, list):
+        return np.concatenate([as_bytes(piece) for piece in payload]) if payload else np.empty(0, np.uint8)
+    if isinstance(payload, np.ndarray):
+        return np.ascontiguousarray(payload).reshape(-1).view(np.uint8)
+    return np.frombuffer(payload, np.uint8) if len(payload) else np.empty(0, np.uint8)

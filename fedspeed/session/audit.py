@@ -264,20 +264,20 @@ def play_all(
     keys = tuple(public_bytes(key) for key in identities)
 
     def members(number: int, update: np.ndarray) -> list[Member]:
-        terms = PublicParameters(
+        parameters = PublicParameters(
             keys,
             words,
             b"audit",
             attempt=number,
             masked=chosen.masked,
-            hops=hops,
-            chunk_words=-(-words // n),
+            relays=hops,
+            chunk_length=-(-words // n),
             cipher=routing.cipher,
             threshold=n // 2 + 1,
         )
         span = sum(norm_bound(row) for row in update)
         payloads = [_words(row, span) for row in update]
-        return [Member(terms, i, identities[i], partial(payloads.__getitem__, i)) for i in range(n)]
+        return [Member(parameters, i, identities[i], partial(payloads.__getitem__, i)) for i in range(n)]
 
     views: list[View] = []
     for number, update in enumerate(activity.counted(updates, f"the exchange by {mode}", "round")):
@@ -322,7 +322,7 @@ def _even(members: Callable[[int, np.ndarray], list[Member]], updates: Sequence[
             seen[state] = {pair: len(text) for pair, text in messages.items()}
 
         play(present, count)
-        expected = traffic(present[0].terms, present[0].plan)
+        expected = traffic(present[0].parameters, present[0].plan)
         even &= all(sizes[pair] == expected[state][pair] for state, sizes in seen.items() for pair in sizes)
     return bool(even)
 

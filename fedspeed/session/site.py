@@ -18,7 +18,7 @@ from fedspeed.models.local_config import TOKENIZER_FILES, local_folder, tokenize
 from fedspeed.routing import identity
 from fedspeed.routing.anonymous.crypto import derive_key, digest, public_bytes
 from fedspeed.routing.listening import own_membership
-from fedspeed.routing.transport import Transport
+from fedspeed.routing.transport import Transport, all_gather
 
 # Sections and keys that each site decides for itself: its data, its files, its hardware.
 LOCAL_KEYS = (
@@ -124,8 +124,7 @@ class Site:
         """
         own = json.dumps(self.settings, sort_keys=True).encode()
         head = np.array([len(own)], np.uint64)
-        lengths = transport.swap([head] * transport.size, [8] * transport.size, deadline_s)
-        sizes = [int(length.view(np.uint64)[0]) for length in lengths]
+        sizes = [int(length) for length in all_gather(transport, head, deadline_s)[:, 0]]
         if max(sizes) > 1 << 20:
             raise FedSpeedError(
                 "a site sent settings of more than a megabyte; all must run the same version of FedSpeed"

@@ -282,7 +282,7 @@ def test_what_the_server_has_not_signed_or_not_sent_to_all_is_refused():
     )
     with pytest.raises(
         FedSpeedError,
-        match="round 3, exchange 0: what the server told is not the same for all: client 0 heard another",
+        match="round 3, exchange 0: what the server sent is not the same for all: client 0 received another",
     ):
         served(True, Told(), witness(server, keys, Wire(another)))
     for said, signed in [
@@ -290,7 +290,7 @@ def test_what_the_server_has_not_signed_or_not_sent_to_all_is_refused():
         (STEPPED, good.sign("another round", STEPPED)),
         (STEPPED, witness(client, keys, Wire()).sign(about, STEPPED)),
     ]:
-        with pytest.raises(FedSpeedError, match="the server, client 0 heard one that it has not signed"):
+        with pytest.raises(FedSpeedError, match="the server, client 0 received one that it has not signed"):
             served(False, Told(said, signed), witness(client, keys, Wire()))
 
 

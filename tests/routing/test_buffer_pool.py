@@ -23,7 +23,7 @@ def test_what_nobody_holds_is_used_again():
     at = place(first)
     del first
     again = pool.take(3, N // 4, dtype=np.uint8)
-    assert place(again) == at and again.shape == (3, N // 4) and pool.held_bytes == N
+    assert place(again) == at and again.shape == (3, N // 4) and pool.allocated_bytes == N
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def test_it_never_holds_more_than_was_needed_at_once():
     pool = BufferPool()
     for size in range(N, 40 * N, N):
         pool.take(size)
-        assert pool.held_bytes == size
+        assert pool.allocated_bytes == size
     pool.clear()
-    assert pool.held_bytes == 0 and pool.take(10).nbytes == 10 and pool.held_bytes == 0
+    assert pool.allocated_bytes == 0 and pool.take(10).nbytes == 10 and pool.allocated_bytes == 0
 
 
 def test_a_small_need_does_not_get_a_large_piece():
@@ -81,4 +81,4 @@ def test_threads_never_share_a_piece():
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong and pool.held_bytes <= 12 * N
+    assert not wrong and pool.allocated_bytes <= 12 * N

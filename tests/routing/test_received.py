@@ -192,7 +192,7 @@ def test_a_message_over_gloo_has_one_deadline(monkeypatch):
     assert transport.receive(1, 10.0).shape == (5,)
     transport.send(1, np.zeros(5, np.uint8), 4.0)
     transport.send(1, np.zeros(5, np.uint8), 2.0)
-    assert transport._group.waits == [10.0, 7.0, 4.0, 1.0, 2.0, gloo._MIN_S]
+    assert transport._group.waits == [10.0, 7.0, 4.0, 1.0, 2.0, gloo._MIN_WAIT_S]
 
 
 @pytest.mark.parametrize("amount", [np.nan, np.inf, -1.0])
@@ -202,9 +202,13 @@ def test_an_amount_that_is_none_is_refused_by_all(amount):
     def act(transport):
         exchange = PlainExchange(transport, LIMIT_S)
         own = amount if transport.rank == 1 else 2.0
-        with pytest.raises(FedSpeedError, match=f"participant 1 tells a priority of {amount}, which is none"):
+        with pytest.raises(
+            FedSpeedError, match=f"participant 1 sends a priority of {amount}, which is invalid"
+        ):
             exchange.share(np.zeros(3), own)
-        with pytest.raises(FedSpeedError, match=f"participant 1 tells a weight of {amount}, which is none"):
+        with pytest.raises(
+            FedSpeedError, match=f"participant 1 sends a weight of {amount}, which is invalid"
+        ):
             exchange.start(np.zeros(3), own).wait(LIMIT_S)
         return True
 
@@ -215,7 +219,7 @@ def test_a_tag_that_is_no_number_is_a_disagreement():
     def act(transport):
         exchange = PlainExchange(transport, LIMIT_S)
         if transport.rank:
-            exchange._tag = np.nan
+            exchange._number = np.nan
         with pytest.raises(
             FedSpeedError, match=r"disagree on the exchange: .* are \[\(0, 3, 1\), \(nan, 3, 1\)\]"
         ):
@@ -230,7 +234,7 @@ def test_who_speaks_may_be_settled_beforehand():
 
     def act(transport):
         exchange = PlainExchange(transport, LIMIT_S)
-        told = [exchange.share_from(giver, np.full(3, transport.rank, np.float32)) for giver in (2, 0)]
+        told = [exchange.share_from(sender, np.full(3, transport.rank, np.float32)) for sender in (2, 0)]
         with pytest.raises(ValueError, match="participant 3 is none of 0 to 2"):
             exchange.share_from(3, np.zeros(3))
         return [vector.tolist() for vector in told], str(told[0].dtype)

@@ -17,7 +17,7 @@ from fedspeed.routing import identity
 from fedspeed.routing.listening import check_port
 from fedspeed.routing.transport import PeersLost, TransportError
 from fedspeed.routing.transports import tls
-from fedspeed.routing.transports.tls import STRANGERS, TlsTransport
+from fedspeed.routing.transports.tls import MAX_HANDSHAKES, TlsTransport
 from tests.limits import LIMIT_S
 from tests.routing.contract import contract, in_threads
 from tests.routing.sites import Sites
@@ -94,7 +94,7 @@ def test_strangers_get_no_further_than_the_handshake_and_the_run_goes_on(tmp_pat
     """
     sites = Sites(tmp_path, 3)
     transports = sites.all()
-    place = sites.roster.members[0].place
+    place = sites.roster.members[0].host_and_port
     assert knock(place, b"GET / HTTP/1.0\r\n\r\n")[:4] != b"HTTP"
     identity.make("stranger", "127.0.0.1:9", tmp_path)
     for key in ("", "stranger.key"):
@@ -132,9 +132,9 @@ def test_strangers_who_never_stop_do_not_keep_members_apart(tmp_path):
     def crowd():
         while not done.wait(0.005):
             with contextlib.suppress(OSError):
-                opened.append(socket.create_connection(sites.roster.members[0].place, timeout=LIMIT_S))
+                opened.append(socket.create_connection(sites.roster.members[0].host_and_port, timeout=LIMIT_S))
 
-    def crowded(least=2 * STRANGERS):
+    def crowded(least=2 * MAX_HANDSHAKES):
         while len(opened) < least:
             time.sleep(0.05)
 
@@ -143,7 +143,7 @@ def test_strangers_who_never_stop_do_not_keep_members_apart(tmp_path):
     try:
         transports = sites.all(crowded, 8)  # less than a handshake may take
         assert all(transports)
-        crowded(len(opened) + STRANGERS)
+        crowded(len(opened) + MAX_HANDSHAKES)
         assert len({r["digest"] for r in in_threads(transports, contract)}) == 1
     finally:
         done.set()
@@ -155,7 +155,7 @@ def test_strangers_who_never_stop_do_not_keep_members_apart(tmp_path):
 
 
 def test_who_is_awaited_is_said_at_once_and_again(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(tls, "SAY_S", 0.1)
+    monkeypatch.setattr(tls, "REPORT_S", 0.1)
     sites = Sites(tmp_path, 3)
     with pytest.raises(
         TransportError, match="site0, site2 did not connect within 1 s: site0 .127.0.0.1:.*Connection refused"
@@ -180,7 +180,7 @@ def test_who_is_awaited_is_said_at_once_and_again(tmp_path, monkeypatch, capfd):
 
 def test_a_port_that_cannot_be_had_is_bad_input(tmp_path):
     sites = Sites(tmp_path, 2)
-    _, port = sites.roster.members[0].place
+    _, port = sites.roster.members[0].host_and_port
     with socket.create_server(("127.0.0.1", port)):
         with pytest.raises(
             ConfigError,
@@ -249,7 +249,7 @@ def test_a_roster_is_what_the_pinned_key_has_signed(tmp_path):
     changed = tmp_path / "changed.json"
     values["members"][1]["address"] = "127.0.0.1:999"
     changed.write_text(json.dumps(values))
-    with pytest.raises(FedSpeedError, match="signature does not hold"):
+    with pytest.raises(FedSpeedError, match="signature is not valid"):
         identity.read_roster(changed, sites.pinned)
     with pytest.raises(FedSpeedError, match="pin the key of who runs the federation"):
         identity.read_roster(sites.roster_file, "")
@@ -280,7 +280,7 @@ def test_a_roster_says_who_is_the_server(tmp_path):
     sites.roster_file.write_text(
         sites.roster_file.read_text().replace('"server": "site1"', '"server": "site2"')
     )
-    with pytest.raises(FedSpeedError, match="signature does not hold"):
+    with pytest.raises(FedSpeedError, match="signature is not valid"):
         identity.read_roster(sites.roster_file, sites.pinned)
     with pytest.raises(FedSpeedError, match="the server site7 is no member"):
         identity.sign_roster(sites.roster.members, sites.signer, 2, server="site7")

@@ -1,10 +1,13 @@
-"""Who has spoiled a chunk, from what everybody says of it afterwards. Pure.
+"""Find who has spoiled a chunk, from what all members reveal of it afterwards (identifiable abort). Pure.
 
-Sources give the keys of their cells of this chunk, so that anyone can compute what each station had to get
-and to pass on; stations say what they got and what they passed on. Where a station's own words convict it, it
-is named alone. Where sender and receiver contradict each other, both are
-named: one of the two lies, or the way between them changed the cell. The attempt is void by then, and the
-    cells are masked.
+Each source reveals the ephemeral keys of its cell of this chunk, from which anyone can compute what each
+member of the path had to receive and to send. Each member of the path reveals digests of what it received and
+sent. A member whose transcript contradicts itself is blamed alone. Where the transcripts of a sender and a
+receiver
+contradict each other, both are blamed: one of the two lies, or the connection between them changed the cell.
+
+Nothing of this endangers an update: the attempt has failed before anything was unmasked, its keys are never
+used again, and the integers of the revealed cells are masked.
 """
 
 from collections.abc import Sequence
@@ -12,138 +15,135 @@ from dataclasses import dataclass
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from fedspeed.routing.anonymous import cells
-from fedspeed.routing.anonymous.crypto import KEY, Refused, digest
-from fedspeed.routing.anonymous.paths import backup_of
-
-_HASH = 32
+from fedspeed.routing.anonymous.crypto import DIGEST, KEY, AuthenticationError, Cipher, digest
+from fedspeed.routing.anonymous.lists import make_entry, sum_cores
+from fedspeed.routing.anonymous.paths import PathPlan, backup_of
 
 
 @dataclass(frozen=True)
-class Testimony:
-    """What a member says of a chunk.
+class Transcript:
+    """What a member reveals of one chunk.
 
     Attributes:
-        cell, ephemeral: the cell it sent as a source, and the private keys of its layers.
-        got, gave: digests of the cells it got and passed on as a station, in their order; nothing for members
-            that are none.
+        cell: [size of hop 0] uint8, the cell that it sent as a source.
+        ephemeral: private keys of that cell's layers, 32 bytes each.
+        received, sent: digests of the cells that it received and sent as a relay or owner, in their order
+            (what an owner sends is the cores that it has listed); all zero where it is not on the path.
     """
 
     cell: np.ndarray
     ephemeral: tuple[bytes, ...]
-    got: tuple[bytes, ...]
-    gave: tuple[bytes, ...]
-
-    @classmethod
-    def of(cls, member, chunk: int) -> "Testimony":
-        """Of a `protocol.Member`, told as it has acted."""
-        plan = member.plan
-        keys = tuple(
-            key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
-            for key in member._sent[chunk].ephemeral
-        )
-        empty = tuple(bytes(_HASH) for _ in range(member.n))
-        got = gave = empty
-        if member.me in plan.stations[chunk]:
-            level = plan.stations[chunk].index(member.me)
-            got = tuple(digest(cell) for cell in member._inputs[level][chunk])
-            passed = cells.room(plan, level + 1, member.n)
-            if level < plan.hops:
-                passed = member._mixed(level, chunk, passed)
-            else:
-                member._open(level, chunk, passed)
-            gave = tuple(digest(cell) for cell in passed)  # an owner passes on the cores it has listed
-        cell = cells.room(plan, 0, 1)[0]
-        member._build_own(chunk, cell)
-        return cls(cell, keys, got, gave)
+    received: tuple[bytes, ...]
+    sent: tuple[bytes, ...]
 
     def pack(self) -> bytes:
-        return b"".join((self.cell, *self.ephemeral, *self.got, *self.gave))
+        """Return the transcript as bytes; their number depends on the path plan only."""
+        return b"".join((self.cell.tobytes(), *self.ephemeral, *self.received, *self.sent))
 
     @classmethod
-    def unpack(cls, text: bytes, plan, n: int) -> "Testimony":
+    def unpack(cls, text: bytes, plan: PathPlan) -> "Transcript":
+        """Read a packed transcript of the right number of bytes."""
         size = cells.size(plan, 0)
-        layers = plan.hops + 1
+        layers = plan.relays + 1
         rest = text[size:]
-        pieces = [rest[at : at + KEY] for at in range(0, len(rest), KEY)]
+        assert KEY == DIGEST
+        fields = tuple(rest[start : start + KEY] for start in range(0, len(rest), KEY))
         return cls(
             np.frombuffer(text, np.uint8, size),
-            tuple(pieces[:layers]),
-            tuple(pieces[layers : layers + n]),
-            tuple(pieces[layers + n :]),
+            ephemeral=fields[:layers],
+            received=fields[layers : layers + plan.members],
+            sent=fields[layers + plan.members :],
         )
 
 
-def list_of(cores: Sequence[np.ndarray], total: np.ndarray) -> bytes:
-    """What an owner says of a chunk: the sorted serials of its cells, and the digest of their sum."""
-    return b"".join(sorted(core[: cells.SERIAL].tobytes() for core in cores)) + digest(total.view(np.uint8))
+@dataclass(frozen=True)
+class _Replay:
+    """A chunk's cells as they had to be, computed from what the sources reveal.
+
+    Attributes:
+        digests: [relays + 2][members] digest of each source's cell in each hop, the core's last.
+        cores: [members] the cores.
+    """
+
+    digests: list[list[bytes]]
+    cores: list[np.ndarray]
 
 
-def add_up(cores: Sequence[np.ndarray], out: np.ndarray) -> np.ndarray:
-    """The sum of the cells that an owner has opened, into `out` [chunk_words] uint32."""
-    out[:] = 0
-    for core in cores:
-        out += cells.words_of(core)
-    return out
-
-
-def judge(
-    cipher,
+def find_culprits(
+    cipher: type[Cipher],
     context: bytes,
-    plan,
+    plan: PathPlan,
     chunk: int,
-    keys: Sequence[bytes],
+    onion_keys: Sequence[bytes],
     *,
-    stories: Sequence[Testimony],
-    listed: bytes,
+    transcripts: Sequence[Transcript],
+    entry: bytes,
     accusers: frozenset[int],
 ) -> list[frozenset[int]]:
-    """Sets of members, each with one at fault in it, from the first place on the way where something is
-    wrong.
+    """Return sets of members with at least one at fault in each, for the first hop that went wrong.
 
     Args:
-        keys: onion keys of all members. listed: what the owner has signed of the chunk. accusers: who has
-            complained about it.
+        onion_keys: public onion keys of all members.
+        transcripts: of all members.
+        entry: what the chunk's owner has signed about it.
+        accusers: members that have complained about the chunk.
     """
-    n = len(stories)
-    route = plan.stations[chunk]
-    expected: list[list[bytes]] = [[] for _ in range(plan.hops + 2)]  # by level, of each source
+    cheating_sources = []
+    digests: list[list[bytes]] = [[] for _ in range(plan.relays + 2)]
     cores = []
-    broken = []
-    for source, story in enumerate(stories):
+    for source, transcript in enumerate(transcripts):
         try:
-            private = [X25519PrivateKey.from_private_bytes(key) for key in story.ephemeral]
-            found = cells.trace(
-                cipher, context, plan, chunk=chunk, keys=keys, cell=story.cell, ephemeral=private
+            ephemeral = [X25519PrivateKey.from_private_bytes(key) for key in transcript.ephemeral]
+            stages = cells.open_all(
+                cipher, context, plan, chunk, onion_keys, cell=transcript.cell, ephemeral=ephemeral
             )
-            cores.append(found[-1])
-            for level, cell in enumerate(found):
-                expected[level].append(digest(cell))
-        except (Refused, ValueError):
-            broken.append(frozenset({source}))
-    if broken:
-        return broken
-    serials = [core[: cells.SERIAL].tobytes() for core in cores]
-    same = frozenset(i for i, serial in enumerate(serials) if serials.count(serial) > 1)
-    if same:  # nobody draws another's by chance: one of them has copied it, or all have agreed on it
-        return [same]
-    first = stories[route[0]].got
-    edges = [frozenset({source, route[0]}) for source in range(n) if first[source] != expected[0][source]]
+        except (AuthenticationError, ValueError):
+            cheating_sources.append(frozenset({source}))
+            continue
+        cores.append(stages[-1])
+        for hop, cell in enumerate(stages):
+            digests[hop].append(digest(cell.data))
+    if cheating_sources:
+        return cheating_sources
+    serials = [cells.serial_of(core) for core in cores]
+    same_serial = frozenset(i for i, serial in enumerate(serials) if serials.count(serial) > 1)
+    if same_serial:  # 16 random bytes do not meet by chance: one copied another's, or they agreed on it
+        return [same_serial]
+    return _culprits_on_path(
+        plan, chunk, transcripts, _Replay(digests, cores), entry=entry
+    ) or _culprits_of_complaints(plan.owner(chunk), plan.members, accusers)
+
+
+def _culprits_on_path(
+    plan: PathPlan, chunk: int, transcripts: Sequence[Transcript], replay: _Replay, *, entry: bytes
+) -> list[frozenset[int]]:
+    """Compare what the members of the path received and sent with what they had to; empty if all is right."""
+    path = plan.paths[chunk]
+    arrived = transcripts[path[0]].received
+    expected = replay.digests[0]
+    edges = [
+        frozenset({source, path[0]}) for source in range(plan.members) if arrived[source] != expected[source]
+    ]
     if edges:
         return edges
-    for level, station in enumerate(route):
-        story = stories[station]
-        if level and story.got != stories[route[level - 1]].gave:
-            return [frozenset({route[level - 1], station})]
-        if sorted(story.gave) != sorted(expected[level + 1]):
-            return [frozenset({station})]
-    # All cells have reached the owner.
-    if listed != list_of(cores, add_up(cores, np.empty(plan.chunk_words, np.uint32))):
-        return [frozenset({route[-1]})]
-    keeper = backup_of(route[-1], n)  # what it was given to keep, nobody else has seen
+    for hop, member in enumerate(path):
+        transcript = transcripts[member]
+        if hop and transcript.received != transcripts[path[hop - 1]].sent:
+            return [frozenset({path[hop - 1], member})]
+        if sorted(transcript.sent) != sorted(replay.digests[hop + 1]):
+            return [frozenset({member})]
+    total = sum_cores(replay.cores, np.empty(plan.chunk_length, np.uint32))
+    return [] if entry == make_entry(replay.cores, total) else [frozenset({path[-1]})]
+
+
+def _culprits_of_complaints(owner: int, members: int, accusers: frozenset[int]) -> list[frozenset[int]]:
+    """Blame the accusers: the chunk was right. Only a backup may have been wronged, since nobody else saw the
+    sum that the owner sent it to store.
+    """
+    backup = backup_of(owner, members)
     return [
-        frozenset({route[-1], keeper}) if accuser == keeper else frozenset({accuser})
+        frozenset({owner, backup}) if accuser == backup else frozenset({accuser})
         for accuser in sorted(accusers)
     ]

@@ -1,19 +1,20 @@
-"""Agree on how large the values of a sum may be, so that none of them is cut. Pure.
+"""Agree on bounds for the values of a sum, so that none of them is clipped. Pure.
 
-An update travels in fixed-point numbers, and these need a span that no member's value and no sum of values is
-beyond. A span that the last round's update gives fits neither the first round nor one in which other tensors
-train. So each member tells, in an exact masked sum before its update, a size for each block of values: their
-Euclidean norm, times a factor between 1 and 2 that it draws anew each time. The sum of all sizes bounds every
-value and every sum of values. A largest value is never told. The factor keeps the summands apart from what
-they sum to (of powers of two, say, each could be read from the sum), and leaves of the size of a member that
-is lost between the two sums no more than its order of magnitude.
+An update travels as fixed-point integers, whose range must hold every member's values and every sum of
+values. A range taken from the last round's update fits neither the first round nor one in which other tensors
+train. So before each update the members sum, exactly and masked, a norm bound for each block of values: the
+block's Euclidean norm, times a factor between 1 and 2 that each member draws anew. The sum of all norm bounds
+is the
+bound of the block: no value and no sum of values is above it. A largest value is never revealed.
 
-What it costs: the span is at most 2.02 * sqrt(n) * K times the root mean square of a member's values, for n
-    values in a block and K
-members. One unit of the fixed-point numbers is span / 2^30, so that with blocks of BLOCK_VALUES the rounding
-error of a sum is at most 2e-7 * K of the sum where updates have nothing in common, and 2e-7 * sqrt(K) where
-they are equal (root mean squares; tests/routing/anonymous/test_bounds.py). One float32 number is rounded by
-up to 6e-8 of itself.
+The factor hides the summands: had they a grid (say powers of two), each could be read from the sum. And if a
+member is lost between the two sums, the difference tells no more than the order of magnitude of its norms.
+
+Precision: with K members and n values in a block, the bound is at most 2.02 * sqrt(n) * K times the root mean
+square of one member's values, and the unit of the fixed-point numbers is bound / 2^30. With BLOCK_VALUES
+values in a block, the rounding error of a sum is at most 2e-7 * K of the sum if updates have nothing in
+common, and 2e-7 * sqrt(K) if they are equal (root mean squares; tests/routing/anonymous/test_bounds.py). A
+float32 number is rounded by up to 6e-8 of itself.
 """
 
 import math
@@ -23,64 +24,62 @@ import numpy as np
 
 from fedspeed.routing.anonymous.ring import EXACT_LIMIT, FRACTION_BITS
 
-BLOCK_VALUES = (
-    1 << 16
-)  # most values that share a span: fewer would be told apart more finely, at the price of more sums
-LARGEST = EXACT_LIMIT / 2  # that a size can be
-SMALLEST = 2.0**-FRACTION_BITS  # that one is, unless all values are zero
-_ABOVE = 1.01  # no rounding of a sum of BLOCK_VALUES squares takes more away
-_EASY = (
-    2.0**-80,
-    2.0**100,
-)  # sums of squares that float32 gets right: no square is lost that counts, and none is infinite
+# Values that share a bound, at most. Smaller blocks would reveal more about an update, and cost more sums.
+BLOCK_VALUES = 1 << 16
+MAX_NORM_BOUND = EXACT_LIMIT / 2
+MIN_NORM_BOUND = 2.0**-FRACTION_BITS  # unless all values are zero
+_SAFETY = 1.01  # above the rounding error of a float32 sum of BLOCK_VALUES squares
+# Sums of squares between these are right in float32: no square that matters underflows, and none overflows.
+_FLOAT32_SAFE = (2.0**-80, 2.0**100)
 
 
-def blocks_of(parts: Sequence[int]) -> list[slice]:
-    """Cut a vector into the ranges that have a span of their own.
+def blocks_of(tensor_lengths: Sequence[int]) -> list[slice]:
+    """Cut a vector into the blocks that have a bound of their own.
 
     Args:
-        parts: lengths of what belongs together in the vector, such as tensors. No block contains values of
-            two of them.
+        tensor_lengths: lengths of the tensors that the vector consists of. No block spans two of them.
 
     Returns:
-        Ranges of at most BLOCK_VALUES values, in order; those of one part are equally long, but for the last.
+        Ranges of at most BLOCK_VALUES values, in order; those of one tensor have the same length, but for the
+        last.
     """
-    found = []
+    blocks = []
     start = 0
-    for length in parts:
+    for length in tensor_lengths:
         count = -(-length // BLOCK_VALUES)
         width = -(-length // count) if count else 0
-        found += [slice(start + i * width, start + min((i + 1) * width, length)) for i in range(count)]
+        blocks += [slice(start + i * width, start + min((i + 1) * width, length)) for i in range(count)]
         start += length
-    return found
+    return blocks
 
 
 def norm_bound(values: np.ndarray, factor: float = 1.0) -> float:
-    """Return the Euclidean norm of `values` [n] float32, more by more than all rounding, times `factor`.
+    """Return the Euclidean norm of `values` [n] float32, rounded up, times `factor`.
 
-    Values that are no numbers do not count. 0 where all are zero, infinity where the size is beyond LARGEST.
+    Values that are not finite do not count. Returns 0 if all are zero, and infinity above MAX_NORM_BOUND.
 
     Args:
         factor: at least 1.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         square = float(np.dot(values, values))
-    if not _EASY[0] < square < _EASY[1]:
+    if not _FLOAT32_SAFE[0] < square < _FLOAT32_SAFE[1]:
         wide = np.where(np.isfinite(values), values, 0).astype(np.float64)
         square = float(np.dot(wide, wide))
     if square == 0.0:
         return 0.0
-    size = max(SMALLEST, factor * _ABOVE * math.sqrt(square))
-    return size if size <= LARGEST else math.inf
+    bound = max(MIN_NORM_BOUND, factor * _SAFETY * math.sqrt(square))
+    return bound if bound <= MAX_NORM_BOUND else math.inf
 
 
-def norm_bounds(vector: np.ndarray, blocks: Sequence[slice], bits: np.ndarray) -> np.ndarray:
-    """Return [blocks] float64: the size of each block of `vector` [n] float32.
+def norm_bounds(vector: np.ndarray, blocks: Sequence[slice], random_bits: np.ndarray) -> np.ndarray:
+    """Return the norm bound of each block of `vector` [n] float32: [blocks] float64.
 
     Args:
-        bits: [blocks] uint32, random: which factor from 1 to 2 each size gets, even on a scale of logarithms.
+        random_bits: [blocks] uint32, from which the factors between 1 and 2 are made, uniform on a
+            logarithmic scale.
     """
-    factors = np.exp2(bits * 2.0**-32)
+    factors = np.exp2(random_bits * 2.0**-32)
     return np.array(
         [norm_bound(vector[block], factor) for block, factor in zip(blocks, factors, strict=True)],
         dtype=np.float64,

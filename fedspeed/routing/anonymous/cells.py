@@ -1,7 +1,17 @@
-"""Cells: a chunk of one member, sealed to its owner, and around that once more for every relay on the way, so
-that no station can tell where it comes from beyond the one before. All cells of one level have the same size,
-and nothing in a cell repeats in the next level. (The layers follow
-Outfox, Rial, Piotrowska and Halpin, 2024: a fixed number of hops needs no padding and no packet header.)
+"""Cells: one member's chunk, sealed in onion layers to the members of its path.
+
+The core of a cell is a random serial and the chunk's (masked) integers. It is sealed to the chunk's owner,
+and around that once more for each relay, from the last one to the first. A relay opens the outermost layer
+only, so it learns the member before it and the member after it, and nothing else. All cells of a hop have the
+same size, and no bytes of a cell appear again in the next hop. (After Outfox: Rial, Piotrowska and Halpin,
+2024. A fixed number of hops needs neither padding nor a packet header.)
+
+A layer is a fresh X25519 public key and an AEAD ciphertext. Its key comes from the shared secret of that key
+and the receiver's onion key, by HKDF under b"cell", the attempt's context, the hop, the chunk and the public
+key; the context is the associated data too. So a layer opens only in its attempt, hop and chunk.
+
+The cell of hop h is what travels in hop h, hop 0 being from its source to the first member of the path. In
+this module the core counts as the cell of hop relays + 1.
 """
 
 from collections.abc import Sequence
@@ -12,123 +22,124 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from fedspeed.routing.anonymous.crypto import (
     KEY,
     TAG,
-    Refused,
-    agree,
+    AuthenticationError,
+    Cipher,
     derive_key,
     open_into,
     public_bytes,
     seal_into,
+    shared_secret,
 )
+from fedspeed.routing.anonymous.paths import PathPlan
 from fedspeed.routing.buffer_pool import BUFFERS
 
-SERIAL = 16  # random bytes by which its source, and nobody else, knows a cell again
-LAYER = KEY + TAG  # what each layer adds: a fresh public key, and the seal
+SERIAL = 16  # random bytes by which a source, and nobody else, recognises its own cell
+LAYER = KEY + TAG  # bytes that each layer adds: a public key and an AEAD tag
 
 
-def size(plan, level: int) -> int:
-    """Bytes of a cell that travels hop `level`, 0 being from its source to the first station."""
-    return SERIAL + 4 * plan.chunk_words + LAYER * (plan.hops + 1 - level)
+def size(plan: PathPlan, hop: int) -> int:
+    """Return the bytes of a cell of a hop."""
+    return SERIAL + 4 * plan.chunk_length + LAYER * (plan.relays + 1 - hop)
 
 
-def room(plan, level: int, count: int) -> np.ndarray:
-    """[count, size] uint8, for cells of a level."""
-    return BUFFERS.take(count, size(plan, level))
+def empty_cells(plan: PathPlan, hop: int, count: int) -> np.ndarray:
+    """Return memory for cells of a hop: [count, size] uint8, content undefined."""
+    return BUFFERS.take(count, size(plan, hop))
 
 
-def words_of(core: np.ndarray) -> np.ndarray:
-    """[chunk_words] uint32, the content of what is inside the last layer."""
+def integers_of(core: np.ndarray) -> np.ndarray:
+    """Return a view of the integers in a core: [chunk_length] uint32."""
     return core[SERIAL:].view(np.uint32)
 
 
+def serial_of(core: np.ndarray) -> bytes:
+    """Return the serial of a core."""
+    return core[:SERIAL].tobytes()
+
+
 def build(
-    cipher,
+    cipher: type[Cipher],
     context: bytes,
-    plan,
+    plan: PathPlan,
     chunk: int,
-    keys: Sequence[bytes],
+    onion_keys: Sequence[bytes],
     *,
     core: np.ndarray,
     ephemeral: Sequence[X25519PrivateKey],
     out: np.ndarray,
 ) -> None:
-    """The cell as its source sends it, into `out` [size of level 0] uint8.
+    """Seal a core in all its layers, as its source sends it, into `out` [size of hop 0] uint8.
 
     Args:
-        context: what the cell belongs to; it opens nowhere else.
-        keys: onion keys of all members.
-        core: [size of level hops + 1] uint8: the serial, then the words.
-        ephemeral: a fresh key for each layer, from the first relay to the owner.
+        context: of the attempt, beacon included; the cell opens nowhere else.
+        onion_keys: public onion keys of all members.
+        core: [size of hop relays + 1] uint8: the serial, then the integers.
+        ephemeral: a fresh key for each layer, from the first relay's to the owner's.
     """
     inside = core
-    for level in range(plan.hops, -1, -1):
-        private = ephemeral[level]
-        station = plan.stations[chunk][level]
-        public = public_bytes(private)
-        cell = room(plan, level, 1)[0] if level else out
+    for hop in range(plan.relays, -1, -1):
+        public = public_bytes(ephemeral[hop])
+        secret = shared_secret(ephemeral[hop], onion_keys[plan.paths[chunk][hop]])
+        cell = empty_cells(plan, hop, 1)[0] if hop else out
         cell[:KEY] = np.frombuffer(public, np.uint8)
-        seal_into(
-            cipher,
-            _key(agree(private, keys[station]), context, level, chunk, public),
-            inside,
-            context,
-            cell[KEY:],
-        )
+        seal_into(cipher, _layer_key(secret, context, hop, chunk, public), inside, context, cell[KEY:])
         inside = cell
 
 
-def peel(
-    cipher,
+def open_layer(
+    cipher: type[Cipher],
     context: bytes,
-    level: int,
+    hop: int,
     chunk: int,
     private: X25519PrivateKey,
     *,
     cell: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """What is inside the layer for this station, into `out` [size of the next level] uint8.
+    """Open the outermost layer of a cell that arrived in a hop, into `out` [size of the next hop] uint8.
+
+    Args:
+        private: the receiver's onion key.
 
     Raises:
-        Refused: it was not sealed for this station, chunk, level and round, or was changed since; `out` is
-            undefined then.
+        AuthenticationError: the layer was not sealed to this key for this attempt, hop and chunk, or was
+            changed since; `out` is undefined then.
     """
     public = cell[:KEY].tobytes()
-    open_into(cipher, _key(agree(private, public), context, level, chunk, public), cell[KEY:], context, out)
+    key = _layer_key(shared_secret(private, public), context, hop, chunk, public)
+    open_into(cipher, key, cell[KEY:], context, out)
 
 
-def trace(
-    cipher,
+def open_all(
+    cipher: type[Cipher],
     context: bytes,
-    plan,
+    plan: PathPlan,
     chunk: int,
-    keys: Sequence[bytes],
+    onion_keys: Sequence[bytes],
     *,
     cell: np.ndarray,
     ephemeral: Sequence[X25519PrivateKey],
 ) -> list[np.ndarray]:
-    """The cell as it is at every level, and its core at the end, told from the source's own keys.
+    """Return a cell as it is in every hop, its core last, opened with the keys that its source reveals.
+
+    Args:
+        cell: as its source sent it. ephemeral: the source's private key of each layer.
 
     Raises:
-        Refused: the source has not built it as the protocol says.
+        AuthenticationError: the source has not built the cell as the protocol demands.
     """
-    found = [cell]
-    for level in range(plan.hops + 1):
-        private = ephemeral[level]
-        station = plan.stations[chunk][level]
-        public = public_bytes(private)
-        inside = room(plan, level + 1, 1)[0]
-        if found[-1][:KEY].tobytes() != public:
-            raise Refused("a layer with another key than its source says")
-        open_into(
-            cipher,
-            _key(agree(private, keys[station]), context, level, chunk, public),
-            found[-1][KEY:],
-            context,
-            inside,
-        )
-        found.append(inside)
-    return found
+    stages = [cell]
+    for hop in range(plan.relays + 1):
+        public = public_bytes(ephemeral[hop])
+        secret = shared_secret(ephemeral[hop], onion_keys[plan.paths[chunk][hop]])
+        inside = empty_cells(plan, hop + 1, 1)[0]
+        if stages[-1][:KEY].tobytes() != public:
+            raise AuthenticationError("a layer under another key than its source reveals")
+        key = _layer_key(secret, context, hop, chunk, public)
+        open_into(cipher, key, stages[-1][KEY:], context, inside)
+        stages.append(inside)
+    return stages
 
 
-def _key(shared: bytes, context: bytes, level: int, chunk: int, public: bytes) -> bytes:
-    return derive_key(shared, b"cell", context, level.to_bytes(4, "big"), chunk.to_bytes(4, "big"), public)
+def _layer_key(secret: bytes, context: bytes, hop: int, chunk: int, public: bytes) -> bytes:
+    return derive_key(secret, b"cell", context, hop.to_bytes(4, "big"), chunk.to_bytes(4, "big"), public)

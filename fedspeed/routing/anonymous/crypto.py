@@ -1,8 +1,11 @@
-"""The cryptography of a round, each primitive from the `cryptography` package: key agreement, derivation,
-sealing, key streams, signatures.
+"""The cryptographic primitives of an exchange: key agreement, key derivation, AEAD, key streams, signatures.
+
+Every primitive comes from the `cryptography` package. This module fixes only how they are called: which
+nonces, which contexts, which encodings. All keys derived here are used for one purpose and one message.
 """
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 from cryptography.exceptions import InvalidSignature, InvalidTag
@@ -15,18 +18,27 @@ from cryptography.hazmat.primitives.hashes import SHA256, Hash
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-KEY, TAG, SIGNATURE = 32, 16, 64  # bytes
-BLOCK = 1 << 16  # words of a key stream that are made at a time, and stay in the cache
+KEY = 32  # bytes of a key, public or secret
+DIGEST = 32  # bytes of a SHA-256 digest
+TAG = 16  # bytes that an AEAD adds
+SIGNATURE = 64  # bytes of an Ed25519 signature
+BLOCK = 1 << 16  # 32-bit integers of a key stream that are made at a time: they fit in the cache
 _ZEROS = memoryview(bytes(4 * BLOCK))
-_NONCE = bytes(12)  # every key seals once
+# A fixed nonce is safe because every AEAD key is derived for, and seals, exactly one message.
+_NONCE = bytes(12)
+
+Bytes = bytes | bytearray | memoryview
 
 
-class Refused(Exception):
-    """Something does not open, or is not signed by whom it should be."""
+class AuthenticationError(Exception):
+    """A ciphertext, signature or public key that is not what its sender claims it is."""
 
 
-def digest(*parts: bytes) -> bytes:
-    """SHA-256 of parts, each with its length before it, so that no two lists have the same bytes."""
+def digest(*parts: Bytes) -> bytes:
+    """Return the SHA-256 digest of several byte strings.
+
+    Each is preceded by its length (8 bytes, big-endian), so no two different lists hash the same bytes.
+    """
     state = Hash(SHA256())
     for part in parts:
         state.update(len(part).to_bytes(8, "big"))
@@ -35,108 +47,147 @@ def digest(*parts: bytes) -> bytes:
 
 
 def derive_key(secret: bytes, *context: bytes, length: int = KEY) -> bytes:
-    """A key for one purpose (HKDF-SHA256, RFC 5869)."""
+    """Return a key for one purpose (HKDF-SHA256, RFC 5869, no salt, `digest(*context)` as info)."""
     return HKDF(SHA256(), length, None, digest(*context)).derive(secret)
 
 
 def public_bytes(private: X25519PrivateKey | Ed25519PrivateKey) -> bytes:
+    """Return the public key of a private key: 32 bytes."""
     return private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 
 
-def agree(private: X25519PrivateKey, public: bytes) -> bytes:
-    """The secret shared with the holder of `public` (X25519, RFC 7748).
+def shared_secret(private: X25519PrivateKey, public: bytes) -> bytes:
+    """Return the secret shared with whoever has the private key of `public` (X25519, RFC 7748).
 
     Raises:
-        Refused: a point of small order, which would make the secret known to everyone.
+        AuthenticationError: `public` is a point of small order, with which everybody would know the secret.
     """
     try:
         return private.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError as error:
-        raise Refused("a public key that agrees on nothing") from error
+        raise AuthenticationError("a public key of small order") from error
 
 
 def check_signature(public: bytes, signature: bytes, message: bytes) -> None:
-    """Ed25519 (RFC 8032).
+    """Verify an Ed25519 signature (RFC 8032).
 
     Raises:
-        Refused: it is not the key's signature of the message.
+        AuthenticationError: it is not a signature of the message by this key.
     """
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
     except (InvalidSignature, ValueError) as error:
-        raise Refused("a signature that does not hold") from error
+        raise AuthenticationError("an invalid signature") from error
+
+
+class Cipher(Protocol):
+    """An AEAD and the key stream of the same block function.
+
+    Attributes:
+        name: as in `routing.cipher`. key_bytes: how much of a 32-byte key the AEAD uses.
+        aead: the AEAD's class in the `cryptography` package.
+    """
+
+    name: str
+    key_bytes: int
+    aead: type[AESGCM] | type[ChaCha20Poly1305]
+
+    @staticmethod
+    def key_stream_blocks(key: bytes, number: int, length: int) -> Iterator[np.ndarray]:
+        """Yield a key stream of `length` 32-bit integers in blocks of at most BLOCK; each block overwrites
+        the memory of the one before.
+
+        Args:
+            number: which of the key's streams, from 0 to 2^32 - 1. Streams of one key never overlap.
+        """
+        ...
 
 
 class AesGcm:
-    """AES-128: the faster where processors have instructions for it."""
+    """AES-128-GCM: the faster one on processors with AES instructions."""
 
     name = "aes-128-gcm"
     key_bytes = 16
-    aead = AESGCM
+    aead: type[AESGCM] | type[ChaCha20Poly1305] = AESGCM
 
     @staticmethod
-    def blocks(key: bytes, part: int, words: int) -> Iterator[np.ndarray]:
-        """AES-128 in counter mode, a block at a time, each in place of the one before. Encrypting zeros with
-        GCM gives just that, and is the fastest way to it; the tag is thrown away.
+    def key_stream_blocks(key: bytes, number: int, length: int) -> Iterator[np.ndarray]:
+        """Yield AES-128 in counter mode, made by encrypting zeros with GCM and dropping the tag.
+
+        The package's GCM uses wide vector instructions where its counter mode does not. The nonce of block i
+        is the stream's number (64 bits), then i (32 bits).
         """
         cipher = AESGCM(key[:16])
-        room = np.empty(4 * min(BLOCK, words) + TAG, np.uint8)
-        for i, start in enumerate(range(0, words, BLOCK)):
-            count = min(BLOCK, words - start)
-            cipher.encrypt_into(
-                (part << 32 | i).to_bytes(12, "big"), _ZEROS[: 4 * count], None, room[: 4 * count + TAG]
-            )
-            yield room[: 4 * count].view(np.uint32)
+        buffer = np.empty(4 * min(BLOCK, length) + TAG, np.uint8)
+        for i, start in enumerate(range(0, length, BLOCK)):
+            count = min(BLOCK, length - start)
+            nonce = (number << 32 | i).to_bytes(12, "big")
+            cipher.encrypt_into(nonce, _ZEROS[: 4 * count], None, buffer[: 4 * count + TAG].data)
+            yield buffer[: 4 * count].view(np.uint32)
 
 
 class ChaCha20:
-    """ChaCha20 and Poly1305 (RFC 8439): the faster elsewhere, and as fast on every processor."""
+    """ChaCha20-Poly1305 (RFC 8439): the faster one on processors without AES instructions."""
 
     name = "chacha20-poly1305"
     key_bytes = 32
-    aead = ChaCha20Poly1305
+    aead: type[AESGCM] | type[ChaCha20Poly1305] = ChaCha20Poly1305
 
     @staticmethod
-    def blocks(key: bytes, part: int, words: int) -> Iterator[np.ndarray]:
-        encryptor = _Cipher(
-            algorithms.ChaCha20(key, (0).to_bytes(4, "little") + part.to_bytes(12, "big")), None
-        ).encryptor()
-        room = np.empty(4 * min(BLOCK, words), np.uint8)
-        for start in range(0, words, BLOCK):
-            count = min(BLOCK, words - start)
-            encryptor.update_into(_ZEROS[: 4 * count], room[: 4 * count])
-            yield room[: 4 * count].view(np.uint32)
+    def key_stream_blocks(key: bytes, number: int, length: int) -> Iterator[np.ndarray]:
+        """Yield the ChaCha20 key stream with the stream's number as nonce, from block counter 0 on."""
+        nonce = (0).to_bytes(4, "little") + number.to_bytes(12, "big")
+        encryptor = _Cipher(algorithms.ChaCha20(key, nonce), None).encryptor()
+        buffer = np.empty(4 * min(BLOCK, length), np.uint8)
+        for start in range(0, length, BLOCK):
+            count = min(BLOCK, length - start)
+            encryptor.update_into(_ZEROS[: 4 * count], buffer[: 4 * count].data)
+            yield buffer[: 4 * count].view(np.uint32)
 
 
-def fill_key_stream(cipher, key: bytes, part: int, out: np.ndarray) -> None:
-    """Fill `out` [n] uint32 with a key stream; every part of a key is a stream of its own."""
-    for i, block in enumerate(cipher.blocks(key, part, len(out))):
+CIPHERS: dict[str, type[Cipher]] = {cipher.name: cipher for cipher in (AesGcm, ChaCha20)}
+
+
+def fill_key_stream(cipher: type[Cipher], key: bytes, number: int, out: np.ndarray) -> None:
+    """Write the key's stream of this number into `out` [n] uint32."""
+    for i, block in enumerate(cipher.key_stream_blocks(key, number, len(out))):
         out[i * BLOCK : i * BLOCK + len(block)] = block
 
 
-CIPHERS = {cipher.name: cipher for cipher in (AesGcm, ChaCha20)}
+def seal(cipher: type[Cipher], key: bytes, plaintext: Bytes, associated_data: bytes) -> bytes:
+    """Return the AEAD ciphertext, TAG bytes longer than the plaintext. The key must seal nothing else."""
+    return cipher.aead(key[: cipher.key_bytes]).encrypt(_NONCE, plaintext, associated_data)
 
 
-def seal(cipher, key: bytes, plain, context: bytes) -> bytes:
-    """AEAD with a key that is used for nothing else; `TAG` bytes longer than `plain`."""
-    return cipher.aead(key[: cipher.key_bytes]).encrypt(_NONCE, plain, context)
+def seal_into(
+    cipher: type[Cipher], key: bytes, plaintext: np.ndarray, associated_data: bytes, out: np.ndarray
+) -> None:
+    """Seal `plaintext` [n] uint8 into `out` [n + TAG] uint8, as `seal` does."""
+    cipher.aead(key[: cipher.key_bytes]).encrypt_into(_NONCE, plaintext.data, associated_data, out.data)
 
 
-def seal_into(cipher, key: bytes, plain, context: bytes, out) -> None:
-    """`seal`, into a buffer of the right size."""
-    cipher.aead(key[: cipher.key_bytes]).encrypt_into(_NONCE, plain, context, out)
+def open_sealed(cipher: type[Cipher], key: bytes, sealed: bytes, associated_data: bytes) -> bytes:
+    """Return the plaintext of `seal`.
 
-
-def open_sealed(cipher, key: bytes, sealed, context: bytes) -> bytes:
-    """Raises: Refused: not sealed with this key for this context, or changed since."""
-    plain = bytearray(max(0, len(sealed) - TAG))
-    open_into(cipher, key, sealed, context, plain)
-    return bytes(plain)
-
-
-def open_into(cipher, key: bytes, sealed, context: bytes, out) -> None:
-    """`open_sealed`, into a buffer of the right size, whose content is undefined where it does not open."""
+    Raises:
+        AuthenticationError: not sealed with this key and associated data, or changed since.
+    """
     try:
-        cipher.aead(key[: cipher.key_bytes]).decrypt_into(_NONCE, sealed, context, out)
+        return cipher.aead(key[: cipher.key_bytes]).decrypt(_NONCE, sealed, associated_data)
     except InvalidTag as error:
-        raise Refused("a cell that does not open") from error
+        raise AuthenticationError("a ciphertext that does not open") from error
+
+
+def open_into(
+    cipher: type[Cipher], key: bytes, sealed: np.ndarray, associated_data: bytes, out: np.ndarray
+) -> None:
+    """Open `sealed` [n + TAG] uint8 into `out` [n] uint8.
+
+    Raises:
+        AuthenticationError: as of `open_sealed`; the content of `out` is undefined then.
+    """
+    aead = cipher.aead(key[: cipher.key_bytes])
+    try:
+        aead.decrypt_into(_NONCE, sealed.data, associated_data, out.data)
+    except InvalidTag as error:
+        raise AuthenticationError("a ciphertext that does not open") from error

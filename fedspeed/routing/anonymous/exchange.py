@@ -1,12 +1,13 @@
-"""The anonymous exchange: attempts at a sum over a transport, one after the other until one is agreed upon.
+"""The anonymous exchange: attempts at a sum over a transport, one after the other, until one succeeds.
 
-A vector of an update is fixed-point (`ring.encode`), with a span for each block that an exact masked sum has
-told before (`spans`). A float64 vector (counts, losses) is summed exactly.
+A float32 vector (an update) is summed in fixed-point numbers (`ring.encode`), for which an exact masked sum
+has agreed on the bounds before (`bounds`). A float64 vector (counts, losses) is summed exactly.
 """
 
 import math
+import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -14,24 +15,27 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedspeed.errors import FedSpeedError, LostPeerError
 from fedspeed.log import LOG
 from fedspeed.routing.anonymous import ring
-from fedspeed.routing.anonymous.bounds import LARGEST, blocks_of, norm_bounds
-from fedspeed.routing.anonymous.crypto import CIPHERS, KEY, fill_key_stream, public_bytes
-from fedspeed.routing.anonymous.parameters import Agreed, Lost, PublicParameters, Void
+from fedspeed.routing.anonymous.bounds import MAX_NORM_BOUND, blocks_of, norm_bounds
+from fedspeed.routing.anonymous.crypto import CIPHERS, KEY, Cipher, fill_key_stream, public_bytes
+from fedspeed.routing.anonymous.parameters import PublicParameters
+from fedspeed.routing.anonymous.phases import AgreedSum, AttemptFailed, MembersLost, Payload, Swap
 from fedspeed.routing.anonymous.protocol import Member
 from fedspeed.routing.buffer_pool import BUFFERS
 from fedspeed.routing.config import MODES, RoutingConfig
-from fedspeed.routing.exchange import Exchange, Outcome
+from fedspeed.routing.exchange import Exchange, Outcome, RollCall
 from fedspeed.routing.transport import PeersLost, Transport
 
-STATES = (
-    "settle",
+# The number of a phase on the wire is its place here. 0 is the recovery: transports tell by it that a peer
+# waits for the others (`Transport.swap`).
+PHASES = (
+    "recover",
     "announce",
     "reveal",
-    *(f"hop {level}" for level in range(8)),
+    *(f"hop {hop}" for hop in range(8)),
     "collect",
     "vote",
     "confirm",
-    "testify",
+    "blame",
     "unmask",
     "sums",
     "done",
@@ -40,209 +44,258 @@ STATES = (
 
 
 class AnonymousExchange(Exchange):
-    """Args:
-        rules: what all participants must have in common.
-        identity: this participant's key. roster: everyone's public keys, in the order of the transport's
-            numbers.
-        settings: digest of what must be equal on all sites.
+    """An exchange in which nobody learns more than sums, or whose cell is whose, as `config.mode` says.
 
-    Raises:
-        FedSpeedError: too few participants.
+    Participants have two numbers: that of the transport, and their place among those that are left, by which
+    the members of an attempt are numbered.
     """
 
     def __init__(
         self,
         transport: Transport,
-        rules: RoutingConfig,
+        config: RoutingConfig,
         identity: Ed25519PrivateKey,
         roster: Sequence[bytes],
         settings: bytes,
         *,
-        roll=None,
+        roll: RollCall | None = None,
     ):
-        if transport.size < rules.min_participants:
+        """Start the thread of the exchanges.
+
+        Args:
+            config: equal on all participants, as far as it is about attempts.
+            identity: this participant's private key.
+            roster: public keys of all participants, in the order of the transport's numbers.
+            settings: digest of everything that must be equal on all sites.
+
+        Raises:
+            FedSpeedError: too few participants.
+        """
+        if transport.size < config.min_participants:
             raise FedSpeedError(
-                f"routing.mode={rules.mode} with {transport.size} participants: a sum of fewer than "
-                f"{rules.min_participants} says too much "
-                "about each; set routing.mode=plain inside one trust domain, or "
-                f"routing.min_participants={transport.size} if you know what it means"
+                f"routing.mode={config.mode} with {transport.size} participants: a sum of fewer than "
+                f"{config.min_participants} says too much about each; set routing.mode=plain inside one "
+                f"trust domain, or routing.min_participants={transport.size} if you know what it means"
             )
-        self._rules, self._identity, self._roster, self._settings = rules, identity, tuple(roster), settings
-        self._present = list(range(transport.size))
-        self._count = 0  # attempts so far
-        super().__init__(transport, rules.deadline_s, roll)
+        self._config = config
+        self._identity = identity
+        self._roster = tuple(roster)
+        self._settings = settings
+        self._present = list(range(transport.size))  # transport numbers of those that are left
+        self._attempts = 0  # so far, over all exchanges
+        self._arrived: float | None = None  # when all had arrived at the current exchange
+        self._begun = False  # whether all have begun the current sum: none is still training
+        super().__init__(transport, config.deadline_s, roll)
 
     def close(self) -> None:
+        """Close the transport, and free the memory of exchanges."""
         super().close()
         BUFFERS.clear()
 
     @property
     def max_wait_s(self) -> float:
-        """No exchange takes longer: all must have begun one, and each state of each attempt has a deadline of
-        its own.
+        """Seconds that no exchange exceeds: all must have begun it, and each phase of each attempt has a
+        deadline of its own.
         """
-        return self._deadline_s + 2 * self._rules.attempts * len(STATES) * self._rules.step_deadline_s
+        return self._deadline_s + 2 * self._config.attempts * len(PHASES) * self._config.step_deadline_s
 
-    def _run(self, tag: int, vector: np.ndarray, weight: float, parts: tuple[int, ...]) -> Outcome:
+    def _run(
+        self, number: int, vector: np.ndarray, weight: float, tensor_lengths: tuple[int, ...]
+    ) -> Outcome:
         begin = time.perf_counter()
         clipped = 0
         self._arrived = None
         if vector.dtype == np.float64:
-            total = self._exact(tag, np.append(vector, weight))
-            total, weights = total[:-1], float(total[-1])
+            sums = self._sum_exactly(number, np.append(vector, weight))
+            total = sums[:-1]
+            total_weight = float(sums[-1])
         else:
-            total, weights, clipped = self._fixed(tag, vector, weight, blocks_of(parts))
-        return Outcome(total, weights, self._arrived - begin, time.perf_counter() - self._arrived, clipped)
+            total, total_weight, clipped = self._sum_update(number, vector, weight, blocks_of(tensor_lengths))
+        assert self._arrived is not None, "an attempt that gives a sum has heard everybody"
+        idle_s = self._arrived - begin
+        return Outcome(total, total_weight, idle_s, time.perf_counter() - self._arrived, clipped)
 
-    def _exact(self, tag: int, values: np.ndarray) -> np.ndarray:
-        """Sums of [n] float64, to 2^-48. A word that somebody cannot give (not finite, too large) is not a
-        number in the sum.
-        """
+    def _sum_exactly(self, number: int, values: np.ndarray) -> np.ndarray:
+        """Return the sums of [n] float64, to 2^-48: NaN where somebody's value is not finite or too large."""
         n = len(values)
         wrong = ~(np.abs(values) < ring.EXACT_LIMIT)
-        words = ring.encode_exact(np.concatenate([np.where(wrong, 0.0, values), wrong]))
-        total = ring.decode_exact(self._agree(tag, len(words), lambda: words).words)
+        integers = ring.encode_exact(np.concatenate([np.where(wrong, 0.0, values), wrong]))
+        total = ring.decode_exact(self._agree(number, len(integers), lambda: integers).values)
         return np.where(total[n:] > 0.5, np.nan, total[:n])
 
-    def _fixed(
-        self, tag: int, vector: np.ndarray, weight: float, blocks: list[slice]
+    def _sum_update(
+        self, number: int, vector: np.ndarray, weight: float, blocks: list[slice]
     ) -> tuple[np.ndarray, float, int]:
-        """(sum, sum of weights, values that were clipped). The sizes of all updates are summed before, and
-        updates once only.
+        """Return (sum, sum of weights, values that were clipped), after agreeing on the bounds of all blocks.
+
+        Updates are summed once only, whatever the bounds are.
         """
         n = len(vector)
-        bits = np.empty(len(blocks), np.uint32)
-        _random(CIPHERS[self._rules.cipher])(bits)
-        spans = self._exact(tag, norm_bounds(vector, blocks, bits))
-        if not (np.isfinite(spans).all() and (spans >= 0).all()):
+        random_bits = np.empty(len(blocks), np.uint32)
+        _random(CIPHERS[self._config.cipher])(random_bits)
+        bounds = self._sum_exactly(number, norm_bounds(vector, blocks, random_bits))
+        wrong = ~(np.isfinite(bounds) & (bounds >= 0))
+        if wrong.any():
             raise FedSpeedError(
-                f"exchange {tag}: the sizes of all participants' updates sum to {_first_wrong(spans)}: an "
-                f"update is beyond {LARGEST:.3g}, or "
-                "somebody gives a size that is none; lower train.lr, or set train.clip"
+                f"exchange {number}: the norm bounds of all participants' updates sum to "
+                f"{float(bounds[wrong][0])}: an update is beyond {MAX_NORM_BOUND:.3g}, or somebody sends an "
+                "invalid bound; lower train.lr, or set train.clip"
             )
-        agreed = self._agree(tag, n + 2 * ring.LIMBS, lambda: self._words(vector, weight, blocks, spans))
-        weights, clipped = ring.decode_exact(agreed.words[n:])
-        if not 0 <= weights < math.inf:
+        agreed = self._agree(number, n + 2 * ring.LIMBS, lambda: self._encode(vector, weight, blocks, bounds))
+        total_weight, clipped = ring.decode_exact(agreed.values[n:])
+        if not 0 <= total_weight < math.inf:
             raise FedSpeedError(
-                f"exchange {tag}: the weights of all participants sum to {weights}: somebody gives one that "
-                "is none"
+                f"exchange {number}: the weights of all participants sum to {total_weight}: somebody sends "
+                "an invalid weight"
             )
         total = BUFFERS.take(n, dtype=np.float32)
-        for block, span in zip(blocks, spans):
-            ring.decode(agreed.words[block], span, total[block])
-        return total, float(weights), max(0, round(clipped))
+        for block, bound in zip(blocks, bounds):
+            ring.decode(agreed.values[block], bound, total[block])
+        return total, float(total_weight), max(0, round(clipped))
 
-    def _words(self, vector: np.ndarray, weight: float, blocks: list[slice], spans: np.ndarray) -> np.ndarray:
+    def _encode(
+        self, vector: np.ndarray, weight: float, blocks: list[slice], bounds: np.ndarray
+    ) -> np.ndarray:
+        """Return what this participant adds to the sum: the update's fixed-point integers, then the limbs of
+        its weight and of the number of values that were clipped.
+        """
         n = len(vector)
-        words = BUFFERS.take(n + 2 * ring.LIMBS, dtype=np.uint32)
-        random = _random(CIPHERS[self._rules.cipher])
+        integers = BUFFERS.take(n + 2 * ring.LIMBS, dtype=np.uint32)
+        random = _random(CIPHERS[self._config.cipher])
         clipped = sum(
-            ring.encode(vector[block], span, random, words[block]) for block, span in zip(blocks, spans)
+            ring.encode(vector[block], bound, random, integers[block]) for block, bound in zip(blocks, bounds)
         )
-        words[n:] = ring.encode_exact(np.array([weight, clipped]))
-        return words
+        integers[n:] = ring.encode_exact(np.array([weight, clipped]))
+        return integers
 
     # Attempts.
 
-    def _agree(self, tag: int, words: int, payload) -> Agreed:
+    def _agree(self, number: int, length: int, integers: Callable[[], np.ndarray]) -> AgreedSum:
+        """Make attempts until one gives a sum; each leaves out whoever was lost or convicted in the one
+        before.
+
+        Args:
+            length: how many 32-bit integers are summed. integers: returns this participant's, in each
+                attempt.
+
+        Raises:
+            LostPeerError: too few participants are left, or no attempt succeeded.
+            FedSpeedError: the others have convicted this participant.
+        """
         reasons: list[str] = []
-        self._begun = self._arrived is not None  # all have: nobody is at another exchange, or training
-        for attempt in range(self._rules.attempts):
-            threshold = len(self._roster) // 2 + 1
-            needed = max(threshold, self._rules.min_participants)
+        self._begun = self._arrived is not None
+        threshold = len(self._roster) // 2 + 1
+        needed = max(threshold, self._config.min_participants)
+        for _ in range(self._config.attempts):
             if len(self._present) < needed:
                 raise LostPeerError(
                     f"{len(self._present)} of {len(self._roster)} participants are left, fewer than the "
-                    f"{needed} that a sum needs "
-                    f"({'; '.join(reasons)}); the same command goes on from the journal"
+                    f"{needed} that a sum needs ({'; '.join(reasons)}); the same command goes on from the "
+                    "journal"
                 )
-            self._count += 1
+            self._attempts += 1
             try:
-                return self._attempt(words, payload, threshold)
-            except Void as void:
-                reasons.append(self._told(void))
-                if void.fatal:
+                return self._attempt(length, integers, threshold)
+            except AttemptFailed as failure:
+                reasons.append(self._describe(failure))
+                if failure.fatal:
                     break
-                alone = {next(iter(group)) for group in void.blamed if len(group) == 1}
-                gone = [self._present[i] for i in (void.lost | alone)]
-                if self._transport.rank in gone:
-                    raise FedSpeedError(
-                        f"the others have convicted this participant of spoiling the exchange: {void}"
-                    ) from void
-                self._present = [p for p in self._present if p not in gone]
-                LOG.info(f"exchange {tag}: {reasons[-1]}; once more with fresh masks")
+                self._exclude(failure)
+                LOG.info(f"exchange {number}: {reasons[-1]}; once more with fresh masks")
         raise LostPeerError(
             f"the exchange failed: {'; '.join(reasons)}; the same command goes on from the journal"
         )
 
-    def _told(self, void: Void) -> str:
-        """The reason, with the participants' own numbers in place of those of the attempt."""
-        gone = f" (lost: {', '.join(str(self._present[i]) for i in sorted(void.lost))})" if void.lost else ""
-        blamed = " or ".join("/".join(str(self._present[i]) for i in sorted(group)) for group in void.blamed)
-        return f"{void}{gone}" + (
-            f" (participants {blamed})" if blamed and self._present != list(range(len(self._roster))) else ""
-        )
+    def _exclude(self, failure: AttemptFailed) -> None:
+        """Leave out the participants that were lost, and those that are blamed alone, which is a proof.
 
-    def _attempt(self, words: int, payload, threshold: int) -> Agreed:
-        mode = MODES[self._rules.mode]
-        n = len(self._present)
-        terms = PublicParameters(
-            tuple(self._roster[p] for p in self._present),
-            words,
-            self._settings,
-            attempt=self._count,
+        Raises:
+            FedSpeedError: this participant is one of them.
+        """
+        convicted = {next(iter(group)) for group in failure.blamed if len(group) == 1}
+        excluded = [self._present[i] for i in (failure.lost | convicted)]
+        if self._transport.rank in excluded:
+            raise FedSpeedError(
+                f"the others have convicted this participant of spoiling the exchange: {failure}"
+            ) from failure
+        self._present = [p for p in self._present if p not in excluded]
+
+    def _describe(self, failure: AttemptFailed) -> str:
+        """Return the reason, followed by transport numbers where those of the attempt are different ones."""
+
+        def numbers(members: frozenset[int], separator: str) -> str:
+            return separator.join(str(self._present[i]) for i in sorted(members))
+
+        text = str(failure)
+        if failure.lost:
+            text += f" (lost: {numbers(failure.lost, ', ')})"
+        blamed = " or ".join(numbers(group, "/") for group in failure.blamed)
+        if blamed and self._present != list(range(len(self._roster))):
+            text += f" (participants {blamed})"
+        return text
+
+    def _attempt(self, length: int, integers: Callable[[], np.ndarray], threshold: int) -> AgreedSum:
+        """Play one attempt over the transport. Raises AttemptFailed if it gives no sum."""
+        mode = MODES[self._config.mode]
+        parameters = PublicParameters(
+            members=tuple(self._roster[p] for p in self._present),
+            length=length,
+            settings=self._settings,
+            attempt=self._attempts,
             masked=mode.masked,
-            hops=min(self._rules.relays, n - 1) if mode.mixed else 0,
-            chunk_words=self._rules.cell_kib * 256,
-            cipher=self._rules.cipher,
+            relays=min(self._config.relays, len(self._present) - 1) if mode.mixed else 0,
+            chunk_length=self._config.cell_kib * 256,
+            cipher=self._config.cipher,
             threshold=threshold,
         )
-        member = Member(terms, self._present.index(self._transport.rank), self._identity, payload)
-        steps = member.run()
+        me = self._present.index(self._transport.rank)
+        steps = Member(parameters, me, self._identity, integers).run()
         swap = next(steps)
         while True:
-            parts = [b""] * self._transport.size
-            sizes = [0] * self._transport.size
-            for i, p in enumerate(self._present):
-                parts[p], sizes[p] = swap.parts[i], swap.sizes[i]
-            lost = None
-            patience = (
-                self._deadline_s
-                if swap.state == "announce" and not self._begun
-                else self._rules.step_deadline_s
-            )
+            lost: MembersLost | None = None
             try:
-                came = self._transport.swap(parts, sizes, patience, (self._count, STATES.index(swap.state)))
-                if self._arrived is None:
-                    self._arrived = time.perf_counter()
-                self._begun = True
+                arrived = self._swap(swap)
             except PeersLost as error:
-                lost = Lost(frozenset(self._present.index(p) for p in error.peers), error.settling)
+                members = frozenset(self._present.index(p) for p in error.peers)
+                lost = MembersLost(members, error.recovering)
             try:
-                swap = steps.throw(lost) if lost else steps.send([came[p] for p in self._present])
+                swap = steps.throw(lost) if lost else steps.send(arrived)
             except StopIteration as stop:
                 return stop.value
 
+    def _swap(self, swap: Swap) -> list[Payload]:
+        """Exchange messages with the members of the attempt; return what arrived, by member.
 
-def _first_wrong(spans: np.ndarray) -> float:
-    return float(spans[~(np.isfinite(spans) & (spans >= 0))][0])
+        Raises:
+            PeersLost: some of them do not answer, or have begun to recover.
+        """
+        size = self._transport.size
+        parts: list[Payload] = [b""] * size
+        sizes = [0] * size
+        for i, p in enumerate(self._present):
+            parts[p] = swap.parts[i]
+            sizes[p] = swap.sizes[i]
+        first = swap.phase == "announce" and not self._begun  # the others may still be training
+        deadline_s = self._deadline_s if first else self._config.step_deadline_s
+        arrived = self._transport.swap(parts, sizes, deadline_s, (self._attempts, PHASES.index(swap.phase)))
+        if self._arrived is None:
+            self._arrived = time.perf_counter()
+        self._begun = True
+        return [arrived[p] for p in self._present]
 
 
-def _random(cipher) -> ring.Stream:
-    """Random bits from the system's generator, stretched."""
-    import secrets
-
+def _random(cipher: type[Cipher]) -> ring.RandomStream:
+    """Return a source of random bits: key streams under a random key of the operating system."""
     key = secrets.token_bytes(KEY)
-    part = iter(range(2**32))
-    return lambda out: fill_key_stream(cipher, key, next(part), out)
+    number = iter(range(2**32))
+    return lambda out: fill_key_stream(cipher, key, next(number), out)
 
 
 def exchange_public_keys(transport: Transport, deadline_s: float, identity: Ed25519PrivateKey) -> list[bytes]:
-    """Everyone's public keys, told over the transport itself: for participants of one job, who trust the
-    launcher that started them.
+    """Return the public keys of all participants, sent over the transport itself: for participants of one
+    job, which trust the launcher that has started them.
     """
     own = public_bytes(identity)
-    return [
-        bytes(came)
-        for came in transport.swap([own] * transport.size, [len(own)] * transport.size, deadline_s)
-    ]
+    size = transport.size
+    arrived = transport.swap([own] * size, [len(own)] * size, deadline_s)
+    return [bytes(key) for key in arrived]

@@ -1,11 +1,12 @@
-"""All members of an attempt in one process and one thread, step by step: for tests, for simulation, and for
-the audit. Whoever uses it may change, drop or keep any message on its way, and kill any member in any state.
+"""Play all members of an attempt in one process and one thread, phase by phase: for tests, for simulation,
+and for the audit. The caller may change, drop or keep any message on its way, and kill any member in any
+phase.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedspeed.routing.anonymous.parameters import Agreed, Lost, Swap, Void
+from fedspeed.routing.anonymous.phases import AgreedSum, AttemptFailed, MembersLost, Phase, Swap, as_message
 from fedspeed.routing.anonymous.protocol import Member
 
 Messages = dict[tuple[int, int], bytes]  # by (sender, receiver)
@@ -13,104 +14,109 @@ Messages = dict[tuple[int, int], bytes]  # by (sender, receiver)
 
 @dataclass(frozen=True)
 class Kill:
-    """A member dies in a state, when its messages have reached `heard` and nobody else."""
+    """The death of a member in a phase, after its messages have reached `heard_by` and nobody else."""
 
     member: int
-    state: str
-    heard: frozenset[int] = frozenset()
+    phase: str
+    heard_by: frozenset[int] = frozenset()
 
 
 @dataclass
 class _Player:
-    member: Member
-    steps: object
+    """A member with the step that it waits in, or the result that it has ended with."""
+
+    steps: Phase[AgreedSum]
     swap: Swap | None = None
-    end: Agreed | Void | None = None
+    result: AgreedSum | AttemptFailed | None = None
+
+    def advance(self, step: Callable[[Phase[AgreedSum]], Swap]) -> None:
+        """Go on to the next step; `step` starts the generator, or sends or throws something into it."""
+        self.swap = None
+        try:
+            self.swap = step(self.steps)
+        except StopIteration as stop:
+            self.result = stop.value
+        except AttemptFailed as failure:
+            self.result = failure
+
+    def receive(self, messages: Sequence[bytes]) -> None:
+        """Go on with the messages that have arrived, by sender."""
+        self.advance(lambda steps: steps.send(messages))
+
+    def lose(self, members: frozenset[int], *, recovering: bool = False) -> None:
+        """Go on with the message that members are lost."""
+        self.advance(lambda steps: steps.throw(MembersLost(members, recovering)))
 
 
 @dataclass
 class Played:
-    """How each member ended, None for those who were killed; `states` are those that anyone was in, in
-    order.
+    """The outcome of an attempt.
+
+    Attributes:
+        results: by member; None for one that was killed.
+        phases: all that any member was in, in order.
     """
 
-    ends: list[Agreed | Void | None]
-    states: list[str] = field(default_factory=list)
+    results: list[AgreedSum | AttemptFailed | None]
+    phases: list[str] = field(default_factory=list)
 
 
 def play(
     members: Sequence[Member],
-    on_messages: Callable[[str, Messages], None] | None = None,
+    on_messages: Callable[[str, Messages], object] | None = None,
     kills: Sequence[Kill] = (),
 ) -> Played:
-    """Args:
-    on_messages: sees all messages of a state before they arrive, and may change them.
+    """Play an attempt to its end.
+
+    Args:
+        on_messages: gets each phase and all its messages before they arrive, and may change them.
     """
-    players = [_Player(member, member.run()) for member in members]
-    doomed: Mapping[tuple[int, str], Kill] = {(kill.member, kill.state): kill for kill in kills}
+    players = [_Player(member.run()) for member in members]
+    kill_of: Mapping[tuple[int, str], Kill] = {(kill.member, kill.phase): kill for kill in kills}
     dead: set[int] = set()
-    states: list[str] = []
+    phases: list[str] = []
     for player in players:
-        _go_on(player, lambda steps: next(steps))
-    while any(player.swap for i, player in enumerate(players) if i not in dead):
-        waiting = {i: player.swap for i, player in enumerate(players) if player.swap and i not in dead}
-        settling = any(swap.state == "settle" for swap in waiting.values()) and any(
-            swap.state != "settle" for swap in waiting.values()
-        )
-        if not settling and len({swap.state for swap in waiting.values()}) > 1:
+        player.advance(next)
+    while waiting := {i: p.swap for i, p in enumerate(players) if p.swap is not None and i not in dead}:
+        current = {swap.phase for swap in waiting.values()}
+        if len(current) > 1 and "recover" not in current:  # they differ: all hear that somebody recovers
             for i in waiting:
-                _go_on(players[i], lambda steps: steps.throw(Lost(frozenset(), settling=True)))
+                players[i].lose(frozenset(), recovering=True)
             continue
-        state = "settle" if settling else next(iter(waiting.values())).state
-        states.append(state)
-        dying = {i: doomed[i, swap.state] for i, swap in waiting.items() if (i, swap.state) in doomed}
+        others_follow = len(current) > 1  # some recover already, the others are on their way to it
+        phase = "recover" if others_follow else current.pop()
+        phases.append(phase)
+        dying = {i: kill_of[i, swap.phase] for i, swap in waiting.items() if (i, swap.phase) in kill_of}
         messages = {
-            (i, j): _whole(swap.parts[j])
+            (i, j): as_message(swap.parts[j])
             for i, swap in waiting.items()
             for j in range(len(players))
-            if swap.state == state
+            if swap.phase == phase
         }
         if on_messages:
-            on_messages(state, messages)
+            on_messages(phase, messages)
         dead |= dying.keys()
         for i, swap in waiting.items():
             if i in dead:
                 continue
-            if swap.state != state:
-                _go_on(players[i], lambda steps: steps.throw(Lost(frozenset(), settling=True)))
+            if swap.phase != phase:
+                players[i].lose(frozenset(), recovering=True)
                 continue
-            # One that sends another number of bytes than everybody knows it must is as good as gone.
-            missing = {
-                j
-                for j, size in enumerate(swap.sizes)
-                if size
-                and (
-                    j in dead
-                    and not (j in dying and i in dying[j].heard)
-                    or len(messages.get((j, i), b"")) != size
-                )
-            }
-            if settling and missing - dead:  # they are on their way to settle too
+            unheard = dead - {j for j, kill in dying.items() if i in kill.heard_by}
+            missing = _missing(i, swap, messages, unheard)
+            if others_follow and missing - dead:
                 continue
             if missing:
-                _go_on(players[i], lambda steps, lost=frozenset(missing): steps.throw(Lost(lost)))
+                players[i].lose(frozenset(missing))
             else:
-                came = [messages.get((j, i), b"") for j in range(len(players))]
-                _go_on(players[i], lambda steps, came=came: steps.send(came))
-    return Played([None if i in dead else player.end for i, player in enumerate(players)], states)
+                arrived = [messages.get((j, i), b"") for j in range(len(players))]
+                players[i].receive(arrived)
+    return Played([None if i in dead else player.result for i, player in enumerate(players)], phases)
 
 
-def _whole(part) -> bytes:
-    return b"".join(part) if isinstance(part, list) else bytes(part)
-
-
-def _go_on(player: _Player, step) -> None:
-    try:
-        player.swap = step(player.steps)
-        player.member.state = player.swap.state
-    except StopIteration as stop:
-        player.swap = None
-        player.end = stop.value
-    except Void as void:
-        player.swap = None
-        player.end = void
+def _missing(i: int, swap: Swap, messages: Messages, unheard: set[int]) -> set[int]:
+    """Return the members from which member i does not get what it waits for. One that sends another number of
+    bytes than all know it must counts as lost.
+    """
+    expected = {j: size for j, size in enumerate(swap.sizes) if size}
+    return {j for j, size in expected.items() if j in unheard or len(messages.get((j, i), b"")) != size}

@@ -1,6 +1,13 @@
-"""Masks that hide a member's words and vanish in the sum: one for each pair of members, added by one and
-subtracted by the other, and one of each member alone, which is told only when the set of updates is settled
-(Bonawitz et al., 2017).
+"""Additive masks that hide a member's integers and cancel in the sum (Bonawitz et al., 2017).
+
+Each member adds two kinds of masks to its integers, modulo 2^32:
+
+    pairwise mask   one for each other member, from a secret that only the two share (X25519, then HKDF under
+                    b"mask", the attempt's context and both numbers). The member with the lower number adds
+                    it, the other one subtracts it, so that it cancels in the sum of both.
+    self mask       one from a secret of its own. It is revealed, or reconstructed from shares, only once the
+                    set of summed updates is committed. Until then, even somebody who knows all pairwise
+                    masks of a member learns nothing from its masked integers.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -9,73 +16,96 @@ from copy import copy
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from fedspeed.routing.anonymous.crypto import BLOCK, agree, derive_key
+from fedspeed.routing.anonymous.crypto import BLOCK, Cipher, derive_key, shared_secret
 
-_SCALAR = 2**64
+_SCALAR_MODULUS = 2**64
 
 
 class Masks:
-    """One member's masks of one attempt.
+    """The masks of one member in one attempt.
 
     Args:
-        me: this member. private: its mask key of this attempt; keys: everyone's.
-        own: the secret of its own mask.
+        context: the attempt's context, beacon included, which every pairwise key is bound to.
+        me: this member's number. private: its X25519 mask key, fresh in this attempt.
+        keys: the public mask keys of all members, 32 bytes each.
+        self_secret: the secret of its self mask, 32 bytes.
     """
 
     def __init__(
-        self, cipher, context: bytes, me: int, private: X25519PrivateKey, keys: Sequence[bytes], *, own: bytes
+        self,
+        cipher: type[Cipher],
+        context: bytes,
+        me: int,
+        private: X25519PrivateKey,
+        keys: Sequence[bytes],
+        *,
+        self_secret: bytes,
     ):
         self._cipher = cipher
         self._me = me
-        self.pairs: dict[int, bytes] = {}
+        self.pairwise_keys: dict[int, bytes] = {}
         for other, key in enumerate(keys):
             if other != me:
                 low, high = sorted((me, other))
-                self.pairs[other] = derive_key(
-                    agree(private, key), b"mask", context, low.to_bytes(4, "big"), high.to_bytes(4, "big")
+                numbers = (low.to_bytes(4, "big"), high.to_bytes(4, "big"))
+                self.pairwise_keys[other] = derive_key(
+                    shared_secret(private, key), b"mask", context, *numbers
                 )
-        self._own = own
+        self._self_secret = self_secret
 
-    def only_with(self, others: Collection[int]) -> "Masks":
-        """As much of these masks as `others` know together when the secret of the own one is told."""
+    def known_to(self, coalition: Collection[int]) -> "Masks":
+        """Return the masks without those shared with members outside a coalition: what the coalition knows of
+        these masks once the self mask is revealed.
+        """
         known = copy(self)
-        known.pairs = {other: seed for other, seed in self.pairs.items() if other in others}
+        known.pairwise_keys = {i: key for i, key in self.pairwise_keys.items() if i in coalition}
         return known
 
-    def apply(self, chunk: int, words: np.ndarray) -> None:
-        """Mask [n] uint32 in place."""
-        for other, seed in self.pairs.items():
-            add_stream(self._cipher, seed, chunk, words, 1 if other > self._me else -1)
-        add_stream(self._cipher, own_seed(self._own), chunk, words, 1)
+    def apply(self, chunk: int, integers: np.ndarray) -> None:
+        """Add all masks of a chunk to `integers` [n] uint32, in place."""
+        for other, key in self.pairwise_keys.items():
+            add_key_stream(self._cipher, key, chunk, integers, sign=1 if other > self._me else -1)
+        add_key_stream(self._cipher, self_mask_key(self._self_secret), chunk, integers, sign=1)
 
-    def scalar(self, value: int) -> int:
-        """Mask one number modulo 2^64."""
-        for other, seed in self.pairs.items():
-            value += scalar_of(seed) if other > self._me else -scalar_of(seed)
-        return (value + scalar_of(own_seed(self._own))) % _SCALAR
+    def apply_to_scalar(self, value: int) -> int:
+        """Return one integer with all masks added, modulo 2^64."""
+        for other, key in self.pairwise_keys.items():
+            value += scalar_mask(key) if other > self._me else -scalar_mask(key)
+        return (value + scalar_mask(self_mask_key(self._self_secret))) % _SCALAR_MODULUS
 
 
-def add_stream(cipher, seed: bytes, chunk: int, words: np.ndarray, sign: int) -> None:
-    """Add or subtract a key stream, modulo 2^32."""
+def add_key_stream(cipher: type[Cipher], key: bytes, chunk: int, integers: np.ndarray, *, sign: int) -> None:
+    """Add (sign 1) or subtract (sign -1) the key stream of a chunk, in place, modulo 2^32."""
     operate = np.add if sign > 0 else np.subtract
-    for i, block in enumerate(cipher.blocks(seed, chunk, len(words))):
-        piece = words[i * BLOCK : i * BLOCK + len(block)]
+    for i, block in enumerate(cipher.key_stream_blocks(key, chunk, len(integers))):
+        piece = integers[i * BLOCK : i * BLOCK + len(block)]
         operate(piece, block, out=piece)
 
 
-def remove_own(cipher, secrets: Mapping[int, bytes], chunk: int, words: np.ndarray) -> None:
-    """Take all members' own masks out of a sum [n] uint32; those of pairs have cancelled."""
+def remove_self_masks(
+    cipher: type[Cipher], secrets: Mapping[int, bytes], chunk: int, integers: np.ndarray
+) -> None:
+    """Subtract the self masks of all members from a sum [n] uint32, in place; its pairwise masks have
+    cancelled.
+
+    Args:
+        secrets: of the self masks, by member.
+    """
     for secret in secrets.values():
-        add_stream(cipher, own_seed(secret), chunk, words, -1)
+        add_key_stream(cipher, self_mask_key(secret), chunk, integers, sign=-1)
 
 
-def remove_own_scalars(secrets: Mapping[int, bytes], value: int) -> int:
-    return (value - sum(scalar_of(own_seed(secret)) for secret in secrets.values())) % _SCALAR
+def remove_self_masks_from_scalar(secrets: Mapping[int, bytes], value: int) -> int:
+    """Return a sum of masked scalars without the members' self masks, modulo 2^64."""
+    masks = sum(scalar_mask(self_mask_key(secret)) for secret in secrets.values())
+    return (value - masks) % _SCALAR_MODULUS
 
 
-def own_seed(secret: bytes) -> bytes:
+def self_mask_key(secret: bytes) -> bytes:
+    """Return the key of a self mask from its secret."""
     return derive_key(secret, b"own mask")
 
 
-def scalar_of(seed: bytes) -> int:
-    return int.from_bytes(derive_key(seed, b"scalar", length=8), "big")
+def scalar_mask(key: bytes) -> int:
+    """Return the 64-bit mask of a scalar from the key of a mask."""
+    return int.from_bytes(derive_key(key, b"scalar", length=8), "big")

@@ -1,8 +1,8 @@
-"""Which way a chunk goes: a cascade of relays and an owner, drawn anew for each chunk and round from public
-randomness. Pure.
+"""Draw the path of every chunk: a cascade of relays, then the owner. Pure.
 
-All participants send a chunk's cells through the same relays, so that they mix with each other; who sends how
-much to whom follows from the beacon alone, whatever anyone has to say.
+Paths are drawn anew for each chunk and attempt from the beacon, public randomness that all members contribute
+to. All members send their cells of a chunk through the same cascade, so that these cells mix with each other.
+Who sends how many bytes to whom follows from the beacon alone, whatever anybody's data are.
 """
 
 from dataclasses import dataclass
@@ -14,86 +14,92 @@ from fedspeed.routing.anonymous.crypto import digest
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Routes of one attempt. Members are numbered 0 to n-1.
+class PathPlan:
+    """The paths of one attempt. Members are numbered from 0 to members - 1.
 
     Attributes:
-        stations: [chunks][hops + 1] members that a chunk's cells visit: relays, then the owner.
-        chunk_words: ring elements of one chunk; the last chunks are filled up with zeros.
+        paths: [chunks][relays + 1] members that the cells of a chunk visit: its relays, then its owner.
+        chunk_length: 32-bit integers of one chunk; the end of the last chunk is padded with zeros.
     """
 
     members: int
-    stations: tuple[tuple[int, ...], ...]
-    chunk_words: int
+    paths: tuple[tuple[int, ...], ...]
+    chunk_length: int
 
     @property
     def chunks(self) -> int:
-        return len(self.stations)
+        """How many chunks a vector is cut into."""
+        return len(self.paths)
 
     @property
-    def hops(self) -> int:
-        """Relays of a cascade."""
-        return len(self.stations[0]) - 1
+    def relays(self) -> int:
+        """How many relays a path has."""
+        return len(self.paths[0]) - 1
 
-    def at(self, level: int, member: int) -> tuple[int, ...]:
-        """Chunks whose cells are at a member after `level + 1` hops, in order."""
-        return self._at[level].get(member, ())
+    def chunks_at(self, hop: int, member: int) -> tuple[int, ...]:
+        """Return the chunks whose cells arrive at a member in a hop (0: from their sources), in order."""
+        return self._chunks_at[hop].get(member, ())
 
     @cached_property
-    def _at(self) -> list[dict[int, tuple[int, ...]]]:
-        out: list[dict[int, list[int]]] = [{} for _ in range(self.hops + 1)]
-        for chunk, route in enumerate(self.stations):
-            for level, member in enumerate(route):
-                out[level].setdefault(member, []).append(chunk)
-        return [{member: tuple(chunks) for member, chunks in level.items()} for level in out]
+    def _chunks_at(self) -> list[dict[int, tuple[int, ...]]]:
+        lists: list[dict[int, list[int]]] = [{} for _ in range(self.relays + 1)]
+        for chunk, path in enumerate(self.paths):
+            for hop, member in enumerate(path):
+                lists[hop].setdefault(member, []).append(chunk)
+        return [{member: tuple(chunks) for member, chunks in by_member.items()} for by_member in lists]
 
-    def between(self, level: int, sender: int, receiver: int) -> tuple[int, ...]:
-        """Chunks of which `sender` gives cells to `receiver` in hop `level`: at level 0 a source its own,
-        then a relay all members'.
+    def chunks_between(self, hop: int, sender: int, receiver: int) -> tuple[int, ...]:
+        """Return the chunks of which `sender` sends cells to `receiver` in a hop: in hop 0 its own cell of
+        each, in later hops, as a relay, the cells of all members.
         """
-        at = self.at(level, receiver)
-        return at if level == 0 else tuple(c for c in at if self.stations[c][level - 1] == sender)
+        chunks = self.chunks_at(hop, receiver)
+        return chunks if hop == 0 else tuple(c for c in chunks if self.paths[c][hop - 1] == sender)
 
     def owned(self, member: int) -> tuple[int, ...]:
-        return self.at(self.hops, member)
+        """Return the chunks that a member owns: it sums them."""
+        return self.chunks_at(self.relays, member)
 
     def owner(self, chunk: int) -> int:
-        return self.stations[chunk][-1]
+        """Return the member that sums a chunk."""
+        return self.paths[chunk][-1]
 
 
 def backup_of(owner: int, members: int) -> int:
-    """Who keeps an owner's sums too, until all have them."""
+    """Return the member that stores a copy of an owner's sums, in case the owner is lost."""
     return (owner + 1) % members
 
 
-def chunks_for(words: int, members: int, most_words: int) -> tuple[int, int]:
-    """(number of chunks, words of each): a multiple of the members, so that all carry equally much."""
-    count = members * -(-words // (members * most_words))
-    return count, -(-words // count)
+def chunk_layout(length: int, members: int, max_chunk_length: int) -> tuple[int, int]:
+    """Return (chunks, integers of each) for a vector of `length` integers.
+
+    The number of chunks is a multiple of the members, so that all members carry the same load.
+    """
+    chunks = members * -(-length // (members * max_chunk_length))
+    return chunks, -(-length // chunks)
 
 
-def draw(beacon: bytes, members: int, words: int, hops: int, most_words: int) -> Plan:
-    """Routes for a vector of `words` ring elements.
+def draw_paths(beacon: bytes, members: int, length: int, relays: int, max_chunk_length: int) -> PathPlan:
+    """Draw the paths for a vector of `length` integers.
 
-    Chunks come in groups of one for each member. A group has a random order of members, and each level
-    another random distance along it: so every member serves one chunk of a group at each level, the stations
-    of a route differ, and each route is a uniformly random one.
+    Chunks come in groups of one for each member. A group has a random order of the members, and each hop
+    another random distance along it. So every member serves one chunk of a group in each hop, the members of
+    a path differ, and each path by itself is uniformly random.
 
     Args:
-        beacon: public randomness, known to nobody before all have committed to their part of it.
-        hops: relays of a cascade; at most members - 1.
+        beacon: public randomness that nobody knows before all have committed to their contribution.
+        relays: of a path; at most members - 1.
     """
-    assert 0 <= hops < members or (hops, members) == (0, 1), (
-        f"{hops} relays and an owner among {members} members"
+    assert 0 <= relays < members or (relays, members) == (0, 1), (
+        f"{relays} relays and an owner among {members} members"
     )
-    chunks, chunk_words = chunks_for(words, members, most_words)
+    chunks, chunk_length = chunk_layout(length, members, max_chunk_length)
     random = np.random.Generator(np.random.PCG64(int.from_bytes(digest(b"paths", beacon), "big")))
-    stations: list[tuple[int, ...]] = []
+    paths: list[tuple[int, ...]] = []
     for _ in range(chunks // members):
         order = random.permutation(members)
-        distances = random.permutation(members)[: hops + 1]
-        stations += [
-            tuple(int(order[(place + distance) % members]) for distance in distances)
-            for place in range(members)
+        distances = random.permutation(members)[: relays + 1]
+        paths += [
+            tuple(int(order[(start + distance) % members]) for distance in distances)
+            for start in range(members)
         ]
-    return Plan(members, tuple(stations[i] for i in random.permutation(chunks)), chunk_words)
+    return PathPlan(members, tuple(paths[i] for i in random.permutation(chunks)), chunk_length)

@@ -1,45 +1,47 @@
-"""Numbers as elements of the ring of integers modulo 2^32, in which masks cancel exactly and sums are exact.
-Pure.
+"""Numbers as integers modulo 2^32: in this ring masks cancel exactly and sums are exact. Pure.
 
-An update is fixed-point: round(x / step) with a step that all know, rounded up or down at random so that the
-sum has no bias. Words that must come through exactly (counts, losses, weights) are cut into 16-bit limbs,
-which do not overflow for up to 65 536 participants.
+The values of an update become fixed-point integers: each is scaled by 2^30 over a bound that all members
+know, and rounded up or down at random so that the sum has no bias. Values that must arrive exactly (counts,
+losses, weights) are cut into limbs of 16 bits, which do not overflow for up to 65 536 members.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-# of an update's largest value: sums of what all participants give stay within 2^31, as their weights sum to
-# no more than one
+# The bound becomes 2^30. The bound is the sum of all members' norms, so that sums of all members' values stay
+# below 2^31.
 BITS = 30
-LIMBS, LIMB_BITS, FRACTION_BITS = 8, 16, 48  # an exact word: 80 bits before the point, 48 behind it
-EXACT_LIMIT = 2.0 ** (LIMBS * LIMB_BITS - FRACTION_BITS - 1) / 2**16  # of one participant's word
-_PIECE = 1 << 16  # elements computed at a time, in the cache
-_COLUMNS = 1 << 15  # of the words that `check_word` sees as a matrix
+LIMBS = 8
+LIMB_BITS = 16
+FRACTION_BITS = 48  # an exact value: 80 bits before the binary point, 48 behind it
+EXACT_LIMIT = 2.0 ** (LIMBS * LIMB_BITS - FRACTION_BITS - 1) / 2**16  # magnitude of one member's exact value
+_PIECE = 1 << 16  # values that are computed at a time: they fit in the cache
+_COLUMNS = 1 << 15  # of the matrix that `linear_checksum` makes of a vector
 
-Stream = Callable[[np.ndarray], None]  # fills [n] uint32 with random bits
+RandomStream = Callable[[np.ndarray], None]  # fills [n] uint32 with random bits
 
 
-def encode(values: np.ndarray, span: float, random: Stream, out: np.ndarray) -> int:
-    """Write the fixed-point words of `values` [n] float32 into `out` [n] uint32.
+def encode(values: np.ndarray, bound: float, random: RandomStream, out: np.ndarray) -> int:
+    """Write `values` [n] float32 as fixed-point integers into `out` [n] uint32.
 
     Args:
-        span: what the largest word stands for; 0: all words are zero.
+        bound: the magnitude that becomes 2^30; 0: all integers are zero.
 
     Returns:
-        How many values were beyond ±span and were cut, or are no numbers and count as zero.
+        How many values were clipped because they are above the bound, or set to zero because they are not
+        finite.
     """
-    if not span:
+    if not bound:
         out[:] = 0
         return int(np.count_nonzero(values))
-    scale = _scale(span)
-    cut = 0
-    limit = np.float32(2.0**BITS - 128)  # float32 has no integer closer below 2^30 + a half
-    most = min(_PIECE, len(values))
-    scaled = np.empty(most, np.float32)
-    noise = np.empty(most, np.float32)
-    bits = np.empty(-(-most // 2), np.uint32)
+    scale = _scale(bound)
+    clipped = 0
+    limit = np.float32(2.0**BITS - 128)  # two float32 steps below 2^30: noise cannot pass it
+    size = min(_PIECE, len(values))
+    scaled = np.empty(size, np.float32)
+    noise = np.empty(size, np.float32)
+    bits = np.empty(-(-size // 2), np.uint32)
     for start in range(0, len(values), _PIECE):
         n = min(_PIECE, len(values) - start)
         x = scaled[:n]
@@ -48,7 +50,7 @@ def encode(values: np.ndarray, span: float, random: Stream, out: np.ndarray) -> 
         with np.errstate(over="ignore"):
             np.multiply(values[start : start + n], scale, out=x)
         if not (x.max() <= limit and x.min() >= -limit):
-            cut += int(np.count_nonzero(~(np.abs(x) <= limit)))
+            clipped += int(np.count_nonzero(~(np.abs(x) <= limit)))
             np.clip(x, -limit, limit, out=x)
             x[~np.isfinite(values[start : start + n])] = 0
         random(b)
@@ -56,76 +58,80 @@ def encode(values: np.ndarray, span: float, random: Stream, out: np.ndarray) -> 
         np.add(x, u, out=x)
         np.floor(x, out=x)
         np.copyto(out[start : start + n].view(np.int32), x, casting="unsafe")
-    return cut
+    return clipped
 
 
-def decode(words: np.ndarray, span: float, out: np.ndarray) -> None:
-    """Write the sums of fixed-point words [n] uint32 into `out` [n], rounded once. span: as they were encoded
-    with.
+def decode(integers: np.ndarray, bound: float, out: np.ndarray) -> None:
+    """Write sums of fixed-point integers [n] uint32 as numbers into `out` [n], rounded once.
+
+    Args:
+        bound: as they were encoded with.
     """
-    unit = 1.0 / float(_scale(span)) if span else 0.0
-    for start in range(0, len(words), _PIECE):
-        piece = words[start : start + _PIECE].view(np.int32)
+    unit = 1.0 / float(_scale(bound)) if bound else 0.0
+    for start in range(0, len(integers), _PIECE):
+        piece = integers[start : start + _PIECE].view(np.int32)
         np.multiply(piece, unit, out=out[start : start + _PIECE], dtype=np.float64, casting="same_kind")
 
 
-def _scale(span: float) -> np.float32:
-    """Words a unit of values; of one precision for both directions, else a sum would be wrong by its
-    rounding.
+def _scale(bound: float) -> np.float32:
+    """Return the integers in one unit of a value. Encoding and decoding need the same precision here, else a
+    sum would be off by the rounding of the scale.
     """
-    return np.float32(2.0**BITS / span)
+    return np.float32(2.0**BITS / bound)
 
 
 def encode_exact(values: np.ndarray) -> np.ndarray:
-    """[n * LIMBS] uint32 of finite float64 words; values are rounded to multiples of 2^-48.
+    """Return values [n] float64, rounded to multiples of 2^-48, as limbs: [n * LIMBS] uint32.
 
     Raises:
-        ValueError: a value is not finite, or beyond EXACT_LIMIT.
+        ValueError: a value is not finite, or its magnitude is not below EXACT_LIMIT.
     """
     if not (np.isfinite(values).all() and (np.abs(values) < EXACT_LIMIT).all()):
-        raise ValueError(f"words of an exact sum must be finite and below {EXACT_LIMIT:.3g}")
-    whole = 1 << LIMBS * LIMB_BITS
+        raise ValueError(f"values of an exact sum must be finite and below {EXACT_LIMIT:.3g}")
+    modulus = 1 << LIMBS * LIMB_BITS
     limbs = []
     for value in values.tolist():
-        mantissa, denominator = value.as_integer_ratio()
-        fixed = (
-            round(mantissa * 2**FRACTION_BITS / denominator)
-            if denominator > 2**FRACTION_BITS
-            else mantissa * (2**FRACTION_BITS // denominator)
-        )
-        fixed %= whole
+        numerator, denominator = value.as_integer_ratio()
+        if denominator > 2**FRACTION_BITS:
+            fixed = round(numerator * 2**FRACTION_BITS / denominator)
+        else:
+            fixed = numerator * (2**FRACTION_BITS // denominator)
+        fixed %= modulus
         limbs += [fixed >> LIMB_BITS * k & 0xFFFF for k in range(LIMBS)]
     return np.array(limbs, np.uint32)
 
 
-def decode_exact(words: np.ndarray) -> np.ndarray:
-    """[n] float64 of sums of encoded words [n * LIMBS]."""
-    whole = 1 << LIMBS * LIMB_BITS
-    out = []
-    for limbs in words.reshape(-1, LIMBS).tolist():
-        fixed = sum(limb << LIMB_BITS * k for k, limb in enumerate(limbs)) % whole
-        out.append((fixed - whole if fixed >= whole // 2 else fixed) / 2**FRACTION_BITS)
-    return np.array(out)
+def decode_exact(integers: np.ndarray) -> np.ndarray:
+    """Return the values [n] float64 of sums of limbs [n * LIMBS] uint32."""
+    modulus = 1 << LIMBS * LIMB_BITS
+    values = []
+    for limbs in integers.reshape(-1, LIMBS).tolist():
+        fixed = sum(limb << LIMB_BITS * k for k, limb in enumerate(limbs)) % modulus
+        values.append((fixed - modulus if fixed >= modulus // 2 else fixed) / 2**FRACTION_BITS)
+    return np.array(values)
 
 
-def check_word(words: np.ndarray, factors: Stream) -> int:
-    """A random linear function of [n] uint32, words taken as signed, modulo 2^64: row i of _COLUMNS words
-    times a 32-bit factor of its own; of the rows' sum, column j times a 64-bit factor of its own.
+def linear_checksum(integers: np.ndarray, coefficients: RandomStream) -> int:
+    """Return a random linear function of [n] uint32, taken as signed, modulo 2^64.
 
-    Of two vectors that differ, fewer than one in 2^27 choices of factors give the same. For a difference d =
-    2^k * odd, k < 32, in some row, the column's difference f * d + rest is divisible by 2^(31 + i) for no
-    more than one in 2^i factors f; one that is divisible by no more than that vanishes for one in 2^(33 - i)
-    of the factors of columns. That is 2^-33 for each i from 0 to 32, and 2^-32 for a column that does not
-    differ at all.
+    The vector is seen as a matrix with rows of _COLUMNS integers. Each row is multiplied by a 32-bit
+    coefficient of its own; of the sum of the rows, each column is multiplied by a 64-bit coefficient. Since
+    the function is linear, the checksum of a sum is the sum of the checksums.
+
+    Of two different vectors, fewer than one in 2^27 choices of coefficients give the same checksum. For a
+    difference d = 2^k * odd, k < 32, in some row, the column's difference f * d + rest is divisible by
+    2^(31 + i) for no more than one in 2^i coefficients f. If it is divisible by no more than that, it
+    vanishes for one in 2^(33 - i) of the coefficients of columns. That is 2^-33 for each i from 0 to 32, and
+    2^-32 for a column that does not differ at all.
     """
-    rows = np.empty(-(-len(words) // _COLUMNS), np.uint32)
+    rows = np.empty(-(-len(integers) // _COLUMNS), np.uint32)
     columns = np.empty(2 * _COLUMNS, np.uint32)
-    factors(rows)
-    factors(columns)
+    coefficients(rows)
+    coefficients(columns)
     total = np.zeros(_COLUMNS, np.int64)
     product = np.empty(_COLUMNS, np.int64)
-    for i, factor in enumerate(rows.astype(np.int64)):
-        piece = words[i * _COLUMNS : (i + 1) * _COLUMNS].view(np.int32)
-        np.multiply(piece, factor, out=product[: len(piece)])
+    for i, coefficient in enumerate(rows.astype(np.int64)):
+        piece = integers[i * _COLUMNS : (i + 1) * _COLUMNS].view(np.int32)
+        np.multiply(piece, coefficient, out=product[: len(piece)])
         total[: len(piece)] += product[: len(piece)]
     return int((total.view(np.uint64) * columns.view(np.uint64)).sum(dtype=np.uint64))

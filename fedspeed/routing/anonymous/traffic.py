@@ -1,36 +1,35 @@
-"""How many bytes members send each other: a function of public facts only. Pure."""
+"""Compute how many bytes members send each other: it follows from public facts only. Pure."""
 
 import numpy as np
 
-from fedspeed.routing.anonymous import cells, paths
-from fedspeed.routing.anonymous.crypto import KEY, SIGNATURE, TAG
-from fedspeed.routing.anonymous.parameters import HASH, PublicParameters
+from fedspeed.routing.anonymous import cells
+from fedspeed.routing.anonymous.announcement import ANNOUNCEMENT
+from fedspeed.routing.anonymous.certificate import SCALAR
+from fedspeed.routing.anonymous.crypto import DIGEST, KEY, SIGNATURE, TAG
+from fedspeed.routing.anonymous.lists import entry_size
+from fedspeed.routing.anonymous.parameters import PublicParameters
+from fedspeed.routing.anonymous.paths import PathPlan, backup_of
 
 
-def traffic(terms: PublicParameters, plan: paths.Plan) -> dict[str, np.ndarray]:
-    """[members, members] bytes from row to column in every state of an attempt without losses: a function of
-    public facts only.
-    """
-    n = len(terms.members)
-    entry = len(terms.members) * cells.SERIAL + HASH
+def traffic(parameters: PublicParameters, plan: PathPlan) -> dict[str, np.ndarray]:
+    """Return by phase the bytes [sender, receiver] of an attempt in which nobody is lost."""
+    n = len(parameters.members)
     ones = np.ones((n, n), np.int64)
-    found = {}
-    found["announce"] = ones * (4 * KEY + SIGNATURE)
-    found["reveal"] = ones * (KEY + KEY + TAG)
-    for level in range(plan.hops + 1):
-        each = 1 if level == 0 else n
-        found[f"hop {level}"] = np.array([
-            [len(plan.between(level, s, r)) * each * cells.size(plan, level) for r in range(n)]
-            for s in range(n)
-        ])
+    phases = {"announce": ones * ANNOUNCEMENT, "reveal": ones * (KEY + KEY + TAG)}
+    for hop in range(plan.relays + 1):
+        size = cells.size(plan, hop) * (1 if hop == 0 else n)
+        counts = [
+            [len(plan.chunks_between(hop, sender, receiver)) for receiver in range(n)] for sender in range(n)
+        ]
+        phases[f"hop {hop}"] = np.array(counts) * size
     owned = np.array([len(plan.owned(i)) for i in range(n)])
-    found["collect"] = ones * (owned * entry + SIGNATURE)[:, None]
+    phases["collect"] = ones * (owned * entry_size(n) + SIGNATURE)[:, None]
     for i in range(n):
-        found["collect"][i, paths.backup_of(i, n)] += 4 * plan.chunk_words * owned[i]
-    found["vote"] = ones * (HASH * (1 + n) + 4)
-    found["confirm"] = ones * (8 + SIGNATURE)
-    if terms.masked:
-        found["unmask"] = ones * KEY * (1 + n)
-    found["sums"] = ones * (4 * plan.chunk_words * owned)[:, None]
-    found["done"] = ones
-    return found
+        phases["collect"][i, backup_of(i, n)] += 4 * plan.chunk_length * owned[i]
+    phases["vote"] = ones * (DIGEST * (1 + n) + 4)
+    phases["confirm"] = ones * (SCALAR + SIGNATURE)
+    if parameters.masked:
+        phases["unmask"] = ones * KEY * (1 + n)
+    phases["sums"] = ones * (4 * plan.chunk_length * owned)[:, None]
+    phases["done"] = ones
+    return phases

@@ -1,8 +1,8 @@
-"""Who belongs to whom across two rounds, told from content alone: attackers that are given two anonymous sets
-of vectors and pair them. Pure.
+"""Linkers: attackers that get two anonymous sets of vectors and pair those of the same member, from their
+content alone. Pure.
 
 After "Fingerprint Attack" (Xu, Cohn and Ohrimenko, ECAI 2023), which re-links shuffled updates of federated
-language models, and its elders.
+language models, and the methods that it compares with.
 """
 
 from collections.abc import Callable
@@ -11,51 +11,54 @@ import numpy as np
 from scipy.cluster.vq import kmeans2
 from scipy.optimize import linear_sum_assignment
 
-SKETCH = 512  # dimensions of a random projection
-LAYERS = 16  # pieces whose norms make a profile
+PROJECTED = 512  # dimensions of a random projection
+PIECES = 16  # of a vector, whose norms are its profile
 
+# Takes two sets of vectors [n, values] and a random generator; returns [n] the row of the second set for each
+# row of the first one.
 Linker = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
 
 
 def cosine(a: np.ndarray, b: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Best matching by the angle between vectors."""
+    """Match by the angle between vectors."""
     return match(unit(a) @ unit(b).T)
 
 
 def centred(a: np.ndarray, b: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The same after what all have in common is taken away."""
+    """Match by the angle between vectors, after subtracting each set's mean."""
     return match(unit(a - a.mean(0)) @ unit(b - b.mean(0)).T)
 
 
 def norms(a: np.ndarray, b: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """By the sizes of pieces, as of layers: some rows train some of them more."""
+    """Match by the norms of pieces, as of layers: some data train some layers more than others."""
     one, two = (
-        np.log1p(np.stack([np.linalg.norm(piece, axis=1) for piece in np.array_split(x, LAYERS, axis=1)], 1))
+        np.log1p(np.stack([np.linalg.norm(piece, axis=1) for piece in np.array_split(x, PIECES, axis=1)], 1))
         for x in (a, b)
     )
     return match(-np.linalg.norm(one[:, None] - two[None], axis=2))
 
 
 def signs(a: np.ndarray, b: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """By the signs of coordinates alone."""
+    """Match by the signs of coordinates alone."""
     return match(np.sign(a) @ np.sign(b).T)
 
 
 def greedy(a: np.ndarray, b: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """In a random projection, the closest pair first."""
+    """Match the closest pair first, by the angle in a random projection."""
     one, two = _projected(a, b, random)
-    near = unit(one) @ unit(two).T
+    similarity = unit(one) @ unit(two).T
     out = np.full(len(a), -1)
     for _ in range(len(a)):
-        i, j = np.unravel_index(np.argmax(near), near.shape)
+        i, j = np.unravel_index(np.argmax(similarity), similarity.shape)
         out[i] = j
-        near[i], near[:, j] = -np.inf, -np.inf
+        similarity[i] = -np.inf
+        similarity[:, j] = -np.inf
     return out
 
 
 def clusters(a: np.ndarray, b: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """k-means over both rounds together in a random projection; pairs are those of the same cluster, as far
-    as there are any.
+    """Match vectors of the same k-means cluster over both sets, in a random projection; the angle decides
+    among several, or if there are none.
     """
     one, two = _projected(a, b, random)
     both = unit(np.concatenate([one, two]))
@@ -74,17 +77,19 @@ LINKERS: dict[str, Linker] = {
 }
 
 
-def match(nearness: np.ndarray) -> np.ndarray:
-    """For each row the column of the assignment with the greatest sum."""
-    return linear_sum_assignment(-nearness)[1]
+def match(similarity: np.ndarray) -> np.ndarray:
+    """Return for each row the column of the one-to-one assignment with the greatest sum."""
+    return linear_sum_assignment(-similarity)[1]
 
 
 def unit(x: np.ndarray) -> np.ndarray:
+    """Return the rows of `x` with norm 1."""
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30)
 
 
 def _projected(a: np.ndarray, b: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    if a.shape[1] <= SKETCH:
+    """Return both sets in the same random projection, unless they have few dimensions already."""
+    if a.shape[1] <= PROJECTED:
         return a, b
-    directions = random.standard_normal((a.shape[1], SKETCH))
+    directions = random.standard_normal((a.shape[1], PROJECTED))
     return a @ directions, b @ directions

@@ -1,28 +1,27 @@
-"""What has come from one peer before it was asked for, between the thread that reads and the one that
-asks.
-"""
+"""What one peer has sent before it was asked for, between the thread that reads and the one that asks."""
 
 import queue
 import threading
 from collections import deque
-from typing import Any
+from typing import Generic, TypeVar
+
+Entry = TypeVar("Entry")
 
 
-class Inbox:
-    """Holds up who reads, and so the peer, while it is full.
+class Inbox(Generic[Entry]):
+    """A queue that blocks the reading thread, and thereby the peer, while it is full."""
 
-    Args:
-        most: entries that may wait. most_bytes: of them together; one alone may be larger.
-    """
-
-    def __init__(self, most: int, most_bytes: int):
-        self._most = most
-        self._most_bytes = most_bytes
-        self._entries: deque[tuple[Any, int]] = deque()
-        self._bytes, self._closed, self._changed = 0, False, threading.Condition()
+    def __init__(self, max_entries: int, max_bytes: int):
+        """Bound the entries that may wait, and their bytes together; a single entry may be larger."""
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self._entries: deque[tuple[Entry, int]] = deque()
+        self._bytes = 0
+        self._closed = False
+        self._changed = threading.Condition()
 
     def make_room(self, nbytes: int) -> None:
-        """Wait until an entry of so many bytes may be read: before memory is taken for it.
+        """Wait until an entry of so many bytes may be read, before memory is allocated for it.
 
         Raises:
             ConnectionAbortedError: the inbox has been closed.
@@ -32,18 +31,18 @@ class Inbox:
             if self._closed:
                 raise ConnectionAbortedError("closed on this side")
 
-    def put(self, entry: Any, nbytes: int = 0) -> None:
+    def put(self, entry: Entry, nbytes: int = 0) -> None:
         """Add an entry for which there is room."""
         with self._changed:
             self._entries.append((entry, nbytes))
             self._bytes += nbytes
             self._changed.notify_all()
 
-    def get(self, timeout_s: float) -> Any:
+    def get(self, timeout_s: float) -> Entry:
         """Return the next entry.
 
         Raises:
-            queue.Empty: none has come in time.
+            queue.Empty: none has arrived in time.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self._entries, timeout_s):
@@ -54,7 +53,7 @@ class Inbox:
             return entry
 
     def close(self) -> None:
-        """Drop what waits, and release who waits for room."""
+        """Drop all entries, and release a thread that waits for room."""
         with self._changed:
             self._closed = True
             self._bytes = 0
@@ -62,5 +61,5 @@ class Inbox:
             self._changed.notify_all()
 
     def _has_room(self, nbytes: int) -> bool:
-        is_small = not self._entries or self._bytes + nbytes <= self._most_bytes
-        return len(self._entries) < self._most and is_small
+        fits = not self._entries or self._bytes + nbytes <= self._max_bytes
+        return len(self._entries) < self._max_entries and fits

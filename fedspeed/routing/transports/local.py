@@ -8,25 +8,28 @@ from fedspeed.routing.buffer_pool import BUFFERS
 from fedspeed.routing.opening import TransportContext
 from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone
 
+Mailbox = queue.Queue[Frame | None]  # None: its sender has closed
+
 
 class LocalTransport(FrameTransport):
-    """One participant; make a whole set of them with `LocalTransport.set_of(size)`. `close` is the end of it
-    for the others.
-    """
+    """One participant among threads. Make all of them together, with `LocalTransport.set_of(size)`."""
 
-    def __init__(self, rank: int, mailboxes: list[list[queue.Queue]]):
+    def __init__(self, rank: int, mailboxes: list[list[Mailbox]]):
+        """Take part as number `rank`, with the mailboxes of all: [receiver][sender]."""
         super().__init__(rank, len(mailboxes))
-        self._mailboxes = mailboxes  # [receiver][sender]
+        self._mailboxes = mailboxes
 
     @classmethod
     def set_of(cls, size: int) -> list["LocalTransport"]:
-        mailboxes = [[queue.Queue() for _ in range(size)] for _ in range(size)]
+        """Return the transports of `size` participants, by number."""
+        mailboxes: list[list[Mailbox]] = [[queue.Queue() for _ in range(size)] for _ in range(size)]
         return [cls(rank, mailboxes) for rank in range(size)]
 
     def _send(self, peer: int, frame: Frame, deadline_s: float) -> None:
-        self._mailboxes[peer][self.rank].put(
-            Frame(frame.step, frame.pieces if len(frame.pieces) > 1 else [_copied(frame.pieces[0])])
-        )
+        # Pieces are made for sending; a single one may be the caller's vector, which it may change
+        # afterwards.
+        pieces = frame.pieces if len(frame.pieces) > 1 else [_copied(frame.pieces[0])]
+        self._mailboxes[peer][self.rank].put(Frame(frame.step, pieces))
 
     def _receive(self, peer: int, timeout_s: float) -> Frame:
         try:
@@ -34,11 +37,12 @@ class LocalTransport(FrameTransport):
         except queue.Empty:
             raise Gone(f"participant {peer} sent nothing in time") from None
         if frame is None:
-            self._mailboxes[self.rank][peer].put(None)
+            self._mailboxes[self.rank][peer].put(None)  # so that it is found here the next time too
             raise Gone(f"participant {peer} is gone")
         return frame
 
-    def close(self):
+    def close(self) -> None:
+        """Leave: the others find this participant gone."""
         for receiver in range(self.size):
             self._mailboxes[receiver][self.rank].put(None)
 

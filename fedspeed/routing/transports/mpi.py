@@ -1,12 +1,12 @@
-"""Participants as ranks of an MPI job. The only module that imports mpi4py; buffer calls only, so nothing is
-ever unpickled.
+"""Participants as ranks of an MPI job. The only module that imports mpi4py. It makes buffer calls only, so
+that nothing is ever unpickled.
 
 Under `mpirun --with-ft mpi` (Open MPI 5, ULFM) a rank that dies costs the others its messages and nothing
-else: messages between two ranks need no third. Without, mpirun ends the whole job.
+else, because messages between two ranks need no third one. Otherwise mpirun ends the whole job.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import mpi4py
 import numpy as np
@@ -15,31 +15,29 @@ from fedspeed.cluster.discover import mpi_is_fault_tolerant
 from fedspeed.errors import FedSpeedError
 from fedspeed.routing.buffer_pool import BUFFERS
 from fedspeed.routing.opening import TransportContext
-from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone, is_frame
+from fedspeed.routing.transport import Payload
+from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone, Step, is_frame
 
-mpi4py.rc.finalize = not mpi_is_fault_tolerant()  # MPI's own end has been seen to wait for the dead, for ever
+# MPI's finalisation has been seen to wait for dead ranks for ever.
+mpi4py.rc.finalize = not mpi_is_fault_tolerant()
 
 from mpi4py import MPI  # noqa: E402
 
 _CALL_BYTES = 1 << 30  # of one call; MPI counts in 32 bits
-POLL_S = (
-    0.0002,
-    0.01,
-    # MPI's own wait spins a core that training needs; sleeping between tests doubles from the first to the
-    # second
-)
-_HEADER = 4  # int64: attempt, state, number of pieces, bytes of each
+# MPI's own wait spins on a core that training needs. We test and sleep instead; the sleep doubles from the
+# first of these to the second.
+POLL_S = (0.0002, 0.01)
+_HEADER = 4  # int64: attempt, phase, number of pieces, bytes of each
 
 
 class MpiTransport(FrameTransport):
-    """All ranks of MPI.COMM_WORLD must construct it together; those that do not take part only answer
-    `close`.
+    """A transport over ranks of MPI.COMM_WORLD.
 
-    Args:
-        participants: world ranks that take part, the same list everywhere.
+    All of them must construct it together; those that do not take part only call `close`.
     """
 
     def __init__(self, participants: list[int]):
+        """Make a communicator of the participants: world ranks, the same list everywhere."""
         world = MPI.COMM_WORLD
         takes_part = world.rank in participants
         self._world = world
@@ -49,7 +47,10 @@ class MpiTransport(FrameTransport):
         self._sending: dict[int, list[tuple[MPI.Request, np.ndarray]]] = {}
         super().__init__(self._comm.rank if takes_part else -1, len(participants))
 
-    def swap(self, parts, sizes, deadline_s, step=(0, 1)):
+    def swap(
+        self, parts: Sequence[Payload], sizes: Sequence[int], deadline_s: float, step: Step = (0, 1)
+    ) -> list[Payload]:
+        """See `Transport.swap`."""
         end = time.monotonic() + deadline_s
         try:
             return super().swap(parts, sizes, deadline_s, step)
@@ -57,7 +58,9 @@ class MpiTransport(FrameTransport):
             self._flush(end)
 
     def _flush(self, end: float) -> None:
-        """A large message leaves only while its sender calls MPI, which may not be soon again."""
+        """Wait until large messages have left: they do so only during calls of MPI, and the next one of this
+        rank may be far away.
+        """
         for peer, sending in self._sending.items():
             try:
                 self._wait(peer, [request for request, _ in sending], end)
@@ -68,7 +71,7 @@ class MpiTransport(FrameTransport):
     def _send(self, peer: int, frame: Frame, deadline_s: float) -> None:
         header = np.array([*frame.step, len(frame.pieces), frame.pieces[0].size], np.int64)
         try:
-            for buffer in (header, *_messages(frame.pieces)):
+            for buffer in (header, *_calls(frame.pieces)):
                 self._sending.setdefault(peer, []).append((self._comm.Isend(buffer, peer), buffer))
         except MPI.Exception as error:
             raise Gone(f"participant {peer}: {_reason(error)}") from error
@@ -78,22 +81,23 @@ class MpiTransport(FrameTransport):
         header = np.empty(_HEADER, np.int64)
         try:
             self._wait(peer, [self._comm.Irecv(header, peer)], end)
-            attempt, state, count, length = header.tolist()
+            attempt, phase, count, length = header.tolist()
             if not is_frame(count, length):
                 raise Gone(
                     f"participant {peer} announced {count} pieces of {length} bytes, which are no frame"
                 )
             pieces = list(BUFFERS.take(count, length))
-            self._wait(peer, [self._comm.Irecv(buffer, peer) for buffer in _messages(pieces)], end)
+            self._wait(peer, [self._comm.Irecv(buffer, peer) for buffer in _calls(pieces)], end)
         except MPI.Exception as error:
             raise Gone(f"participant {peer}: {_reason(error)}") from error
         except MemoryError as error:
             raise Gone(
                 f"participant {peer} announced {count} pieces of {length} bytes, for which there is no memory"
             ) from error
-        return Frame((attempt, state), pieces)
+        return Frame((attempt, phase), pieces)
 
-    def _wait(self, peer: int, requests: list, end: float) -> None:
+    def _wait(self, peer: int, requests: list[MPI.Request], end: float) -> None:
+        """Wait for calls to end; cancel them at `end`. Raises Gone if they do not."""
         pause = POLL_S[0]
         try:
             while not MPI.Request.Testall(requests):
@@ -107,16 +111,16 @@ class MpiTransport(FrameTransport):
             raise Gone(f"participant {peer}: {_reason(error)}") from error
 
     def abort(self, code: int) -> None:
-        """End every rank of the job with an exit code: a rank that left quietly would let the others wait for
-        their deadlines.
+        """End every rank of the job with an exit code: if one rank just left, the others would wait for their
+        deadlines.
         """
         self._world.Abort(code)
 
-    def close(self):
-        """Wait for the others: leaving MPI alone would spin a core in its finalisation until they come.
+    def close(self) -> None:
+        """Wait for the others: MPI's own finalisation would spin on a core until they come.
 
-        Ranks without work may wait here for the whole run; what ends their wait early is mpirun, which ends
-        every rank when one dies, or MPI itself where it survives that. Without the lost ones there is nothing
+        Ranks without work may wait here for the whole run. What ends their wait early is mpirun, which ends
+        every rank when one dies, or MPI itself where it survives that. If ranks were lost, there is nothing
         to wait for together.
         """
         if self._gone and mpi_is_fault_tolerant():
@@ -130,8 +134,11 @@ class MpiTransport(FrameTransport):
                 raise
 
 
-def _messages(pieces: list[np.ndarray]) -> Iterator[np.ndarray]:
-    return (piece[at : at + _CALL_BYTES] for piece in pieces for at in range(0, piece.size, _CALL_BYTES))
+def _calls(pieces: list[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield what one call sends or receives each."""
+    return (
+        piece[start : start + _CALL_BYTES] for piece in pieces for start in range(0, piece.size, _CALL_BYTES)
+    )
 
 
 def _reason(error: MPI.Exception) -> str:
@@ -139,11 +146,11 @@ def _reason(error: MPI.Exception) -> str:
 
 
 def open_transport(context: TransportContext) -> MpiTransport:
-    """Build the transport; all ranks of the job do, together.
+    """Build the transport; all ranks of the job call it together.
 
     Raises:
-        FedSpeedError: MPI did not start these ranks. It sees one rank where it was initialised outside an MPI
-            job, whatever another launcher has started.
+        FedSpeedError: MPI did not start these ranks. It sees one rank if it was initialised outside an MPI
+            job, however many another launcher has started.
     """
     seen = MPI.COMM_WORLD.size
     if seen != context.world_size:

@@ -1,9 +1,9 @@
-"""Participants as organisations: TLS 1.3 between every two of them, each proving the key that the roster
-names.
+"""Participants as organisations: TLS 1.3 between every two of them, each with the key that the roster has of
+it.
 
-Everyone listens on one port. Of two members the one with the higher number dials the other, twice: one
+Every site listens on one port. Of two members the one with the higher number dials the other, twice: one
 connection for each direction, so that no connection is ever read and written at the same time. Whoever
-reaches the port without a roster's key gets no further than the handshake.
+reaches the port without a key of the roster gets no further than the handshake.
 """
 
 import contextlib
@@ -13,6 +13,8 @@ import ssl
 import struct
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 from fedspeed.log import LOG
 from fedspeed.net.sockets import receive_exactly, receive_into
@@ -31,65 +33,69 @@ from fedspeed.routing.transports.frames import (
 )
 from fedspeed.routing.transports.inbox import Inbox
 
-_HEADER = struct.Struct(">4sIIIQ")  # mark, attempt, state, number of pieces, bytes of each
-_MARK = b"FdSp"
-_WRITES = b"w"
+_HEADER = struct.Struct(">4sIIIQ")  # magic, attempt, phase, number of pieces, bytes of each
+_MAGIC = b"FdSp"
+_WRITES = b"w"  # first byte of a connection: whoever has dialled writes on it
 _READS = b"r"
 _WELCOME = b"y"
 HANDSHAKE_S = 10.0
-# that may be shaking hands at the same time; who comes then takes the place of the one that has been at it
-# for longest
-STRANGERS = 64
-WAITING = 4  # frames of one peer that may lie here before they are asked for
+# Connections that may be in their handshake at the same time. One more takes the place of the oldest.
+MAX_HANDSHAKES = 64
+MAX_WAITING = 4  # frames of one peer that may lie here before they are asked for
 _RETRY_S = 0.3
-SAY_S = 15.0  # how often a site that waits says for whom
+REPORT_S = 15.0  # how often a site that waits for others says so
 CLOSE_S = 5.0  # for what is on its way to leave, and for threads to end
+
+_Outgoing = tuple[Frame, float]  # with the time of `time.monotonic` at which it must have left
 
 
 class TlsTransport(FrameTransport):
-    """Args:
-        key_file: this member's private key and certificate. public: its identity.
-        listen: where this site listens.
-        start_timeout_s: until everyone is connected.
-
-    Raises:
-        ConfigError: the port cannot be had.
-        TransportError: somebody did not come.
-    """
+    """A transport between the members of a roster."""
 
     def __init__(
         self, key_file: str, public: bytes, roster: Roster, start_timeout_s: float, listen: ListenAddress
     ):
+        """Listen, dial the members before this one in the roster, and wait until all are connected.
+
+        Args:
+            key_file: this member's private key and certificate. public: its identity key, 32 bytes.
+
+        Raises:
+            ConfigError: the port cannot be opened.
+            TransportError: somebody did not connect within `start_timeout_s`.
+        """
         super().__init__(roster.keys.index(public), len(roster.members))
-        self._roster, self._closed = roster, threading.Event()
-        self._server, self._client = (
-            _context(side, key_file, roster) for side in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT)
-        )
+        self._roster = roster
+        self._closed = threading.Event()
+        self._server = _ssl_context(ssl.PROTOCOL_TLS_SERVER, key_file, roster)
+        self._client = _ssl_context(ssl.PROTOCOL_TLS_CLIENT, key_file, roster)
         self._writers: dict[int, ssl.SSLSocket] = {}
         self._readers: dict[int, ssl.SSLSocket] = {}
         peers = [i for i in range(self.size) if i != self.rank]
-        self._came: dict[int, Inbox] = {i: Inbox(WAITING, BYTES_AHEAD) for i in peers}
-        self._outgoing: dict[int, queue.SimpleQueue] = {i: queue.SimpleQueue() for i in self._came}
+        # A text says why nothing more will come.
+        self._inboxes: dict[int, Inbox[Frame | str]] = {i: Inbox(MAX_WAITING, BYTES_AHEAD) for i in peers}
+        self._outgoing: dict[int, queue.SimpleQueue[_Outgoing | None]] = {
+            i: queue.SimpleQueue() for i in peers
+        }
         self._broken: dict[int, str] = {}  # why nothing more can be sent to a peer
-        self._workers: dict[object, threading.Thread] = {}  # by the socket that it, and nobody else, uses
-        self._changed, self._refused = threading.Condition(), set()
-        self._strangers: dict[ssl.SSLSocket, None] = {}  # that are shaking hands, the first to come first
-        self._failures: dict[int, str] = {}  # why a peer that this site dials could not be reached last
+        self._workers: dict[socket.socket, threading.Thread] = {}  # the only thread that uses the socket
+        self._changed = threading.Condition()
+        self._refused: set[tuple[str, str]] = set()  # (address, reason) of refusals that were logged
+        self._handshakes: dict[ssl.SSLSocket, None] = {}  # under way, the oldest first
+        self._failures: dict[int, str] = {}  # why the last attempt to dial a peer failed
         self._listener = open_port(listen)
         LOG.info(f"{roster.members[self.rank].name} listens on {listen}, which {listen.source} says")
         self._start(self._listener, self._accept)
+        end = time.monotonic() + start_timeout_s
         for peer in range(self.rank):
             for direction in (_WRITES, _READS):
                 threading.Thread(
-                    target=self._dial,
-                    args=(peer, direction, time.monotonic() + start_timeout_s),
-                    name="tls-dial",
-                    daemon=True,
+                    target=self._dial, args=(peer, direction, end), name="tls-dial", daemon=True
                 ).start()
         self._await_all(start_timeout_s)
 
     def _await_all(self, timeout_s: float) -> None:
-        """Until all are connected; says at once, and every SAY_S seconds, who is not."""
+        """Wait until all are connected; say at once, and every REPORT_S seconds, who is not."""
         end = time.monotonic() + timeout_s
         members = self._roster.members
         while missing := self._missing():
@@ -98,20 +104,19 @@ class TlsTransport(FrameTransport):
                 self.close()
                 raise TransportError(
                     f"{', '.join(members[i].name for i in missing)} did not connect within {timeout_s:.0f} "
-                    "s: "
-                    f"{self._awaited(missing)}"
+                    f"s: {self._describe(missing)}"
                 )
-            LOG.info(f"waiting for {self._awaited(missing)}; {left_s:.0f} s left")
+            LOG.info(f"waiting for {self._describe(missing)}; {left_s:.0f} s left")
             with self._changed:
-                self._changed.wait_for(lambda: not self._missing(), min(SAY_S, left_s))
+                self._changed.wait_for(lambda: not self._missing(), min(REPORT_S, left_s))
         LOG.info(f"all {self.size} sites are connected")
 
     def _missing(self) -> list[int]:
-        return [i for i in self._came if not (i in self._writers and i in self._readers)]
+        return [i for i in self._inboxes if not (i in self._writers and i in self._readers)]
 
-    def _awaited(self, peers: list[int]) -> str:
-        """What is known of members that are not connected: those before this one in the roster it dials, the
-        others dial it.
+    def _describe(self, peers: list[int]) -> str:
+        """Return what is known of members that are not connected: this site dials those before it in the
+        roster, the others dial it.
         """
         cards = self._roster.members
         return "; ".join(
@@ -121,17 +126,21 @@ class TlsTransport(FrameTransport):
             for i in peers
         )
 
-    def _start(self, end, work, *args) -> None:
-        self._workers[end] = threading.Thread(target=work, args=args, name=f"tls{work.__name__}", daemon=True)
-        self._workers[end].start()
+    def _start(self, used: socket.socket, work: Callable[..., None], *args: Any) -> None:
+        """Start the thread that uses a socket, and nobody else does."""
+        self._workers[used] = threading.Thread(
+            target=work, args=args, name=f"tls{work.__name__}", daemon=True
+        )
+        self._workers[used].start()
 
     # Connections.
 
     def _accept(self) -> None:
+        """Begin a handshake with whoever dials, until the transport is closed."""
         while not self._closed.is_set():
             try:
                 connection, address = self._listener.accept()
-            except OSError:  # closed, or for a moment no file to be had
+            except OSError:  # closed, or out of file descriptors for a moment
                 self._closed.wait(_RETRY_S)
                 continue
             try:
@@ -142,27 +151,31 @@ class TlsTransport(FrameTransport):
             except (OSError, ValueError) as error:
                 self._refuse(address, _reason(error), connection)
                 continue
-            with self._changed:
-                if (
-                    len(self._strangers) == STRANGERS
-                ):  # a member needs milliseconds: those who hold places for long are none
-                    first = next(iter(self._strangers))
-                    del self._strangers[first]
-                    with contextlib.suppress(OSError):
-                        socket.socket.shutdown(first, socket.SHUT_RDWR)
-                self._strangers[secured] = None
+            self._add_handshake(secured)
             try:
                 threading.Thread(
                     target=self._greet, args=(secured, address), name="tls-greet", daemon=True
                 ).start()
-            except RuntimeError as error:  # no thread to be had
+            except RuntimeError as error:  # no more threads
                 with self._changed:
-                    self._strangers.pop(secured, None)
+                    self._handshakes.pop(secured, None)
                 self._refuse(address, str(error), secured)
 
-    def _greet(self, secured: ssl.SSLSocket, address) -> None:
-        """Find out who has dialled; a member of the roster that is not connected yet stays, everybody else
-        goes.
+    def _add_handshake(self, secured: ssl.SSLSocket) -> None:
+        """Note a handshake; end the oldest one if there are too many. A member's takes milliseconds, so one
+        that takes long is nobody's.
+        """
+        with self._changed:
+            if len(self._handshakes) == MAX_HANDSHAKES:
+                oldest = next(iter(self._handshakes))
+                del self._handshakes[oldest]
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(oldest, socket.SHUT_RDWR)
+            self._handshakes[secured] = None
+
+    def _greet(self, secured: ssl.SSLSocket, address: tuple[str, int]) -> None:
+        """Find out who has dialled; keep the connection of a member that is not connected yet, refuse all
+        others.
         """
         try:
             secured.do_handshake()
@@ -175,22 +188,23 @@ class TlsTransport(FrameTransport):
                 )
             if peer <= self.rank or hello[:1] not in (_WRITES, _READS):
                 raise ValueError(f"{self._roster.members[peer].name} is not to dial here")
-            self._keep(peer, secured, reads=hello[:1] == _WRITES, word=_WELCOME)
+            self._keep(peer, secured, reads=hello[:1] == _WRITES, greeting=_WELCOME)
         except (OSError, ValueError) as error:
             with self._changed:
-                pushed_out = secured not in self._strangers
-            self._refuse(address, "too many are shaking hands" if pushed_out else _reason(error), secured)
+                displaced = secured not in self._handshakes
+            self._refuse(address, "too many handshakes at once" if displaced else _reason(error), secured)
         finally:
             with self._changed:
-                self._strangers.pop(secured, None)
+                self._handshakes.pop(secured, None)
 
     def _dial(self, peer: int, direction: bytes, end: float) -> None:
+        """Connect to a peer that listens; try again until `end`."""
         card = self._roster.members[peer]
         last = ""
         while not self._closed.is_set() and time.monotonic() < end:
             try:
                 connection = socket.create_connection(
-                    card.place, timeout=min(HANDSHAKE_S, max(0.1, end - time.monotonic()))
+                    card.host_and_port, timeout=min(HANDSHAKE_S, max(0.1, end - time.monotonic()))
                 )
                 secured = self._client.wrap_socket(connection)
                 if self._member(secured) != peer:
@@ -211,66 +225,66 @@ class TlsTransport(FrameTransport):
                 self._closed.wait(_RETRY_S)
 
     def _member(self, secured: ssl.SSLSocket) -> int:
+        """Return the number of the member at the other side, by the certificate that it has proved."""
         der = secured.getpeercert(binary_form=True)
         for i, card in enumerate(self._roster.members):
             if card.der == der and i != self.rank:
                 return i
         raise ValueError("its certificate is in no roster")
 
-    def _keep(self, peer: int, secured: ssl.SSLSocket, reads: bool, word: bytes = b"") -> None:
-        """Take a connection, and tell the other side so with a word."""
-        mine = self._readers if reads else self._writers
+    def _keep(self, peer: int, secured: ssl.SSLSocket, reads: bool, greeting: bytes = b"") -> None:
+        """Use a connection from now on, for reading or for writing.
+
+        Args:
+            greeting: sent to the peer first.
+        """
+        connections = self._readers if reads else self._writers
         secured.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         secured.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self._changed:
-            self._strangers.pop(secured, None)  # from here on it can be pushed out no more
-            if peer in mine or self._closed.is_set():
+            self._handshakes.pop(secured, None)  # from here on nobody can displace it
+            if peer in connections or self._closed.is_set():
                 raise ValueError(f"{self._roster.members[peer].name} is connected already")
-            secured.sendall(word)
+            secured.sendall(greeting)
             secured.settimeout(None)
-            mine[peer] = secured
+            connections[peer] = secured
             self._start(secured, self._read if reads else self._write, peer, secured)
             self._changed.notify_all()
 
-    def _refuse(self, address, reason: str, connection: socket.socket) -> None:
-        """One line for each address and reason, however often it comes."""
+    def _refuse(self, address: tuple[str, int], reason: str, connection: socket.socket) -> None:
+        """Close a connection; log one line for each address and reason, however often it comes."""
         connection.close()
-        if (
-            (address[0], reason) not in self._refused
-            and len(self._refused) < 1000
-            and not self._closed.is_set()
-        ):
-            self._refused.add((address[0], reason))
+        refusal = (address[0], reason)
+        if refusal not in self._refused and len(self._refused) < 1000 and not self._closed.is_set():
+            self._refused.add(refusal)
             LOG.info(f"refused a connection from {address[0]}:{address[1]}: {reason}")
 
     # Frames.
 
     def _read(self, peer: int, secured: ssl.SSLSocket) -> None:
-        """Frames of one peer, until it is gone. A full inbox holds the peer up, not this process."""
+        """Read frames of one peer until it is gone. A full inbox blocks the peer, and nothing else here."""
         try:
             while True:
-                mark, attempt, state, count, length = _HEADER.unpack(receive_exactly(secured, _HEADER.size))
-                if mark != _MARK or not is_frame(count, length):
+                magic, attempt, phase, count, length = _HEADER.unpack(receive_exactly(secured, _HEADER.size))
+                if magic != _MAGIC or not is_frame(count, length):
                     raise ValueError("it sent something that is no frame")
                 nbytes = memory_bytes(count, length)
-                self._came[peer].make_room(nbytes)
+                self._inboxes[peer].make_room(nbytes)
                 pieces = BUFFERS.take(count, length)
-                receive_into(secured, memoryview(pieces.reshape(-1)))
-                self._came[peer].put(Frame((attempt, state), list(pieces)), nbytes)
+                receive_into(secured, pieces.reshape(-1).data)
+                self._inboxes[peer].put(Frame((attempt, phase), list(pieces)), nbytes)
         except (OSError, ValueError, MemoryError) as error:
-            self._came[peer].put(_reason(error))
+            self._inboxes[peer].put(_reason(error))
 
     def _write(self, peer: int, secured: ssl.SSLSocket) -> None:
-        """Frames to one peer: one that takes none holds up this thread, and no other peer."""
-        while (order := self._outgoing[peer].get()) is not None:
-            frame, end = order
+        """Write frames to one peer. If it takes none, that blocks this thread, and no other peer."""
+        while (outgoing := self._outgoing[peer].get()) is not None:
+            frame, end = outgoing
+            header = _HEADER.pack(_MAGIC, *frame.step, len(frame.pieces), frame.pieces[0].size)
             try:
-                for piece in (
-                    _HEADER.pack(_MARK, *frame.step, len(frame.pieces), frame.pieces[0].size),
-                    *frame.pieces,
-                ):
+                for data in [memoryview(header), *(piece.data for piece in frame.pieces)]:
                     secured.settimeout(max(0.1, end - time.monotonic()))
-                    secured.sendall(memoryview(piece))
+                    secured.sendall(data)
             except OSError as error:
                 self._broken[peer] = _reason(error)
                 return
@@ -283,16 +297,18 @@ class TlsTransport(FrameTransport):
     def _receive(self, peer: int, timeout_s: float) -> Frame:
         name = self._roster.members[peer].name
         try:
-            found = self._came[peer].get(timeout_s)
+            frame = self._inboxes[peer].get(timeout_s)
         except queue.Empty:
             raise Gone(f"{name} sent nothing for {timeout_s:.0f} s") from None
-        if isinstance(found, str):
-            raise Gone(f"{name}: {found}")
-        return found
+        if isinstance(frame, str):
+            raise Gone(f"{name}: {frame}")
+        return frame
 
     def close(self) -> None:
-        """What is on its way goes out first. A socket is closed when its thread has ended and not before: the
-        number of its file may belong to another file at once, which the thread would read and write.
+        """Send what is on its way, and close all connections.
+
+        A socket is closed only after its thread has ended: its file descriptor may belong to another file at
+        once, which the thread would then read and write.
         """
         self._closed.set()
         for outgoing in self._outgoing.values():
@@ -302,29 +318,34 @@ class TlsTransport(FrameTransport):
         end = time.monotonic() + CLOSE_S
         for secured in self._writers.values():
             workers[secured].join(max(0.0, end - time.monotonic()))
-        for socket_ in workers:  # a thread in accept() would hold the port open behind a mere close
+        for used in workers:
+            # Closing alone would leave the port open behind a thread in accept(). An SSLSocket's own shutdown
+            # would take the encryption away first.
             with contextlib.suppress(OSError):
-                socket.socket.shutdown(
-                    socket_, socket.SHUT_RDWR
-                )  # an SSLSocket's own takes the encryption away first
-        for came in self._came.values():  # a reader may wait for room
-            came.close()
+                socket.socket.shutdown(used, socket.SHUT_RDWR)
+        for inbox in self._inboxes.values():  # a reader may wait for room
+            inbox.close()
         end = time.monotonic() + CLOSE_S
-        for socket_, worker in workers.items():
+        for used, worker in workers.items():
             worker.join(max(0.0, end - time.monotonic()))
             if not worker.is_alive():
-                socket_.close()
+                used.close()
 
 
 def open_transport(context: TransportContext) -> TlsTransport:
-    """Connect to all other sites. Raises ConfigError: the port cannot be had. TransportError: somebody did
-    not come.
+    """Connect to all other sites.
+
+    Raises:
+        ConfigError: the port cannot be opened.
+        TransportError: a site did not connect in time.
     """
     site = context.member
+    assert site is not None, "a site knows its membership before it opens a transport"
     return TlsTransport(site.key_file, site.public, site.roster, context.timeout_s, site.listen)
 
 
-def _context(side: int, key_file: str, roster: Roster) -> ssl.SSLContext:
+def _ssl_context(side: int, key_file: str, roster: Roster) -> ssl.SSLContext:
+    """Return a TLS 1.3 context that accepts the certificates of the roster, and no others."""
     context = ssl.SSLContext(side)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False  # a member is its key, wherever it is
@@ -332,11 +353,12 @@ def _context(side: int, key_file: str, roster: Roster) -> ssl.SSLContext:
     context.load_cert_chain(key_file)
     context.load_verify_locations(cadata="".join(card.certificate for card in roster.members))
     if side == ssl.PROTOCOL_TLS_SERVER:
-        context.num_tickets = 0  # every connection proves its key
+        context.num_tickets = 0  # no resumption: every connection proves its key
     return context
 
 
 def _reason(error: Exception) -> str:
+    """Return an error's reason as text."""
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return "the other side has closed the connection"
     if isinstance(error, ssl.SSLError):

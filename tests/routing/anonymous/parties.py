@@ -20,10 +20,10 @@ class Parties:
             random.integers(-(2**24), 2**24, words).astype(np.int32).view(np.uint32) for _ in range(n)
         ]  # no sum leaves 32 bits
         self._terms = {
-            "words": words,
+            "length": words,
             "settings": b"test",
-            "hops": min(2, n - 1),
-            "chunk_words": 16,
+            "relays": min(2, n - 1),
+            "chunk_length": 16,
             "threshold": n // 2 + 1,
             **terms,
         }
@@ -32,8 +32,8 @@ class Parties:
     def attempt(self, number: int = 0, without: frozenset[int] = frozenset(), **changes) -> list[Member]:
         present = [i for i in range(len(self.identities)) if i not in without]
         keys = tuple(public_bytes(self.identities[i]) for i in present)
-        hops = min(self._terms["hops"], len(present) - 1)
-        terms = PublicParameters(members=keys, attempt=number, **{**self._terms, "hops": hops, **changes})
+        hops = min(self._terms["relays"], len(present) - 1)
+        terms = PublicParameters(members=keys, attempt=number, **{**self._terms, "relays": hops, **changes})
         return [
             self._kinds.get(i, Member)(terms, place, self.identities[i], lambda i=i: self.vectors[i])
             for place, i in enumerate(present)

@@ -5,7 +5,7 @@ import pytest
 
 from fedspeed.routing.anonymous import ring
 from fedspeed.routing.anonymous.masks import Masks
-from fedspeed.routing.anonymous.parameters import Agreed
+from fedspeed.routing.anonymous.phases import AgreedSum
 from fedspeed.routing.audit.adversary import (
     Coalition,
     Linkage,
@@ -25,7 +25,7 @@ def views(n: int, rounds: int, words: int = 96, coalition=None, **terms):
     """Of updates that resemble those of the same member in other rounds, as rows of one kind make them do."""
     random = np.random.default_rng(n)
     nature = random.normal(size=(n, words))
-    parties = Parties(n, words, chunk_words=words // n, **terms)
+    parties = Parties(n, words, chunk_length=words // n, **terms)
     found = []
     for number in range(rounds):
         for i in range(n):
@@ -64,8 +64,8 @@ def test_what_colluders_know_of_masks_names_nobody_else(corrupt, monkeypatch):
         Masks.apply,
         frozenset(range(corrupt)),
     )  # honest members that have no masks with each other
-    monkeypatch.setattr(Masks, "apply", lambda self, *where: honestly(self.only_with(between), *where))
-    members = Parties(5, 96, chunk_words=20).attempt()
+    monkeypatch.setattr(Masks, "apply", lambda self, *where: honestly(self.known_to(between), *where))
+    members = Parties(5, 96, chunk_length=20).attempt()
     for member in members:
         monkeypatch.setattr(member, "_finish", lambda member=member: agreed_on_nothing(member))
     assert named_share([observe(members, coalition)])[0] == 1.0
@@ -73,7 +73,7 @@ def test_what_colluders_know_of_masks_names_nobody_else(corrupt, monkeypatch):
 
 def agreed_on_nothing(member):
     """The masks would not cancel; what an owner sees has been seen by now."""
-    return Agreed(np.zeros(member.terms.words, np.uint32), member.terms.members)
+    return AgreedSum(np.zeros(member.parameters.length, np.uint32), member.parameters.members)
     yield
 
 
@@ -105,7 +105,7 @@ def test_cells_are_followed_as_often_as_the_formula_says(corrupt):
 
 
 def test_the_order_of_arrival_tells_nothing_unless_a_relay_keeps_it(monkeypatch):
-    assert timing_auc(views(8, 4, hops=0)) == 1.0
+    assert timing_auc(views(8, 4, relays=0)) == 1.0
     auc = timing_auc(views(8, 40))
     pairs = 40 * 8 * 8
     assert (

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from fedspeed.routing.anonymous import cells
-from fedspeed.routing.anonymous.crypto import digest
+from fedspeed.routing.anonymous.crypto import digest, shared_secret
 from fedspeed.routing.anonymous.lockstep import play
-from fedspeed.routing.anonymous.parameters import Void
 from fedspeed.routing.anonymous.paths import backup_of
+from fedspeed.routing.anonymous.phases import AttemptFailed
 from fedspeed.routing.anonymous.protocol import Member
-from fedspeed.routing.anonymous.recovery import outvoted
+from fedspeed.routing.anonymous.recovery import members_to_exclude
 from tests.routing.anonymous.parties import Parties
 
 
@@ -72,15 +72,17 @@ class Wire:
 def test_what_is_changed_on_the_way_is_found_and_its_edge_named(kind, seeds):
     done = 0
     for seed in seeds:
-        parties = Parties(3 + seed % 3, 80 + seed % 50, seed, chunk_words=8)
+        parties = Parties(3 + seed % 3, 80 + seed % 50, seed, chunk_length=8)
         members = parties.attempt()
         wire = Wire(kind, seed, members)
         told: list[str] = []
-        ends = play(members, lambda state, messages: (wire(state, messages), told.append(state))).ends
+        ends = play(members, lambda state, messages: (wire(state, messages), told.append(state))).results
         if not wire.edge:
             continue
         done += 1
-        assert all(isinstance(end, Void) and not end.fatal for end in ends), f"seed {seed}: not noticed"
+        assert all(isinstance(end, AttemptFailed) and not end.fatal for end in ends), (
+            f"seed {seed}: not noticed"
+        )
         assert "unmask" not in told
         assert all(end.blamed == (wire.edge,) for end in ends), (
             f"seed {seed}: {wire.edge} was it, {ends[0].blamed} named"
@@ -95,8 +97,8 @@ def test_one_that_complains_to_some_only_keeps_all_from_committing(told):
             for i in told:
                 messages[4, i] = messages[4, i][:-4] + (0).to_bytes(4, "big")
 
-    ends = play(Parties(5).attempt(), complain).ends
-    assert all(isinstance(end, Void) and not end.fatal and not end.lost for end in ends), ends
+    ends = play(Parties(5).attempt(), complain).results
+    assert all(isinstance(end, AttemptFailed) and not end.fatal and not end.lost for end in ends), ends
 
 
 def test_one_that_tells_some_of_other_lists_keeps_all_from_committing():
@@ -104,8 +106,8 @@ def test_one_that_tells_some_of_other_lists_keeps_all_from_committing():
         if now == "vote":
             messages[4, 2] = bytes(32) + messages[4, 2][32:]
 
-    ends = play(Parties(5).attempt(), change).ends
-    assert all(isinstance(end, Void) and not end.lost for end in ends), ends
+    ends = play(Parties(5).attempt(), change).results
+    assert all(isinstance(end, AttemptFailed) and not end.lost for end in ends), ends
     assert [end.blamed for end in ends] == [(), (), (frozenset({2, 4}),), (), ()]
 
 
@@ -120,34 +122,38 @@ def test_a_truncated_message_is_as_good_as_none(state):
         if now == state:
             messages[2, 0] = messages[2, 0][:-1]
 
-    ends = play(parties.attempt(), cut).ends
-    assert isinstance(ends[0], Void) and isinstance(ends[2], Void)
+    ends = play(parties.attempt(), cut).results
+    assert isinstance(ends[0], AttemptFailed) and isinstance(ends[2], AttemptFailed)
     for i in (1, 3, 4, 5):
         if state == "confirm":  # they have its signature
-            assert np.array_equal(ends[i].words, parties.sum())
+            assert np.array_equal(ends[i].length, parties.sum())
         else:
-            assert isinstance(ends[i], Void) and ends[i].lost == frozenset({0, 2}) and not ends[i].blamed
+            assert (
+                isinstance(ends[i], AttemptFailed)
+                and ends[i].lost == frozenset({0, 2})
+                and not ends[i].blamed
+            )
 
 
 def test_colluders_cannot_have_the_others_left_out():
     """Members 0 and 1 say that 3 and 4 are lost, who answer everybody: the claim costs whoever makes it as
     much.
     """
-    assert outvoted({
+    assert members_to_exclude({
         0: frozenset({3, 4}),
         1: frozenset({3, 4}),
         2: frozenset(),
         3: frozenset(),
         4: frozenset(),
     }) == {0, 1, 3, 4}
-    assert outvoted({
+    assert members_to_exclude({
         0: frozenset({3}),
         1: frozenset({3}),
         2: frozenset({3}),
         3: frozenset(),
         4: frozenset(),
     }) == {3}
-    assert outvoted({
+    assert members_to_exclude({
         0: frozenset({3}),
         1: frozenset(),
         2: frozenset(),
@@ -163,22 +169,22 @@ def test_an_owner_cannot_have_a_member_blamed_by_a_list_that_it_did_not_sign():
         if now == "collect":
             messages[0, 3] = messages[0, 3][:-1] + bytes([messages[0, 3][-1] ^ 1])  # of the signature
 
-    ends = play(parties.attempt(), change).ends
-    assert all(isinstance(end, Void) and end.blamed == (frozenset({0, 3}),) for end in ends)
+    ends = play(parties.attempt(), change).results
+    assert all(isinstance(end, AttemptFailed) and end.blamed == (frozenset({0, 3}),) for end in ends)
 
 
 class TwinSource(Member):
     """Uses serials that another one knows too."""
 
-    def _build_own(self, chunk, cell):
-        self._sent[chunk].serial = digest(self.context, bytes([chunk]))[: cells.SERIAL]
-        super()._build_own(chunk, cell)
+    def build_cell(self, chunk, cell):
+        self.cells_sent[chunk].serial = digest(self.context, bytes([chunk]))[: cells.SERIAL]
+        super().build_cell(chunk, cell)
 
 
 def test_sources_that_share_a_serial_are_blamed_and_not_the_owner():
     parties = Parties(5, kinds={0: TwinSource, 1: TwinSource})
-    ends = play(parties.attempt()).ends
-    assert all(isinstance(end, Void) and end.blamed == (frozenset({0, 1}),) for end in ends)
+    ends = play(parties.attempt()).results
+    assert all(isinstance(end, AttemptFailed) and end.blamed == (frozenset({0, 1}),) for end in ends)
 
 
 @pytest.mark.parametrize("at", [0, 32])
@@ -194,9 +200,11 @@ def test_a_key_that_agrees_on_nothing_is_its_members_fault(at):
             with contextlib.suppress(StopIteration):
                 steps.send((yield swap))
 
-    ends = play(Parties(4, kinds={2: Small}).attempt()).ends
+    ends = play(Parties(4, kinds={2: Small}).attempt()).results
     assert all(
-        isinstance(end, Void) and end.blamed == (frozenset({2}),) for i, end in enumerate(ends) if i != 2
+        isinstance(end, AttemptFailed) and end.blamed == (frozenset({2}),)
+        for i, end in enumerate(ends)
+        if i != 2
     )
 
 
@@ -204,9 +212,9 @@ def test_a_key_that_agrees_on_nothing_is_its_members_fault(at):
 
 
 class FlippingRelay(Member):
-    def _mixed(self, level, chunk, room):
-        out = super()._mixed(level, chunk, room)
-        if chunk == min(self._inputs[level]) and level == 0:
+    def shuffled(self, level, chunk, room):
+        out = super().shuffled(level, chunk, room)
+        if chunk == min(self.received[level]) and level == 0:
             out[0][0] ^= 1
         return out
 
@@ -214,28 +222,28 @@ class FlippingRelay(Member):
 class DoublingRelay(Member):
     """Sends one member's cell in place of another's: who is missing must be found out."""
 
-    def _mixed(self, level, chunk, room):
-        out = super()._mixed(level, chunk, room)
-        return [out[0], out[0], *out[2:]] if chunk == min(self._inputs[level]) and level == 0 else out
+    def shuffled(self, level, chunk, room):
+        out = super().shuffled(level, chunk, room)
+        return [out[0], out[0], *out[2:]] if chunk == min(self.received[level]) and level == 0 else out
 
 
 class BadSource(Member):
     """Seals rubbish for the second station."""
 
-    def _build_own(self, chunk, cell):
-        super()._build_own(chunk, cell)
+    def build_cell(self, chunk, cell):
+        super().build_cell(chunk, cell)
         if chunk != 1:
             return
-        station = self.plan.stations[chunk][0]
-        key = self._known.onion[station]
-        private = self._sent[chunk].ephemeral[0]
+        station = self.plan.paths[chunk][0]
+        key = self.onion_keys[station]
+        private = self.cells_sent[chunk].ephemeral[0]
         inside = b"\7" * (cells.size(self.plan, 0) - cells.LAYER)
-        from fedspeed.routing.anonymous.crypto import agree, public_bytes, seal
+        from fedspeed.routing.anonymous.crypto import public_bytes, seal
 
         public = public_bytes(private)
         sealed = seal(
-            self._cipher,
-            cells._key(agree(private, key), self.context, 0, chunk, public),
+            self.cipher,
+            cells._layer_key(shared_secret(private, key), self.context, 0, chunk, public),
             inside,
             self.context,
         )
@@ -245,25 +253,25 @@ class BadSource(Member):
 class LyingOwner(Member):
     """Lists a cell that nobody has sent."""
 
-    def _list_of(self, chunk, cores):
-        text = super()._list_of(chunk, cores)
+    def _sum_chunk(self, chunk, cores):
+        text = super()._sum_chunk(chunk, cores)
         return b"\0" * cells.SERIAL + text[cells.SERIAL :]
 
 
 class ForgingOwner(Member):
     """Adds to a sum. The serials are right."""
 
-    def _list_of(self, chunk, cores):
-        text = super()._list_of(chunk, cores)
-        self._sums[chunk] += np.uint32(1)  # in the memory that the backup is given too
-        return text[:-32] + digest(self._sums[chunk].tobytes())
+    def _sum_chunk(self, chunk, cores):
+        text = super()._sum_chunk(chunk, cores)
+        self.sums[chunk] += np.uint32(1)  # in the memory that the backup is given too
+        return text[:-32] + digest(self.sums[chunk].tobytes())
 
 
 class Slanderer(Member):
     """Complains about what was right."""
 
     def _vote(self):
-        self._complaints.add(
+        self.complaints.add(
             next(c for c in range(self.plan.chunks) if backup_of(self.plan.owner(c), self.n) != self.me)
         )
         return super()._vote()
@@ -273,8 +281,8 @@ class Slanderer(Member):
 @pytest.mark.parametrize("guilty", range(4))
 def test_one_that_cheats_is_named_alone(kind, guilty):
     parties = Parties(4, kinds={guilty: kind})
-    ends = play(parties.attempt()).ends
-    assert all(isinstance(end, Void) and end.blamed == (frozenset({guilty}),) for end in ends), [
+    ends = play(parties.attempt()).results
+    assert all(isinstance(end, AttemptFailed) and end.blamed == (frozenset({guilty}),) for end in ends), [
         getattr(e, "blamed", e) for e in ends
     ]
 
@@ -282,8 +290,8 @@ def test_one_that_cheats_is_named_alone(kind, guilty):
 def test_a_sum_that_was_forged_does_not_pass_the_check():
     """The owner adds to its sums before it lists them, so that all digests agree."""
     parties = Parties(4, kinds={2: ForgingOwner})
-    ends = play(parties.attempt()).ends
-    assert all(isinstance(end, Void) and "not those of what was sent" in str(end) for end in ends)
+    ends = play(parties.attempt()).results
+    assert all(isinstance(end, AttemptFailed) and "not those of what was sent" in str(end) for end in ends)
 
 
 class TwoFaced(Member):
@@ -309,32 +317,32 @@ class TwoFaced(Member):
 
 
 class LateChooser(Member):
-    """Reveals another part of the beacon than it had committed to: whoever could, would choose the paths."""
+    """Reveals another contribution to the beacon than it had committed to. Otherwise it could choose paths."""
 
     def _reveal(self):
-        self._nonce = bytes(32)
+        self._contribution = bytes(32)
         return super()._reveal()
 
 
 class Pretender(Member):
     """Tells another secret of its own mask than the one it used."""
 
-    def _tell_secrets(self):
-        self._own = b"\1" * 32
-        return super()._tell_secrets()
+    def _unmask(self):
+        self._self_secret = b"\1" * 32
+        return super()._unmask()
 
 
 def test_a_part_of_the_beacon_must_be_the_promised_one():
-    for i, end in enumerate(play(Parties(4, kinds={1: LateChooser}).attempt()).ends):
-        assert isinstance(end, Void) and end.blamed == (frozenset({1}),)
-        assert i == 1 or "another part of the beacon" in str(end)
+    for i, end in enumerate(play(Parties(4, kinds={1: LateChooser}).attempt()).results):
+        assert isinstance(end, AttemptFailed) and end.blamed == (frozenset({1}),)
+        assert i == 1 or "another contribution to the beacon" in str(end)
 
 
 def test_one_that_tells_a_wrong_secret_is_done_without():
     """Its update is settled; what it keeps to itself the others rebuild from its shares."""
     parties = Parties(4, kinds={1: Pretender})
-    ends = play(parties.attempt()).ends
-    assert all(np.array_equal(ends[i].words, parties.sum()) for i in (0, 2, 3))
+    ends = play(parties.attempt()).results
+    assert all(np.array_equal(ends[i].length, parties.sum()) for i in (0, 2, 3))
 
 
 @pytest.mark.parametrize("state", ["announce", "reveal"])
@@ -345,8 +353,13 @@ def test_what_only_one_member_has_seen_ends_the_attempt_for_all(state):
         if now == state:
             messages[1, 2] = messages[1, 2][:-1] + bytes([messages[1, 2][-1] ^ 1])
 
-    for end in play(Parties(5).attempt(), spoil).ends:
-        assert isinstance(end, Void) and end.blamed == (frozenset({1, 2}),) and not end.lost and not end.fatal
+    for end in play(Parties(5).attempt(), spoil).results:
+        assert (
+            isinstance(end, AttemptFailed)
+            and end.blamed == (frozenset({1, 2}),)
+            and not end.lost
+            and not end.fatal
+        )
 
 
 class ForgetfulOwner(Member):
@@ -365,14 +378,14 @@ class ForgetfulOwner(Member):
 
 
 def test_a_backup_that_could_not_stand_in_is_noticed_before_it_must():
-    for end in play(Parties(4, kinds={2: ForgetfulOwner}).attempt()).ends:
-        assert isinstance(end, Void) and end.blamed == (frozenset({2, 3}),)
+    for end in play(Parties(4, kinds={2: ForgetfulOwner}).attempt()).results:
+        assert isinstance(end, AttemptFailed) and end.blamed == (frozenset({2, 3}),)
 
 
 def test_different_lists_for_different_members_are_noticed():
     parties = Parties(4, kinds={1: TwoFaced})
-    ends = play(parties.attempt()).ends
-    assert all(isinstance(end, Void) for end in ends) and all(
+    ends = play(parties.attempt()).results
+    assert all(isinstance(end, AttemptFailed) for end in ends) and all(
         1 in group for end in ends for group in end.blamed
     )
     assert any("different lists" in str(end) for end in ends)
@@ -382,10 +395,10 @@ def test_another_roster_or_other_settings_are_refused_at_the_first_message():
     parties = Parties(3)
     one = parties.attempt()
     other = parties.attempt(settings=b"another base model")
-    ends = play([one[0], one[1], other[2]]).ends
+    ends = play([one[0], one[1], other[2]]).results
     assert "member 2 announced itself with other settings" in str(ends[0]) and ends[0].blamed == (
         frozenset({2}),
     )
     old = parties.attempt(number=7)
-    ends = play([one[0], one[1], old[2]]).ends
-    assert all(isinstance(end, Void) for end in ends), "an announcement of another attempt"
+    ends = play([one[0], one[1], old[2]]).results
+    assert all(isinstance(end, AttemptFailed) for end in ends), "an announcement of another attempt"

@@ -8,8 +8,8 @@ import pytest
 from fedspeed.routing.anonymous import ring
 from fedspeed.routing.anonymous.bounds import (
     BLOCK_VALUES,
-    LARGEST,
-    SMALLEST,
+    MAX_NORM_BOUND,
+    MIN_NORM_BOUND,
     blocks_of,
     norm_bound,
     norm_bounds,
@@ -70,7 +70,7 @@ def test_a_size_bounds_the_norm(values):
     norm = math.hypot(*values)
     for bits, most in ((0, 1.02), (2**31, 1.44), (2**32 - 1, 2.03)):
         size = float(norm_bounds(np.array(values, np.float32), [slice(None)], np.array([bits], np.uint32))[0])
-        assert norm < size <= max(most * norm, SMALLEST)
+        assert norm < size <= max(most * norm, MIN_NORM_BOUND)
 
 
 def test_a_sum_of_sizes_does_not_tell_its_summands():
@@ -95,8 +95,8 @@ def test_a_sum_of_sizes_does_not_tell_its_summands():
 
 def test_sizes_of_nothing_and_of_too_much():
     assert norm_bound(np.zeros(5, np.float32)) == 0
-    assert norm_bound(np.array([1e-45], np.float32)) == SMALLEST
-    assert norm_bound(np.array([2 * LARGEST], np.float32)) == math.inf
+    assert norm_bound(np.array([1e-45], np.float32)) == MIN_NORM_BOUND
+    assert norm_bound(np.array([2 * MAX_NORM_BOUND], np.float32)) == math.inf
     assert norm_bound(np.array([3e38, 3e38], np.float32)) == math.inf
     assert 3.0 < norm_bound(np.array([np.nan, np.inf, 3.0], np.float32)) < 3.1, (
         "what is no number does not count"

@@ -19,15 +19,15 @@ from fedspeed.routing.anonymous import cells, crypto, paths, ring, shamir
 from fedspeed.routing.anonymous.crypto import (
     CIPHERS,
     AesGcm,
+    AuthenticationError,
     ChaCha20,
-    Refused,
-    agree,
     check_signature,
     derive_key,
     digest,
     open_sealed,
     public_bytes,
     seal,
+    shared_secret,
 )
 from fedspeed.routing.anonymous.lockstep import play
 from fedspeed.routing.anonymous.masks import Masks
@@ -83,9 +83,11 @@ def test_rfc_7748_agreement():
     )
     alice = hexed("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a")
     assert public_bytes(bob) == hexed("de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f")
-    assert agree(bob, alice) == hexed("4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742")
-    with pytest.raises(Refused):
-        agree(bob, bytes(32))
+    assert shared_secret(bob, alice) == hexed(
+        "4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742"
+    )
+    with pytest.raises(AuthenticationError):
+        shared_secret(bob, bytes(32))
 
 
 def test_rfc_8032_signatures():
@@ -99,7 +101,7 @@ def test_rfc_8032_signatures():
     assert public_bytes(private) == public and private.sign(b"") == signature
     check_signature(public, signature, b"")
     for wrong in ((public, signature, b"x"), (public, bytes(64), b""), (bytes(32), signature, b"")):
-        with pytest.raises(Refused):
+        with pytest.raises(AuthenticationError):
             check_signature(*wrong)
 
 
@@ -132,16 +134,16 @@ def test_what_is_sealed_opens_with_its_key_and_context_only(cipher):
         (b"k" * 32, sealed, b"there"),
         (b"k" * 32, sealed[:-1] + b"?", b"here"),
     ):
-        with pytest.raises(Refused):
+        with pytest.raises(AuthenticationError):
             open_sealed(cipher, key, data, context)
 
 
 def test_shares():
-    secret = shamir.draw()
+    secret = shamir.draw_secret()
     shares = shamir.split(secret, 7, 4)
     for holders in ((0, 1, 2, 3), (6, 2, 5, 1), range(7)):
-        assert shamir.rebuild({i: shares[i] for i in holders}) == secret
-    assert shamir.rebuild({i: shares[i] for i in (0, 1, 2)}) != secret
+        assert shamir.reconstruct({i: shares[i] for i in holders}) == secret
+    assert shamir.reconstruct({i: shares[i] for i in (0, 1, 2)}) != secret
     assert shamir.from_bytes(shamir.to_bytes(secret)) == secret and len(set(shamir.split(0, 5, 3))) == 5
 
 
@@ -206,11 +208,13 @@ def test_the_check_word_adds_up_and_sees_every_change():
     random = np.random.default_rng(0)
     vectors = [random.integers(-(2**20), 2**20, 100_000).astype(np.int32).view(np.uint32) for _ in range(5)]
     total = np.sum(vectors, axis=0, dtype=np.uint32)
-    assert sum(ring.check_word(v, noise(9)) for v in vectors) % 2**64 == ring.check_word(total, noise(9))
+    assert sum(ring.linear_checksum(v, noise(9)) for v in vectors) % 2**64 == ring.linear_checksum(
+        total, noise(9)
+    )
     for bit in range(32):
         other = total.copy()
         other[random.integers(len(total))] ^= np.uint32(1 << bit)
-        assert ring.check_word(other, noise(9)) != ring.check_word(total, noise(9))
+        assert ring.linear_checksum(other, noise(9)) != ring.linear_checksum(total, noise(9))
 
 
 # Routes.
@@ -218,19 +222,19 @@ def test_the_check_word_adds_up_and_sees_every_change():
 
 @pytest.mark.parametrize("members,hops", [(3, 2), (5, 0), (9, 2), (16, 3), (1, 0)])
 def test_routes_are_balanced_and_their_stations_differ(members, hops):
-    plan = paths.draw(b"beacon", members, 5_000, hops, 64)
-    assert plan.chunks % members == 0 and plan.chunks * plan.chunk_words >= 5_000
-    for route in plan.stations:
+    plan = paths.draw_paths(b"beacon", members, 5_000, hops, 64)
+    assert plan.chunks % members == 0 and plan.chunks * plan.chunk_length >= 5_000
+    for route in plan.paths:
         assert len(set(route)) == hops + 1
     for level in range(hops + 1):
-        assert set(Counter(route[level] for route in plan.stations).values()) == {plan.chunks // members}
+        assert set(Counter(route[level] for route in plan.paths).values()) == {plan.chunks // members}
         for member in range(members):
-            given = [plan.between(level, sender, member) for sender in range(members)]
-            assert set().union(*given) == set(plan.at(level, member))
+            given = [plan.chunks_between(level, sender, member) for sender in range(members)]
+            assert set().union(*given) == set(plan.chunks_at(level, member))
 
 
 def test_routes_change_with_the_beacon_and_with_nothing_else():
-    one, same, other = (paths.draw(b, 9, 10_000, 2, 64).stations for b in (b"a", b"a", b"b"))
+    one, same, other = (paths.draw_paths(b, 9, 10_000, 2, 64).paths for b in (b"a", b"a", b"b"))
     assert one == same and sum(x == y for x, y in zip(one, other)) < len(one) // 3
 
 
@@ -239,7 +243,7 @@ def test_paths_are_compromised_as_often_as_the_formula_says(members, corrupt, ho
     draws = 0
     whole = 0
     for beacon in range(1_500):
-        for route in paths.draw(beacon.to_bytes(4, "big"), members, 2 * members, hops, 1).stations:
+        for route in paths.draw_paths(beacon.to_bytes(4, "big"), members, 2 * members, hops, 1).paths:
             draws += 1
             whole += all(station < corrupt for station in route[:-1])
     p = comb(corrupt, hops) / comb(members, hops)
@@ -262,21 +266,23 @@ def test_masks_vanish_in_the_sum_and_nowhere_else():
     private = [X25519PrivateKey.generate() for _ in range(4)]
     keys = [public_bytes(p) for p in private]
     owns = [bytes([i]) * 32 for i in range(4)]
-    masks = [Masks(AesGcm, b"context", i, private=private[i], keys=keys, own=owns[i]) for i in range(4)]
+    masks = [
+        Masks(AesGcm, b"context", i, private=private[i], keys=keys, self_secret=owns[i]) for i in range(4)
+    ]
     for i in range(4):
         for j in range(i):
-            assert masks[i].pairs[j] == masks[j].pairs[i]
+            assert masks[i].pairwise_keys[j] == masks[j].pairwise_keys[i]
     vectors = np.zeros((4, 1000), np.uint32)
     for i in range(4):
         masks[i].apply(5, vectors[i])
-    from fedspeed.routing.anonymous.masks import remove_own
+    from fedspeed.routing.anonymous.masks import remove_self_masks
 
     total = vectors.sum(axis=0, dtype=np.uint32)
     assert len(set(total.tolist())) > 990, "own masks are still there"
-    remove_own(AesGcm, dict(enumerate(owns)), 5, total)
+    remove_self_masks(AesGcm, dict(enumerate(owns)), 5, total)
     assert not total.any()
     three = vectors[:3].sum(axis=0, dtype=np.uint32)
-    remove_own(AesGcm, dict(enumerate(owns[:3])), 5, three)
+    remove_self_masks(AesGcm, dict(enumerate(owns[:3])), 5, three)
     assert len(set(three.tolist())) > 990, "a member's absence leaves its masks"
 
 
@@ -286,10 +292,10 @@ def test_masks_take_secrets_that_nobody_has_published():
     seen = []
     members = parties.attempt()
     play(members, lambda state, messages: seen.extend(messages.values()))
-    seeds = {seed for member in members for seed in member._masks.pairs.values()}
+    seeds = {seed for member in members for seed in member.masks.pairwise_keys.values()}
     public = {text[at : at + 32] for text in seen for at in range(0, len(text) - 31, 4)} | {
         members[0].context,
-        members[0].terms.context,
+        members[0].parameters.context,
     }
     candidates = {
         derive_key(p, b"mask", members[0].context, i.to_bytes(4, "big"), j.to_bytes(4, "big"))
@@ -302,13 +308,13 @@ def test_masks_take_secrets_that_nobody_has_published():
 
 def test_masked_cells_look_random():
     """Words of one member's cells at the owner, all of whose words are zero."""
-    parties = Parties(3, 30_000, chunk_words=4096)
+    parties = Parties(3, 30_000, chunk_length=4096)
     parties.vectors = [v * 0 for v in parties.vectors]
     members = parties.attempt()
     play(members)
     plan = members[0].plan
-    cores = cells.room(plan, plan.hops + 1, 3)
-    members[0]._open(plan.hops, plan.owned(0)[0], cores)
+    cores = cells.empty_cells(plan, plan.relays + 1, 3)
+    members[0].open_layers(plan.relays, plan.owned(0)[0], cores)
     counts = np.bincount(cores[0, cells.SERIAL :], minlength=256)
     expected = counts.sum() / 256
     assert ((counts - expected) ** 2 / expected).sum() < 255 + 5 * np.sqrt(2 * 255)

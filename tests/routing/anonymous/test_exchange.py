@@ -126,7 +126,7 @@ def test_one_that_leaves_is_done_without(capfd):
         (a, wa), (b, wb), (c, wc) = totals
         assert (wa, wb, wc) == (5, 4, 4)
         assert [a, b, c] == pytest.approx([1.5, 1.2, 1.2], rel=1e-5)
-    assert "members were lost before the sum was settled (lost: 2)" in capfd.readouterr().err
+    assert "members were lost before the sum was committed (lost: 2)" in capfd.readouterr().err
 
 
 def test_below_the_threshold_it_stops_with_a_message():
@@ -203,7 +203,7 @@ def test_what_is_no_number_spoils_its_own_word_only():
 def test_weights_that_are_none_are_refused_by_all():
     def act(transport):
         exchange = exchange_of(transport)
-        with pytest.raises(FedSpeedError, match="somebody gives one that is none"):
+        with pytest.raises(FedSpeedError, match="somebody sends an invalid weight"):
             exchange.start(np.zeros(10, np.float32), -5.0 if transport.rank == 1 else 1.0).wait(LIMIT_S)
 
     in_threads(LocalTransport.set_of(3), act)
@@ -261,8 +261,8 @@ class Liar(AnonymousExchange):
 
     factor = 0.0
 
-    def _exact(self, tag, values):
-        return super()._exact(tag, self.factor * values)
+    def _sum_exactly(self, number, values):
+        return super()._sum_exactly(number, self.factor * values)
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.5, 1e-3, -1e9, np.nan, 1e12])
@@ -286,7 +286,7 @@ def test_a_lie_about_sizes_ends_alike_for_all(factor):
     results = in_threads(LocalTransport.set_of(3), act)
     assert len(set(results)) == 1
     if factor < -1 or np.isnan(factor):
-        assert "somebody gives a size that is none" in results[0]
+        assert "somebody sends an invalid bound" in results[0]
     else:
         assert results[0][1] == 3.0 and (results[0][2] == 10) == (abs(factor) < 1)
 
@@ -302,6 +302,6 @@ def test_an_update_beyond_the_range_is_told_with_a_remedy():
 
 def test_parts_are_those_of_the_vector():
     exchange = exchange_of(LocalTransport.set_of(1)[0], replace(RULES, min_participants=1))
-    with pytest.raises(ValueError, match="parts of 9 values together, in a vector of 10"):
+    with pytest.raises(ValueError, match="tensors of 9 values together, in a vector of 10"):
         exchange.start(np.zeros(10, np.float32), 1.0, (4, 5))
     exchange.close()

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from fedspeed.routing.anonymous.exchange import STATES, AnonymousExchange
+from fedspeed.routing.anonymous.exchange import PHASES, AnonymousExchange
 from fedspeed.routing.config import RoutingConfig
 from fedspeed.routing.identity import read_key, read_roster
 from fedspeed.routing.listening import listen_address
@@ -82,7 +82,7 @@ def member(rank, folder, pinned, deaths, moment):
     transport = Mortal(
         str(key_file), roster.keys[rank], roster, LIMIT_S, listen_address(RULES, roster.members[rank])
     )
-    transport.dies_in = STATES.index(deaths[rank]) if rank in deaths else -1
+    transport.dies_in = PHASES.index(deaths[rank]) if rank in deaths else -1
     transport.moment = moment
     exchange = AnonymousExchange(transport, RULES, read_key(key_file), roster.keys, b"settings")
     told = []
@@ -109,8 +109,8 @@ def all_go_on(tmp_path, deaths: dict[int, str], moment: str) -> None:
             np.testing.assert_array_equal(total, sum(vector(i, at + 1) for i in counted))
         if at != 1:
             assert counted == (survivors if at else list(range(MEMBERS)))
-    committed = all(STATES.index(state) > STATES.index("confirm") for state in deaths.values())
-    if committed or all(STATES.index(state) < STATES.index("confirm") for state in deaths.values()):
+    committed = all(PHASES.index(state) > PHASES.index("confirm") for state in deaths.values())
+    if committed or all(PHASES.index(state) < PHASES.index("confirm") for state in deaths.values()):
         assert found[survivors[0]][1][1] == (2**MEMBERS - 1 if committed else sum(1 << i for i in survivors))
 
 
@@ -134,4 +134,4 @@ def test_whoever_dies_whenever(tmp_path, state, moment, victim):
 
 @pytest.mark.parametrize("state", ["hop 1", "unmask"])
 def test_another_one_dies_while_the_first_is_settled(tmp_path, state):
-    all_go_on(tmp_path, {1: state, 3: "settle"}, "midway")
+    all_go_on(tmp_path, {1: state, 3: "recover"}, "midway")
