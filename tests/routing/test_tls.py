@@ -132,7 +132,9 @@ def test_strangers_who_never_stop_do_not_keep_members_apart(tmp_path):
     def crowd():
         while not done.wait(0.005):
             with contextlib.suppress(OSError):
-                opened.append(socket.create_connection(sites.roster.members[0].host_and_port, timeout=LIMIT_S))
+                opened.append(
+                    socket.create_connection(sites.roster.members[0].host_and_port, timeout=LIMIT_S)
+                )
 
     def crowded(least=2 * MAX_HANDSHAKES):
         while len(opened) < least:

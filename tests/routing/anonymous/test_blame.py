@@ -126,7 +126,7 @@ def test_a_truncated_message_is_as_good_as_none(state):
     assert isinstance(ends[0], AttemptFailed) and isinstance(ends[2], AttemptFailed)
     for i in (1, 3, 4, 5):
         if state == "confirm":  # they have its signature
-            assert np.array_equal(ends[i].length, parties.sum())
+            assert np.array_equal(ends[i].values, parties.sum())
         else:
             assert (
                 isinstance(ends[i], AttemptFailed)
@@ -342,7 +342,7 @@ def test_one_that_tells_a_wrong_secret_is_done_without():
     """Its update is settled; what it keeps to itself the others rebuild from its shares."""
     parties = Parties(4, kinds={1: Pretender})
     ends = play(parties.attempt()).results
-    assert all(np.array_equal(ends[i].length, parties.sum()) for i in (0, 2, 3))
+    assert all(np.array_equal(ends[i].values, parties.sum()) for i in (0, 2, 3))
 
 
 @pytest.mark.parametrize("state", ["announce", "reveal"])
