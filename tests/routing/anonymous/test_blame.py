@@ -317,7 +317,7 @@ class TwoFaced(Member):
 
 
 class LateChooser(Member):
-    """Reveals another contribution to the beacon than it had committed to. Otherwise it could choose paths."""
+    """Reveals another contribution to the beacon than it had committed to: it could choose the paths so."""
 
     def _reveal(self):
         self._contribution = bytes(32)
