@@ -257,7 +257,7 @@ def test_reading_from_disk_takes_a_page_locked_buffer_a_rank():
     assert memory.nvme == {"base": streamed_bytes(TASK, Setting("nvme", 4, 1))} and "base" not in memory.ram
 
 
-def test_seats_hold_an_adapter_each():
+def test_client_slots_have_an_adapter_each():
     profile = one_profile(slots=1, clients=4)
     one, four = (
         memory_of(TASK, Setting("ram", 4, 1, client_slots=client_slots), profile).gpu
@@ -346,8 +346,8 @@ def test_a_folded_adapter_grows_no_further_than_predicted(count):
         for _ in range(count):
             parts = fold(parts, np.zeros((linear.rows_out, 6)), np.zeros((6, linear.rows_in)))
         folded += shape.layers * sum(part.size for part in parts.values())
-    standing, _ = device_memory(task, SETTINGS[0], one_profile())
-    assert standing["folded adapter"] == folded * task.type_bytes
+    persistent, _ = device_memory(task, SETTINGS[0], one_profile())
+    assert persistent["folded adapter"] == folded * task.type_bytes
     assert "folded adapter" not in device_memory(replace(task, folded_rank=0), SETTINGS[0], one_profile())[0]
 
 

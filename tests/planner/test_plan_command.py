@@ -15,9 +15,9 @@ from tests.planner.cases import HUB
 HEAVY = "{'torch', 'transformers', 'deepspeed', 'numpy', 'peft'}"
 
 
-def run(*words, code="import sys; from fedspeed.cli import main; sys.exit(main(sys.argv[1:]))"):
+def run(*arguments, code="import sys; from fedspeed.cli import main; sys.exit(main(sys.argv[1:]))"):
     return subprocess.run(
-        [sys.executable, "-c", code, *map(str, words)],
+        [sys.executable, "-c", code, *map(str, arguments)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -26,20 +26,20 @@ def run(*words, code="import sys; from fedspeed.cli import main; sys.exit(main(s
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ["plan", "--hostfile", "hostfiles/hetero10", "--model", f"{HUB}Qwen-14B"],
         ["plan", "--help"],
         ["--help"],
     ],
 )
-def test_nothing_heavy_is_imported(words):
+def test_nothing_heavy_is_imported(arguments):
     code = (
         "import sys\nfrom fedspeed.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as "
         "end:\n    assert not end.code\n"
         f"print('heavy:', sorted({HEAVY} & set(sys.modules)))"
     )
-    done = run(*words, code=code)
+    done = run(*arguments, code=code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("heavy: []\n") and len(done.stdout) > 500
 
@@ -47,7 +47,7 @@ def test_nothing_heavy_is_imported(words):
 def test_the_text_says_what_to_paste_and_why():
     done = run("plan", "--hostfile", "hostfiles/hetero10", "--model", f"{HUB}Qwen-14B")
     assert done.returncode == 0, done.stderr
-    for words in (
+    for text in (
         "of 10.2",
         "rtx2080ti",
         "engine.tier=ram",
@@ -58,7 +58,7 @@ def test_the_text_says_what_to_paste_and_why():
         "node10",
         "64 GiB RAM assumed",
     ):
-        assert words in done.stdout
+        assert text in done.stdout
 
 
 def test_json_adds_up():
@@ -100,28 +100,28 @@ def test_json_adds_up():
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [[], ["data.clients=10"], ["adapter.targets=all-linear", "train.micro_batch=2", "train.accumulation=2"]],
 )
-def test_what_it_says_to_paste_is_a_valid_run(words):
+def test_what_it_says_to_paste_is_a_valid_run(arguments):
     """On top of the configuration that it took its values from, whose type is left open: three clients have
     3090s, ten need a 2080 Ti.
     """
     done = run(
-        "plan", "--hostfile", "hostfiles/hetero10", "--config", "ds_configs/gsm8k.yaml", *words, "--json"
+        "plan", "--hostfile", "hostfiles/hetero10", "--config", "ds_configs/gsm8k.yaml", *arguments, "--json"
     )
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert plan["task"]["shape"]["name"] == f"{HUB}Qwen-1.5B" and plan["task"]["rows"] == 4
-    assert plan["task"]["dtype"] == ("fp16" if "data.clients=10" in words else "bf16")
-    loaded = load(ROOT / "ds_configs" / "gsm8k.yaml", [*words, *plan["overrides"]])
+    assert plan["task"]["dtype"] == ("fp16" if "data.clients=10" in arguments else "bf16")
+    loaded = load(ROOT / "ds_configs" / "gsm8k.yaml", [*arguments, *plan["overrides"]])
     merged = merge(loaded.config.deepspeed, loaded.config, loaded.folder)
     assert loaded.config.engine.tier == plan["setting"]["tier"]
     assert merged["zero_optimization"]["stage"] == (0 if plan["setting"]["tier"] == "stock" else 3)
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["--hostfile", "hostfiles/hetero10", "--model", "gpt5"], "model 'gpt5' is neither a folder"),
         (
@@ -173,8 +173,8 @@ def test_what_it_says_to_paste_is_a_valid_run(words):
         ),
     ],
 )
-def test_what_it_refuses(words, message):
-    done = run("plan", *words)
+def test_what_it_refuses(arguments, message):
+    done = run("plan", *arguments)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
@@ -200,11 +200,19 @@ def test_a_probe_of_this_machine_is_what_plan_reads(tmp_path):
             "vocab_size": 260,
         })
     )
-    words = ("plan", "--hostfile", "hostfiles/local", "--model", tmp_path, "--probe", tmp_path / "here.json")
-    done = run(*words)
+    arguments = (
+        "plan",
+        "--hostfile",
+        "hostfiles/local",
+        "--model",
+        tmp_path,
+        "--probe",
+        tmp_path / "here.json",
+    )
+    done = run(*arguments)
     assert done.returncode == 0, done.stderr
     assert "115.52 k parameters, " in done.stdout
-    done = run(*words, "--json")
+    done = run(*arguments, "--json")
     plan = json.loads(done.stdout)
     assert (
         plan["clusters"][0]["memory"]["gpu"] == {}
@@ -232,7 +240,7 @@ def test_the_line_to_paste_takes_back_what_was_not_planned_and_keeps_what_was_co
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "said"),
     [
         (
             ["hostfiles/hetero10", "engine.matmul=tf32"],
@@ -244,7 +252,7 @@ def test_the_line_to_paste_takes_back_what_was_not_planned_and_keeps_what_was_co
         ),
     ],
 )
-def test_arithmetic_that_a_run_would_refuse_is_not_planned(words, said):
-    done = run("plan", "--config", "ds_configs/gsm8k.yaml", "data.clients=10", "--hostfile", *words)
+def test_arithmetic_that_a_run_would_refuse_is_not_planned(arguments, said):
+    done = run("plan", "--config", "ds_configs/gsm8k.yaml", "data.clients=10", "--hostfile", *arguments)
     assert done.returncode == 2
     assert said in done.stderr

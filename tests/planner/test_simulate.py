@@ -124,9 +124,9 @@ def test_the_command():
 
 def test_at_scale_the_slowest_host_counts_whatever_the_configuration_lays_out():
     """Three clients of a configuration would lie on 3090s only."""
-    words = ("simulate", "--hostfile", "hostfiles/hetero10", "--model", SMALL, "--scale", "100", "--json")
+    arguments = ("simulate", "--hostfile", "hostfiles/hetero10", "--model", SMALL, "--scale", "100", "--json")
     plain, configured = (
-        json.loads(run(*words, *more).stdout)[0]
+        json.loads(run(*arguments, *more).stdout)[0]
         for more in (
             ["train.micro_batch=4", "train.accumulation=1"],
             ["--config", "ds_configs/gsm8k.yaml", "cluster.ranks_per_client=4", "train.local_steps=10"],
@@ -147,7 +147,7 @@ def test_the_text_and_one_model():
         "simulate", "--hostfile", "hostfiles/hetero10", "--model", LARGE, "--scale", "50", "--epochs", "3"
     )
     assert done.returncode == 0, done.stderr
-    for words in (
+    for text in (
         "14.77 B",
         "3 epochs",
         "mathematical reasoning (3, bf16)",
@@ -156,17 +156,17 @@ def test_the_text_and_one_model():
         "staleness 1",
         "\n  50 ",
     ):
-        assert words in done.stdout
+        assert text in done.stdout
 
 
 @pytest.mark.parametrize(
-    "words,told",
+    "arguments,message",
     [
         (["--scale", "0"], "at least 1"),
         (["--model", "gpt5"], "neither a folder"),
         (["--rows", "0"], "--rows=0"),
     ],
 )
-def test_bad_input(words, told):
-    done = run("simulate", "--hostfile", "hostfiles/hetero10", *words)
-    assert done.returncode == 2 and told in done.stderr
+def test_bad_input(arguments, message):
+    done = run("simulate", "--hostfile", "hostfiles/hetero10", *arguments)
+    assert done.returncode == 2 and message in done.stderr

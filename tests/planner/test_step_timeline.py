@@ -177,9 +177,10 @@ def test_nothing_moves_and_nothing_is_waited_for():
 
 def test_what_is_kept_is_not_computed_again():
     assert all(
-        equal_kept_counts(count, cells, blocks) == kept_counts(3 * count + 2, [3] * cells, blocks)
+        equal_kept_counts(count, micro_batches, blocks)
+        == kept_counts(3 * count + 2, [3] * micro_batches, blocks)
         for blocks in (1, 2, 5)
-        for cells in (1, 3)
+        for micro_batches in (1, 3)
         for count in range(20)
     )
     times = BlockTimes(1.0, 2.0, 3.0, 0.5, 0.125)
