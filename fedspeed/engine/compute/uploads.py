@@ -1,4 +1,4 @@
-"""Small tensors on their way to an accelerator, through page-locked host memory."""
+"""Copy small tensors to an accelerator through page-locked host memory."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,11 @@ from fedspeed.engine.base.page_locks import report_unpinned
 
 
 def pinned_tensor(shape: Sequence[int], dtype: torch.dtype, what: str) -> torch.Tensor:
-    """Make a page-locked tensor, or an ordinary one where the driver has no more, and say so."""
+    """Make a page-locked tensor, or an ordinary one where the driver has no more such memory, and log that.
+
+    Args:
+        what: what the memory is for, in the log.
+    """
     try:
         return torch.empty(shape, dtype=dtype, pin_memory=True)
     except RuntimeError as error:
@@ -19,8 +23,8 @@ def pinned_tensor(shape: Sequence[int], dtype: torch.dtype, what: str) -> torch.
 
 
 def upload(tensor: torch.Tensor) -> torch.Tensor:
-    """Give a small tensor of host memory on the device, without waiting for what the device has to do
-    before.
+    """Copy a small tensor from host memory to the device, without waiting for the work that the device has
+    queued.
     """
     accelerator = get_accelerator()
     if accelerator.is_synchronized_device():
@@ -30,7 +34,7 @@ def upload(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def upload_rows(table: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-    """Give some rows of a table [rows, width] in host memory on the device, [*numbers.shape, width]."""
+    """Copy some rows of a table [rows, width] from host memory to the device: [*numbers.shape, width]."""
     accelerator = get_accelerator()
     if accelerator.is_synchronized_device():
         return torch.nn.functional.embedding(numbers, table)
@@ -40,7 +44,7 @@ def upload_rows(table: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
 
 
 def empty_host_cache() -> None:
-    """Give back page-locked memory that torch keeps for later, where this torch can."""
+    """Free the page-locked memory that torch keeps for reuse, if this version of torch can."""
     release = getattr(torch.accelerator, "empty_host_cache", None)
     if release is not None and torch.accelerator.is_available():
         release()

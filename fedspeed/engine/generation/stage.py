@@ -1,8 +1,9 @@
-"""Pieces of tokens through the blocks of one rank. Keys and values stay with the blocks that made them."""
+"""Compute pieces of tokens with the blocks of one rank. Keys and values stay where their blocks are."""
 
 from collections.abc import Mapping, Sequence
 
 import torch
+from transformers import PreTrainedModel
 
 from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.compute.micro_batches import Call
@@ -14,7 +15,7 @@ from fedspeed.schedule.instructions import Loaded, Stream
 
 
 class PieceStage:
-    """Computes what a `Player` asks for, for pieces instead of micro-batches.
+    """Executes the instructions of a `Player` for pieces instead of micro-batches.
 
     Args:
         model: as built. store: the frozen parameters of this rank.
@@ -22,14 +23,15 @@ class PieceStage:
         rows: tokens whose logits are read at once.
     """
 
-    def __init__(self, model: torch.nn.Module, store: BaseStore, chunks: Sequence[range], *, rows: int):
+    def __init__(self, model: PreTrainedModel, store: BaseStore, chunks: Sequence[range], *, rows: int):
         parts = anatomy(model)
-        self._chunks, self._compute = chunks, PieceModel(model, parts, rows)
+        self._chunks = chunks
+        self._compute = PieceModel(model, parts, rows)
         self._loads = StageWeights(model, parts, store, chunks)
         self._clear()
 
     def _clear(self) -> None:
-        """Let go of all that belongs to a pass."""
+        """Drop all that belongs to a pass."""
         self._pieces: Sequence[Piece] = ()
         self._tensors: Sequence[Mapping[str, torch.Tensor]] = ()
         self._calls: dict[int, list[Call]] = {}
@@ -46,9 +48,9 @@ class PieceStage:
         """Begin a pass over some pieces.
 
         Args:
-            tensors: this rank's trainable ones that each piece is computed with, by name. stream: what this
-                rank will do.
-            ahead: whether the pass after this one begins with the same loads.
+            pieces: of all ranks. tensors: this rank's trainable ones, by name, for each piece.
+            stream: the instructions of this rank.
+            ahead: whether the next pass begins with the same loads, which may then start early.
         """
         self._clear()
         self._pieces = pieces
@@ -56,13 +58,13 @@ class PieceStage:
         self._loads.begin(stream, ahead=ahead)
 
     def end(self) -> dict[int, torch.Tensor]:
-        """End the pass: the values [k] of the pieces whose head is on this rank, by their number."""
+        """End the pass; returns the values [k] of the pieces whose head is on this rank, by their number."""
         values = self._values
         self._clear()
         return values
 
     def abandon(self) -> None:
-        """Let go of all that a pass has loaded, after it has failed."""
+        """Drop all that a pass has loaded, after it has failed."""
         self._loads.abandon()
         self._clear()
 
