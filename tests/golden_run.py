@@ -103,7 +103,10 @@ def play(golden: Golden, common: dict, root: Path, bases: Path) -> dict:
             words += ["--hostfile", "hosts"]
         codes = [_start(golden, root, folder, words)]
         if golden.again is not None:
-            codes.append(_start(golden, root, folder, [*words, *golden.again.split()]))
+            again = golden.again.split()
+            changed = {argument.partition("=")[0] for argument in again}
+            kept = [argument for argument in words if argument.partition("=")[0] not in changed]
+            codes.append(_start(golden, root, folder, [*kept, *again]))
         return {"exit_codes": codes, **collect(folder)}
 
 
