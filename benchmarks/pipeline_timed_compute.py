@@ -72,7 +72,7 @@ def timed_stage(stage) -> None:
     def backward(micro, chunk, upward):
         owner = stage._tasks[micro].owner
         for b in stage._chunks[chunk]:
-            for name, _ in stage.places[b]:
+            for name, _ in stage.trainable[b]:
                 stage.grads[owner].setdefault(name, torch.zeros_like(stage._owners[owner][name]))
         return slept(2 * FORWARD_S * len(stage._chunks[chunk]), micro)
 

@@ -104,7 +104,7 @@ def registered(dry: bool) -> dict:
         locked = time.perf_counter()
         slot = torch.empty(BLOCK, dtype=torch.uint8, device="cuda")
         rate = _rate(slot, memory[:BLOCK])
-        held = locks.held
+        held = locks.locked
         locks.close()
     finally:
         os.close(file)

@@ -1,5 +1,5 @@
-"""How much device memory the activations of a step may take that are kept for its backward pass, and what
-they take.
+"""The memory budget for activations that a step keeps for its backward pass, and a counter of what they
+take.
 """
 
 import sys
@@ -12,39 +12,39 @@ from deepspeed.accelerator import get_accelerator
 from fedspeed.cluster.devices import free_memory
 from fedspeed.engine.compute.uploads import empty_host_cache
 
-OF_FREE_RAM = (
-    0.25  # where ranks compute in RAM, of what is free when the first step begins: others live there too
+FRACTION_OF_FREE_RAM = 0.25  # on a CPU, of the RAM that is free when the first step begins
+FRACTION_OF_FREE_DEVICE = (
+    0.9  # on a GPU, of what a step has left free: the allocator needs more than tensors do
 )
-OF_FREE_DEVICE = 0.9  # of what a step has left free on a card: the allocator holds more than tensors take
 
 
 class ActivationBudget:
-    """Bytes for kept activations of one rank.
+    """Decide how many bytes of activations one rank may keep on its device.
 
-    Under auto a step on a card that is larger than any before it keeps nothing, and what it leaves free is
-    the budget of those that follow.
+    With `auto` on a GPU, a step that is larger than all before it keeps nothing, and the memory that it
+    leaves free is the budget of the following steps.
 
     Args:
-        gib: what the configuration says.
-        sharers: ranks that share the device, or the host's memory where that is the device.
+        gib: value of engine.activation_gib.
+        sharers: number of ranks that share the device; on a CPU, the host's memory.
 
     Attributes:
-        peak: the most device memory that was taken before the allocator's own count was last set back.
+        peak: the largest device memory in use, in bytes, before the allocator's own peak was last reset.
     """
 
     def __init__(self, gib: float | Literal["auto"], sharers: int):
         self._fixed = None if gib == "auto" else int(gib * 2**30)
         self._sharers = sharers
-        self._found = 0
-        self._largest = (0, 0)
-        self._learns = False
+        self._budget = 0
+        self._largest = (0, 0)  # of all steps so far: bytes of the largest input, and of a step's inputs
+        self._measuring = False
         self.peak = 0
 
     def begin(self, inputs: Sequence[int]) -> int:
-        """What may be kept in the step that begins now.
+        """Return the bytes that the step which begins now may keep.
 
         Args:
-            inputs: bytes of a block's input, of each micro-batch of the step.
+            inputs: bytes of a block's input for each micro-batch of the step.
         """
         if self._fixed is not None:
             return self._fixed
@@ -52,61 +52,60 @@ class ActivationBudget:
         size = max(inputs), sum(inputs)
         larger = any(now > before for now, before in zip(size, self._largest))
         if larger and accelerator.is_synchronized_device():
-            self._found = int(free_memory() * OF_FREE_RAM / self._sharers)
+            self._budget = int(free_memory() * FRACTION_OF_FREE_RAM / self._sharers)
         elif larger:
-            self._learns = True
-            self._found = 0
+            self._measuring = True
+            self._budget = 0
             self.peak = max(self.peak, accelerator.max_memory_allocated())
             accelerator.reset_peak_memory_stats()
-        self._largest = tuple(map(max, size, self._largest))
-        return self._found
+        self._largest = max(size[0], self._largest[0]), max(size[1], self._largest[1])
+        return self._budget
 
     def step_done(self) -> None:
-        """Learn from a step what the card has left."""
-        if self._learns:
-            self._learns = False
-            empty_host_cache()  # inputs that waited on the host may stay on the device from now on
-            self._found = max(
-                0, int((self._obtainable_bytes() - get_accelerator().max_memory_allocated()) * OF_FREE_DEVICE)
-            )
+        """Set the budget to what the step has left free, if this step was the largest so far."""
+        if self._measuring:
+            self._measuring = False
+            empty_host_cache()  # block inputs stored on the host may stay on the device from now on
+            left = self._obtainable_bytes() - get_accelerator().max_memory_allocated()
+            self._budget = max(0, int(left * FRACTION_OF_FREE_DEVICE))
 
     def give_up(self) -> bool:
-        """Keep nothing from now on, where something was kept because it seemed to fit; whether that was
-        so.
+        """Keep nothing from now on, after memory has run out; returns whether something was kept under
+        `auto`.
         """
-        if self._fixed is not None or not self._found:
+        if self._fixed is not None or not self._budget:
             return False
-        self._found = 0
+        self._budget = 0
         self._largest = (sys.maxsize, sys.maxsize)
-        self._learns = False
+        self._measuring = False
         return True
 
     def _obtainable_bytes(self) -> int:
-        """Bytes of the card that this process has or could get."""
+        """Return the bytes of the GPU that this process has reserved or could reserve."""
         accelerator = get_accelerator()
-        held = accelerator.memory_reserved()
+        reserved = accelerator.memory_reserved()
         if accelerator.device_name() != "cuda":
-            return held + accelerator.available_memory() // self._sharers
+            return reserved + accelerator.available_memory() // self._sharers
         free, total = torch.cuda.mem_get_info()
-        fraction = getattr(
-            torch.cuda, "get_per_process_memory_fraction", lambda: 1.0
-        )  # an older torch does not tell
-        return min(held + free // self._sharers, int(fraction() * total))
+        # An older torch lacks this function, and has no such limit then.
+        fraction = getattr(torch.cuda, "get_per_process_memory_fraction", lambda: 1.0)
+        return min(reserved + free // self._sharers, int(fraction() * total))
 
 
 class SavedBytesCounter(torch.autograd.graph.saved_tensors_hooks):
-    """While active, counts the bytes of tensors that graphs save, each storage once; those of `others`
-    (weights, inputs, what blocks share) are not counted.
+    """Count, while active, the bytes of tensors that autograd saves for the backward pass, each storage once.
+
+    Args:
+        excluded: tensors that are not counted (weights, inputs, arguments that all blocks share).
+
+    Attributes:
+        nbytes: the count.
     """
 
-    def __init__(self, others: Iterable[torch.Tensor]):
-        self._seen = {tensor.untyped_storage()._cdata for tensor in others}
+    def __init__(self, excluded: Iterable[torch.Tensor]):
+        self._seen = {tensor.untyped_storage()._cdata for tensor in excluded}
         self.nbytes = 0
         super().__init__(self._count, lambda saved: saved)
-
-    def __enter__(self) -> "SavedBytesCounter":
-        super().__enter__()
-        return self
 
     def _count(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()

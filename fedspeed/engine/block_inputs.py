@@ -1,8 +1,7 @@
-"""Inputs of blocks between the forward and the backward pass: on the device, or in host memory and on their
-way to and from it.
+"""Store the inputs of blocks between the forward and the backward pass, on the device or in host memory.
 
-They travel in streams of their own. In the stream of the arithmetic each would stand behind the weights that
-are on their way, which are many times larger.
+Copies to and from the host have streams of their own. In the stream that loads weights each copy would wait
+behind the weights, which are many times larger.
 """
 
 from collections import deque
@@ -13,112 +12,113 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from fedspeed.engine.compute.uploads import pinned_tensor
+from fedspeed.engine.device_events import DeviceEvent, DeviceStream, event_after_queued_work
 from fedspeed.schedule.limits import CARRIED
 
 
 @dataclass
 class StoredInput:
-    """One input. `home`: where it waits; `here`: on the device, None while it is away; `ready`: the event
-    after which it is there.
+    """One input of a block.
+
+    Attributes:
+        host: its copy in host memory, if it is stored there.
+        device: the tensor on the device; None while it is on the host only.
+        arrived: the event after which the copy back to the device is done.
     """
 
-    home: torch.Tensor | None
-    here: torch.Tensor | None
-    ready: object = None
+    host: torch.Tensor | None
+    device: torch.Tensor | None
+    arrived: DeviceEvent | None = None
 
     def take(self) -> torch.Tensor:
-        """The input on the device; whatever computes with it waits until it is there."""
-        if self.ready is not None:
-            get_accelerator().current_stream().wait_event(self.ready)
-        found = self.here
-        self.home = None
-        self.here = None
-        return found
+        """Remove and return the input on the device; computation with it waits until it has arrived."""
+        if self.arrived is not None:
+            get_accelerator().current_stream().wait_event(self.arrived)
+        taken = self.device
+        assert taken is not None, "an input on the host must be brought back before it is taken"
+        self.host = None
+        self.device = None
+        return taken
 
 
 @dataclass
-class _Departure:
-    """Inputs of one block on their way down: kept here until the arithmetic waits for the event behind the
-    last of them.
+class _Offload:
+    """The copies to the host of one block's inputs. The inputs are kept alive until the computation waits for
+    the event after the last copy.
     """
 
     inputs: list[torch.Tensor] = field(default_factory=list)
-    sent: object = None
+    sent: DeviceEvent | None = None
 
 
 class BlockInputs:
-    """Puts inputs away and brings them back. On a device that shares the host's memory they stay where they
-    are.
+    """Store inputs on the device or in host memory, and bring them back. On a CPU, device and host memory are
+    the same and nothing is copied.
     """
 
-    def __init__(self):
-        self._apart = not get_accelerator().is_synchronized_device()
-        self._down, self._up = (
-            (get_accelerator().Stream(), get_accelerator().Stream()) if self._apart else (None, None)
-        )
-        self._going: deque[_Departure] = deque()
+    def __init__(self) -> None:
+        separate = not get_accelerator().is_synchronized_device()
+        self._down: DeviceStream | None = get_accelerator().Stream() if separate else None
+        self._up: DeviceStream | None = get_accelerator().Stream() if separate else None
+        self._offloads: deque[_Offload] = deque()
 
     def begin_block(self) -> None:
-        """The next block's inputs follow. At most two blocks' are on their way, so that a bounded number
-        takes memory of the device.
+        """Expect the next block's inputs. Copies of at most two blocks are in progress, so that a bounded
+        number of inputs takes device memory.
         """
-        while len(self._going) >= CARRIED:
-            self._gone(self._going.popleft())
-        self._going.append(_Departure())
+        while len(self._offloads) >= CARRIED:
+            self._wait_for(self._offloads.popleft())
+        self._offloads.append(_Offload())
 
     def put(self, hidden: torch.Tensor, on_host: bool) -> StoredInput:
-        """Take a block's input; with `on_host` its copy to host memory begins."""
-        if not (on_host and self._apart):
+        """Store a block's input; with `on_host` its copy to host memory begins."""
+        if self._down is None or not on_host:
             return StoredInput(None, hidden)
         accelerator = get_accelerator()
-        home = pinned_tensor(hidden.shape, hidden.dtype, "the inputs of blocks")
-        self._down.wait_event(_now())
+        host = pinned_tensor(hidden.shape, hidden.dtype, "the inputs of blocks")
+        self._down.wait_event(event_after_queued_work())
         with accelerator.stream(self._down):
-            home.copy_(hidden, non_blocking=True)
-            self._going[-1].sent = accelerator.Event()
-            self._going[-1].sent.record(self._down)
-        self._going[-1].inputs.append(hidden)
-        return StoredInput(home, None)
+            host.copy_(hidden, non_blocking=True)
+            sent = accelerator.Event()
+            sent.record(self._down)
+        self._offloads[-1].sent = sent
+        self._offloads[-1].inputs.append(hidden)
+        return StoredInput(host, None)
 
-    def turn(self) -> None:
-        """No more inputs are put away in this pass."""
-        while self._going:
-            self._gone(self._going.popleft())
+    def end_forward(self) -> None:
+        """End the forward pass, after which no more inputs are stored."""
+        while self._offloads:
+            self._wait_for(self._offloads.popleft())
 
     def forget(self) -> None:
-        """Let go of what is on its way, after a pass that has failed; the device must have been waited
-        for.
+        """Release the inputs in progress after a pass that has failed. The device must have been
+        synchronised.
         """
-        self._going.clear()
+        self._offloads.clear()
 
-    def _gone(self, going: "_Departure") -> None:
-        """Let the arithmetic wait until a block's inputs have gone down; only then may it write where they
-        were.
-        """
-        if going.sent is not None:
-            get_accelerator().current_stream().wait_event(going.sent)
+    def _wait_for(self, offload: _Offload) -> None:
+        """Let the computation wait until a block's inputs are copied; only then may it overwrite them."""
+        if offload.sent is not None:
+            get_accelerator().current_stream().wait_event(offload.sent)
 
     def bring(self, inputs: Sequence[StoredInput]) -> None:
-        """Begin to bring a block's inputs back: call it one block early."""
-        away = [waiting for waiting in inputs if waiting.here is None]
-        if not away:
+        """Start to copy a block's inputs back. Call this one block early."""
+        offloaded = [(stored, stored.host) for stored in inputs if stored.device is None]
+        if not offloaded:
             return
+        assert self._up is not None, "without an accelerator all inputs stay on the device"
         accelerator = get_accelerator()
         device = accelerator.current_device_name()
-        for waiting in away:
-            waiting.here = torch.empty(waiting.home.shape, dtype=waiting.home.dtype, device=device)
-        # Their places may have belonged to what the arithmetic so far still reads. It has waited, too, until
-        # they had gone down (`turn`).
-        self._up.wait_event(_now())
+        copies = []
+        for stored, host in offloaded:
+            assert host is not None, "an input that was taken cannot be brought back"
+            stored.device = torch.empty(host.shape, dtype=host.dtype, device=device)
+            copies.append((stored, stored.device, host))
+        # The memory of the new tensors may have belonged to tensors that queued work still reads. The queued
+        # work includes waiting until these are copied to the host (`end_forward`).
+        self._up.wait_event(event_after_queued_work())
         with accelerator.stream(self._up):
-            for waiting in away:
-                waiting.here.copy_(waiting.home, non_blocking=True)
-                waiting.ready = accelerator.Event()
-                waiting.ready.record(self._up)
-
-
-def _now():
-    """An event behind what the arithmetic has been asked for so far."""
-    event = get_accelerator().Event()
-    event.record(get_accelerator().current_stream())
-    return event
+            for stored, target, host in copies:
+                target.copy_(host, non_blocking=True)
+                stored.arrived = accelerator.Event()
+                stored.arrived.record(self._up)

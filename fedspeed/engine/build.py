@@ -1,4 +1,6 @@
-"""Building a rank's engine: meta model -> adapter -> tags -> weights block by block -> DeepSpeed."""
+"""Build a rank's engine: create the model on the meta device, add the adapter, read the weights block by
+block, and start DeepSpeed.
+"""
 
 from importlib import import_module
 
@@ -12,8 +14,8 @@ from fedspeed.models.loading import meta_model
 
 __all__ = ["BUILDERS", "EngineContext", "EngineSpec", "build_engine"]
 
-# By kind, the module whose `build(net, spec, context, groups)` builds it. Imported when it is asked for: each
-# loads the parts of DeepSpeed that it needs.
+# By kind, the module whose `build(net, spec, context, groups)` builds the engine. A module is imported when
+# it is needed, since each imports the parts of DeepSpeed that it uses.
 BUILDERS: dict[Kind, str] = {
     "stock": "fedspeed.engine.builders.stock",
     "streamed": "fedspeed.engine.builders.streamed",
@@ -23,10 +25,11 @@ BUILDERS: dict[Kind, str] = {
 
 
 def build_engine(spec: EngineSpec, context: EngineContext) -> ClientEngine:
-    """Build the engine of this rank. Collective over the cluster's torch world, which must have been joined.
+    """Build the engine of this rank. Collective over the cluster's torch world, which must have been joined
+    (`world.join_world`).
 
     Raises:
-        ModelError: the model folder, its weights or the adapter do not fit.
+        ModelError: the model folder, its weights or the adapter do not fit the configuration.
         FedSpeedError: the tier has no room for the base.
     """
     groups = make_groups(context.client_sets)

@@ -1,5 +1,5 @@
-"""What kinds of engines there are, which one a configuration means, and what each is capable of. Pure,
-without torch: so that a method that asks for more is refused before anything starts.
+"""The kinds of engines, and what each is capable of. Without torch, so that a method that needs more than an
+engine can do is refused before anything starts.
 """
 
 from collections.abc import Collection, Mapping
@@ -11,8 +11,9 @@ from fedspeed.errors import ConfigError
 
 Kind = Literal["stock", "streamed", "client_pipeline", "cluster_pipeline"]
 
-# What a method may ask of an engine beside loading, evaluating and reading states; see the methods of
-# `ClientEngine`. One that no kind has yet is refused with all of them.
+# What a method may need of an engine, besides loading, evaluating and reading states; see the methods of
+# `ClientEngine`. `forward_gradients` is not implemented by any kind yet, so a method that needs it is
+# refused.
 Capability = Literal["gradients", "add_to_gradients", "perturb", "generate", "logprobs", "forward_gradients"]
 
 _ALL: frozenset[Capability] = frozenset({"gradients", "add_to_gradients", "perturb", "generate", "logprobs"})
@@ -25,16 +26,16 @@ CAPABILITIES: dict[Kind, frozenset[Capability]] = {
 
 
 def kind_of(engine: EngineConfig, deepspeed: Mapping, *, frozen: bool, outside: str = "") -> Kind:
-    """Tell which kind of engine a configuration means.
+    """Return the kind of engine that a configuration means.
 
     Args:
         deepspeed: the DeepSpeed section.
-        frozen: whether anything of the model is frozen.
-        outside: name of something that trains outside the decoder blocks; empty where nothing does, or where
-            it is not known yet, since the model has not been looked into.
+        frozen: whether any parameter is frozen.
+        outside: name of a parameter that trains outside the decoder blocks; empty if there is none, or if the
+            model has not been read yet.
 
     Raises:
-        FedSpeedError: the configuration asks for a tier that cannot train what it shall.
+        FedSpeedError: the tier that is asked for cannot train the trainable parameters.
     """
     if engine.pipeline == "client":
         return "client_pipeline"
@@ -45,19 +46,19 @@ def kind_of(engine: EngineConfig, deepspeed: Mapping, *, frozen: bool, outside: 
 
 
 def capabilities_of(kind: Kind) -> frozenset[Capability]:
-    """Tell what a kind of engine is capable of."""
+    """Return what a kind of engine is capable of."""
     return CAPABILITIES[kind]
 
 
 def check_capabilities(needs: Collection[Capability], kind: Kind, asker: str) -> None:
-    """Check that a kind of engine can do what is asked of it.
+    """Check that a kind of engine has the capabilities that a method needs.
 
     Args:
-        asker: the setting that asks, as `federation.method=NAME`.
+        asker: the setting that needs them, as `federation.method=NAME`.
 
     Raises:
-        ConfigError: it cannot; says which kinds can.
-        ValueError: a need is no capability by name.
+        ConfigError: it lacks one; the message names the kinds that have all.
+        ValueError: a need is not the name of a capability.
     """
     if unknown := sorted(set(needs) - set(get_args(Capability))):
         raise ValueError(

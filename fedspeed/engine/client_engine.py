@@ -1,29 +1,30 @@
-"""A rank's training engine, lent to its clients.
+"""The training engine of a rank, which its clients use one after the other, or at the same time.
 
-The engine is built once and lives as long as the run. It has client slots; a client that takes one loads the
-global state into the slot's masters, resets (or restores) the optimizer, takes its local steps, and reads the
-masters back. So a rank holds as many adapters and optimizers as it has slots, however many clients it
-carries, and nothing is reloaded between rounds. A local step is `gradients`, then `step`; between the two a
-method may read the masters and add to the gradients.
+The engine is built once and lives as long as the run. It has client slots. A client that takes a slot loads
+the global state into the slot's masters, resets (or restores) the optimizer, takes its local steps, and reads
+the masters back. So a rank has as many adapters and optimizers as it has slots, however many clients it
+carries, and the base is not reloaded between rounds. A local step is `gradients`, then `step`; between the
+two a method may read the masters and add to the gradients.
 """
 
 import gc
 import statistics
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
-from torch import nn
 
 from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.capabilities import Capability, Kind, capabilities_of
 from fedspeed.engine.client_state import ClientState
+from fedspeed.engine.clock import Clock
 from fedspeed.engine.folded import FoldedAdapter
 from fedspeed.engine.generation.interface import Generating
 from fedspeed.engine.groups import Groups
@@ -31,11 +32,23 @@ from fedspeed.engine.matched_passes import MatchedPasses
 from fedspeed.engine.memory_counter import TensorMemoryCounter, storage_bytes
 from fedspeed.models.folded import trainable
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from transformers import PreTrainedModel
+
+Tensors = dict[str, torch.Tensor]
+
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over answer tokens and rows, to be added before anything is divided. `steps` are those that moved
-    the weights.
+    """Sums over answer tokens and rows. Add them over micro-batches and ranks before dividing.
+
+    Attributes:
+        loss: cross-entropy of the answer tokens.
+        tokens: answer tokens.
+        exact: rows whose whole answer greedy decoding would give.
+        rows: rows that have an answer.
+        steps: optimizer steps that were applied.
     """
 
     loss: float = 0.0
@@ -55,25 +68,34 @@ class Sums:
 
     @property
     def mean_loss(self) -> float:
+        """Loss per answer token; not a number if there are none."""
         return self.loss / self.tokens if self.tokens else float("nan")
 
 
 class ClientEngine(MatchedPasses, Generating):
-    """See the module's docstring. Built by `engine.build.build_engine`.
+    """Train, evaluate and generate with one model, for the clients of this rank. `engine.build.build_engine`
+    builds the engine.
+
+    Args:
+        states: the client slots.
+        matched_group: the ranks that must make the same passes; None if this rank is independent of others.
 
     Attributes:
-        kind: which of the kinds of engines it is.
+        kind: the kind of engine.
         model: the network, for its configuration and its adapter's.
         groups: process groups of this rank.
     """
 
     kind: Kind
 
-    def __init__(self, model: nn.Module, states: list[ClientState], groups: Groups, matched_group, clock):
-        """
-        Args:
-            matched_group: the ranks that must make the same passes; None where every rank may go on alone.
-        """
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        states: list[ClientState],
+        groups: Groups,
+        matched_group: "ProcessGroup | None",
+        clock: Clock,
+    ):
         self.model = model
         self.groups = groups
         self._states = states
@@ -81,38 +103,39 @@ class ClientEngine(MatchedPasses, Generating):
         self._matched_group = (
             matched_group if matched_group is not None and dist.get_world_size(matched_group) > 1 else None
         )
-        self._begin_alone()
+        self._begin_unmatched()
         self._device = torch.device(get_accelerator().current_device_name())
         self._folded = FoldedAdapter(model)
-        self._folded_then = 0  # bytes of the folded adapter among those that the first step counted
-        self._waiting: set[int] = set()  # client slots whose gradients wait for a step
-        self._live: TensorMemoryCounter | None = None  # counts the first step; see device_bytes
-        self._standing_bytes = 0
-        self._counted = 0
-        self._halves_s = 0.0  # seconds that the step which has begun has taken so far
-        self._step_s: list[float] = []  # seconds, since they were last asked for
+        self._pending: set[int] = set()  # client slots with gradients that no step has used yet
+        # Device memory on a CPU, which is counted in the first step (see device_bytes).
+        self._counter: TensorMemoryCounter | None = None
+        self._persistent_bytes = 0  # of tensors that exist between steps
+        self._peak_bytes = 0  # of the first step
+        self._peak_folded_bytes = 0  # of the folded adapter, included in _peak_bytes
+        self._current_step_s = 0.0  # seconds of the current step so far
+        self._step_s: list[float] = []  # seconds of each step since take_step_s
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """What it is capable of, beside loading, evaluating and reading states."""
+        """What a method may ask of this engine, besides loading, evaluating and reading states."""
         return capabilities_of(self.kind)
 
     @property
     def client_slots(self) -> int:
-        """How many clients may train at the same time."""
+        """Number of clients that may train at the same time."""
         return len(self._states)
 
     @property
     def names(self) -> list[str]:
-        """Trainable parameters in the order every rank of every client agrees on."""
-        return list(self._states[0].places)
+        """Names of the trainable tensors, in the same order on every rank of every client."""
+        return list(self._states[0].slices)
 
     @property
     def data_share(self) -> tuple[int, int]:
-        """(into how many shares the rows of a client's micro-batches are divided, this rank's share)."""
+        """(number of shares into which a client's rows are divided, number of this rank's share)."""
         return self.groups.client_size, self.groups.client_rank
 
-    # A client's turn.
+    # Local training of a client.
 
     def load(
         self,
@@ -123,41 +146,38 @@ class ClientEngine(MatchedPasses, Generating):
         seed: int = 0,
         slot: int = 0,
     ) -> None:
-        """Begin a turn: global `state` into masters and copies, `optimizer` state restored or (None) reset.
-        Gradients that wait in the slot are forgotten.
+        """Begin a client's local steps: write the global `state` into masters and working copies, and restore
+        the `optimizer` state or (None) reset it. Gradients that are left in the slot are dropped.
 
         Args:
-            state: full fp32 tensors by name, folded ones among them (see `load_folded`).
-            frozen: names that keep their value through this turn (freeze_a, alternate). Their gradient is
-                zeroed, so that it neither clips the others' nor enters momentum, and their learning rate is
-                zero, so that decay does not move them either; `requires_grad=False` in mid-run would not stop
-                ZeRO from moving them.
-            seed: of dropout, the turn's own: a resumed round draws the same masks.
+            state: full fp32 tensors by name, including folded ones (see `load_folded`).
+            frozen: names that keep their values during these local steps (freeze_a, alternate). Their
+                gradients are set to zero, so that they affect neither clipping nor momentum, and their
+                learning rate is zero, so that weight decay does not change them. `requires_grad=False` during
+                a run would not keep ZeRO from updating them.
+            seed: of dropout, one for each client and round: a resumed round draws the same masks.
         """
-        if slot in self._waiting:
-            self._waiting.discard(slot)
-            self._forget(slot)
+        if slot in self._pending:
+            self._pending.discard(slot)
+            self._drop_gradients(slot)
         self.load_folded(state)
         self._load(slot, trainable(state), optimizer, frozen, seed)
 
     @abstractmethod
-    def _forget(self, slot: int) -> None:
-        """Let go of the gradients that wait in a slot; what it moves is loaded anew."""
+    def _drop_gradients(self, slot: int) -> None:
+        """Drop the gradients that are left in a slot. The slot's state may change, since it is loaded
+        next.
+        """
 
     def _load(
-        self,
-        slot: int,
-        state: dict[str, torch.Tensor],
-        optimizer: dict[str, torch.Tensor] | None,
-        frozen: frozenset[str],
-        seed: int,
+        self, slot: int, state: Tensors, optimizer: Tensors | None, frozen: frozenset[str], seed: int
     ) -> None:
-        """See `load`."""
+        """Load a slot; see `load`."""
         self._states[slot].load(state, optimizer, frozen, seed)
 
     def load_folded(self, state: dict[str, torch.Tensor]) -> None:
-        """Compute from now on with the folded arrays of a global state, which are common to all clients
-        (models.folded). A rank whose clients take no turn calls this itself where it computes for others.
+        """Compute from now on with the folded arrays of a global state, which are the same for all clients
+        (models.folded). A rank without a client in this round calls this itself if it computes for others.
         """
         self._folded.load(state)
 
@@ -174,102 +194,105 @@ class ClientEngine(MatchedPasses, Generating):
         return self._states[slot].optimizer_state()
 
     def gradients(self, work: Sequence[StepBatches]) -> list[Sums]:
-        """Compute gradients of each of the first `len(work)` client slots, and add them to those that wait
-        there; returns this rank's sums by slot, of no steps.
+        """Compute gradients for each of the first `len(work)` client slots, and add them to the gradients
+        that are in the slot already; returns this rank's sums by slot, with 0 steps.
 
-        The gradient of a slot is that of the mean over its whole step's answer tokens. DeepSpeed averages
-        over the client's ranks, so each rank's part of the sum is multiplied by their number.
+        The gradient of a slot is that of the mean loss over all answer tokens of its step. DeepSpeed averages
+        over the client's ranks, so each rank multiplies its part of the sum by their number.
         """
         assert 0 < len(work) <= self.client_slots, f"{len(work)} clients for {self.client_slots} slots"
         with self._measured():
             sums = self._gradients(work)
-        self._waiting.update(range(len(work)))
+        self._pending.update(range(len(work)))
         return sums
 
     def add_to_gradients(self, slot: int, arrays: Mapping[str, np.ndarray], scale: float) -> None:
-        """Add to the gradients that wait in a slot: that of the mean loss grows by `scale` times `arrays`,
-        once however many ranks the client has. Where none wait, it counts from zero. Alike on all ranks of
-        the client.
+        """Add `scale` times `arrays` to the gradient of a slot's mean loss. It counts once, however many
+        ranks the client has; all of them call this with the same arguments. A slot without gradients begins
+        at zero.
 
         Args:
-            arrays: full fp32 tensors by name; zero where a name is missing. What is frozen stays so.
+            arrays: full fp32 tensors by name; a missing name counts as zero. Frozen tensors stay frozen.
         """
         unknown = sorted(arrays.keys() - set(self.names))
         assert not unknown, f"add_to_gradients: nothing that trains is called {unknown[0]}"
         self._add_to_gradients(slot, arrays, scale)
-        self._waiting.add(slot)
+        self._pending.add(slot)
 
     def step(self, lr: float) -> list[bool]:
-        """Take an optimizer step in each slot whose gradients wait, in the slots' order: reduce, clip, scale,
-        move.
+        """Take an optimizer step in each slot that has gradients, in the slots' order: reduce, clip, unscale,
+        update.
 
         Returns:
-            by such slot, whether its masters moved: DeepSpeed leaves out a step whose gradient is not finite.
+            for each of these slots, whether the step was applied: DeepSpeed skips it if a gradient is not
+            finite.
         """
-        assert self._waiting, "step: no gradients wait; call gradients before it"
-        slots = sorted(self._waiting)
-        self._waiting = set()
+        assert self._pending, "step: there are no gradients; call gradients before it"
+        slots = sorted(self._pending)
+        self._pending = set()
         with self._measured():
-            moved = self._step(slots, lr)
-        if self._live is not None:
-            self._counted = self._standing_bytes + self._live.peak
-            self._live = None
-            self._folded_then = self._folded.bytes
+            applied = self._step(slots, lr)
+        if self._counter is not None:
+            self._peak_bytes = self._persistent_bytes + self._counter.peak
+            self._counter = None
+            self._peak_folded_bytes = self._folded.bytes
         else:
-            self._step_s.append(self._halves_s)
-        self._halves_s = 0.0
-        return moved
+            self._step_s.append(self._current_step_s)
+        self._current_step_s = 0.0
+        return applied
 
     def train_step(self, work: Sequence[StepBatches], lr: float) -> list[Sums]:
-        """Take one local step of each of the first `len(work)` client slots; returns this rank's sums by
+        """Take one local step in each of the first `len(work)` client slots; returns this rank's sums by
         slot.
         """
         sums = self.gradients(work)
-        return [replace(own, steps=int(moved)) for own, moved in zip(sums, self.step(lr), strict=True)]
+        steps = zip(sums, self.step(lr), strict=True)
+        return [replace(slot_sums, steps=int(applied)) for slot_sums, applied in steps]
 
     def perturb(self, slot: int, seed: int, scale: float) -> None:
-        """Move a slot's masters and working copies by `scale` times a standard normal direction, which (seed,
-        name, shape) name (`engine.directions`): the same on every rank of the client. What is frozen
-        stays.
+        """Add `scale` times a standard normal direction to a slot's masters and working copies. The direction
+        is a function of (seed, name, shape) (`engine.directions`), hence the same on every rank of the
+        client. Frozen tensors keep their values.
         """
         self._states[slot].perturb(seed, scale)
 
     @abstractmethod
     def _gradients(self, work: Sequence[StepBatches]) -> list[Sums]:
-        """See `gradients`."""
+        """Compute gradients; see `gradients`."""
 
     @abstractmethod
     def _add_to_gradients(self, slot: int, arrays: Mapping[str, np.ndarray], scale: float) -> None:
-        """See `add_to_gradients`."""
+        """Add arrays to gradients; see `add_to_gradients`."""
 
     @abstractmethod
     def _step(self, slots: Sequence[int], lr: float) -> list[bool]:
-        """See `step`."""
+        """Take optimizer steps; see `step`."""
 
     @contextmanager
-    def _measured(self):
-        """Half of a step: its seconds, or on a CPU in the first step its memory."""
-        if self._live is None and not self._counted and get_accelerator().is_synchronized_device():
-            self._standing_bytes, self._live = storage_bytes(self._standing()), TensorMemoryCounter()
+    def _measured(self) -> Iterator[None]:
+        """Measure the seconds of one half of a step, and on a CPU the memory of the first step."""
+        if self._counter is None and not self._peak_bytes and get_accelerator().is_synchronized_device():
+            self._persistent_bytes = storage_bytes(self._persistent_tensors())
+            self._counter = TensorMemoryCounter()
         begin = time.perf_counter()
-        with self._live or nullcontext():
+        with self._counter or nullcontext():
             yield
-        self._halves_s += time.perf_counter() - begin
+        self._current_step_s += time.perf_counter() - begin
 
     @property
     def device_bytes(self) -> int:
-        """The most that tensors have taken on this rank's device so far: by its allocator's count, or on a
-        CPU by ours in the first step (0 before it; DeepSpeed's answer for a CPU would be the whole
+        """The most bytes that tensors have taken on this rank's device so far, according to its allocator. On
+        a CPU it is the count of the first step, and 0 before (DeepSpeed would return the memory of the whole
         process).
         """
         if not get_accelerator().is_synchronized_device():
             return get_accelerator().max_memory_allocated()
-        return self._counted and self._counted + max(0, self._folded.peak - self._folded_then)
+        if not self._peak_bytes:
+            return 0
+        return self._peak_bytes + max(0, self._folded.peak - self._peak_folded_bytes)
 
-    def _standing(self) -> list[torch.Tensor]:
-        """Tensors of the device that are there between two steps; host memory that only holds what is away
-        from the device does not count.
-        """
+    def _persistent_tensors(self) -> list[torch.Tensor]:
+        """Return the tensors on the device that exist between two steps, without offloaded ones."""
         away = {t.untyped_storage()._cdata for t in self._away()}
         return [
             t
@@ -280,72 +303,75 @@ class ClientEngine(MatchedPasses, Generating):
         ]
 
     def _away(self) -> list[torch.Tensor]:
-        """Host memory of tensors that are away from the device, where host and device are one."""
+        """Return the host memory of offloaded tensors. On a CPU it must not be counted as device memory."""
         return []
 
     @property
     @abstractmethod
     def base_bytes(self) -> int:
-        """Of the whole frozen base, wherever it lies."""
+        """Bytes of the whole frozen base, wherever it is stored."""
 
     def take_step_s(self) -> float:
-        """Median seconds of a step of all client slots since the last call, 0 if there was none. One that was
-        counted is not timed.
+        """Return the median seconds of a step of all client slots since the last call; 0 if there was none.
+        The step in which memory is counted is left out.
         """
         taken = self._step_s
         self._step_s = []
         return statistics.median(taken) if taken else 0.0
 
     def take_loaded(self) -> int:
-        """Bytes of the base that were loaded onto the device since the last call."""
+        """Return the bytes of the base that were loaded onto the device since the last call."""
         return 0
 
     def take_bubble(self) -> tuple[float, float]:
-        """(seconds of training passes in which a stage of a pipeline did not compute, seconds of them in
-        all), since the last call.
+        """Return (seconds of training passes in which this pipeline stage was idle, seconds of training
+        passes) since the last call.
         """
         return 0.0, 0.0
 
     @abstractmethod
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:
-        """For each list of batches: loss, and answers that greedy decoding would give exactly, under the
-        state of client slot 0. Call within `matched_passes`.
+        """Compute losses and exact matches for each list of batches, under the state of client slot 0. Call
+        this within `matched_passes`.
         """
 
-    # Keeping step with the ranks that share the base.
+    # Number of passes, for `matched_passes`.
 
     @abstractmethod
     def train_passes(
         self, clients: int, steps: int, accumulation: int, *, gradients: int = 1, reads: int = 0
     ) -> int:
-        """Passes in which this rank trains `clients` clients, `steps` steps each.
+        """Return the number of passes in which this rank trains `clients` clients, `steps` steps each.
 
         Args:
-            gradients: calls of `gradients` before each step. reads: calls of `masters` or `state` beside the
-                one at a turn's end, of each client in each step.
+            gradients: calls of `gradients` before each step.
+            reads: calls of `masters` or `state` for each client in each step, not counting the one after the
+                last step.
         """
 
     @abstractmethod
     def eval_passes(self, work: list[list[Batch]]) -> int:
-        """Passes that `evaluate(work)` makes."""
+        """Return the number of passes that `evaluate(work)` makes."""
 
-    # Words between the ranks of a client.
+    # Collectives of the ranks of a client.
 
     def sum_over_client(self, values: np.ndarray) -> np.ndarray:
         """Sum a float64 vector over the ranks of the client."""
         if self.groups.client_size == 1:
             return values
-        words = torch.from_numpy(values.copy()).to(self._device)
-        dist.all_reduce(words, group=self.groups.client)
-        return words.cpu().numpy()
+        total = torch.from_numpy(values.copy()).to(self._device)
+        dist.all_reduce(total, group=self.groups.client)
+        return total.cpu().numpy()
 
     def share_from_gateway(self, values: np.ndarray) -> np.ndarray:
-        """The gateway's vector, on every rank of the client (the gateway is its first rank)."""
+        """Broadcast a vector from the gateway, which is the client's first rank, to all ranks of the
+        client.
+        """
         if self.groups.client_size == 1:
             return values
-        words = torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
-        dist.broadcast(words, self.groups.client_ranks[0], group=self.groups.client)
-        return words.cpu().numpy()
+        shared = torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
+        dist.broadcast(shared, self.groups.client_ranks[0], group=self.groups.client)
+        return shared.cpu().numpy()
 
     def close(self) -> None:
-        """Give back what outlives the process or holds up its end."""
+        """Release resources that outlive the engine object."""

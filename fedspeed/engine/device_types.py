@@ -1,18 +1,19 @@
-"""What the devices of this machine compute in, by DeepSpeed's word and CUDA's."""
+"""The numeric types in which the devices of this machine compute, according to DeepSpeed and CUDA."""
 
 import os
 import socket
+from typing import Any
 
 from fedspeed.cluster.cards import Card, device_index
 from fedspeed.errors import ModelError
 from fedspeed.models.numeric_types import DeviceTypes
 
-_BF16_FROM = (8, 0)  # CUDA compute capability: Ampere. Older cards emulate it
-_FP16_FROM = (7, 0)  # Volta. Of the older ones most are slower in fp16 than in fp32
+_BF16_FROM = (8, 0)  # CUDA compute capability of Ampere; older GPUs emulate bf16
+_FP16_FROM = (7, 0)  # of Volta; most older GPUs are slower in fp16 than in fp32
 
 
 def device_types(local_rank: int | None = None) -> list[DeviceTypes]:
-    """The device of a rank of this machine, or all that this process may use.
+    """Return the types of a rank's device, or those of all devices that this process may use.
 
     Args:
         local_rank: as the launcher numbers the ranks of a machine; None for all devices.
@@ -33,7 +34,7 @@ def device_types(local_rank: int | None = None) -> list[DeviceTypes]:
 
 
 def own_index(local_rank: int) -> int:
-    """The index of a rank's device among those that it sees.
+    """Return the index of a rank's device among those visible to it.
 
     Args:
         local_rank: as the launcher numbers the ranks of a machine.
@@ -44,8 +45,8 @@ def own_index(local_rank: int) -> int:
 
 
 def own_card(local_rank: int) -> Card | None:
-    """The GPU that a rank of this machine computes on, by the id that its maker gave it: a launcher may show
-    each rank another one under the same number. None where it computes on something else than CUDA.
+    """Return the GPU that a rank of this machine computes on, identified by its UUID: a launcher may make a
+    different GPU visible to each rank under the same index. None if the rank does not compute on CUDA.
 
     Args:
         local_rank: as the launcher numbers the ranks of a machine.
@@ -67,7 +68,7 @@ def _identity(index: int) -> str:
     return f"GPU-{torch.cuda.get_device_properties(index).uuid}"
 
 
-def _of_gpu(accelerator, index: int) -> DeviceTypes:
+def _of_gpu(accelerator: Any, index: int) -> DeviceTypes:
     types = {"fp32"} | ({"bf16"} if _has_bf16(accelerator, index) else set())
     if accelerator.is_fp16_supported() and (
         accelerator.device_name() != "cuda" or _capability(index) >= _FP16_FROM
@@ -78,8 +79,8 @@ def _of_gpu(accelerator, index: int) -> DeviceTypes:
     )
 
 
-def _has_bf16(accelerator, index: int) -> bool:
-    """Without emulation, which torch counts as well."""
+def _has_bf16(accelerator: Any, index: int) -> bool:
+    """Tell whether a device computes in bf16 without emulation, which torch's own answer includes."""
     return accelerator.is_bf16_supported() and (
         accelerator.device_name() != "cuda" or _capability(index) >= _BF16_FROM
     )
@@ -92,12 +93,12 @@ def _capability(index: int) -> tuple[int, int]:
 
 
 def check_dtype(dtype: str, began: str = "", local_rank: int = 0) -> None:
-    """Whether this machine can compute in a type. DeepSpeed would refuse too, but late, and without saying
-    what to do.
+    """Check that this machine can compute in a type. DeepSpeed would refuse too, but later and without a
+    remedy.
 
     Args:
-        began: the folder of a run that began in it, where that and not the configuration asks for it.
-        local_rank: of the rank that is to compute in it, as the launcher numbers the ranks of a machine.
+        began: the folder of the run, where a resumed run requires the type and not the configuration.
+        local_rank: of the rank that computes, as the launcher numbers the ranks of a machine.
 
     Raises:
         ModelError: it cannot.

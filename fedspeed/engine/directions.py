@@ -1,27 +1,31 @@
-"""Random directions that a seed names: what zero-order methods move weights along, on whatever rank. CPU, and
-no torch where only the direction is asked for.
+"""Random directions of zero-order methods, which any rank can draw again from the seed. They are drawn on the
+CPU, without torch.
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import torch
+
 
 def direction(seed: int, name: str, shape: Sequence[int]) -> np.ndarray:
-    """Draw the direction [shape] float32 of a tensor, standard normal: a function of (seed, name, shape)
-    alone, so that whoever knows the seed can draw it again (Zelikman et al., 2023; FedKSeed, Qin et al.,
-    2024).
+    """Draw the direction [shape] float32 of a tensor from a standard normal distribution. It depends on
+    (seed, name, shape) alone, so that a rank that knows the seed can draw it again (Zelikman et al., 2023;
+    FedKSeed, Qin et al., 2024).
 
     Args:
         seed: not negative.
     """
-    words = np.frombuffer(hashlib.sha256(name.encode()).digest(), dtype="<u4")
-    bits = np.random.Philox(np.random.SeedSequence([seed, *words.tolist()]))
+    name_hash = np.frombuffer(hashlib.sha256(name.encode()).digest(), dtype="<u4")
+    bits = np.random.Philox(np.random.SeedSequence([seed, *name_hash.tolist()]))
     return np.random.Generator(bits).standard_normal(tuple(shape), dtype=np.float32)
 
 
-def perturbed(values: Mapping, seed: int, scale: float) -> dict:
+def perturbed(values: "Mapping[str, torch.Tensor]", seed: int, scale: float) -> "dict[str, torch.Tensor]":
     """Add `scale` times each tensor's direction to fp32 CPU tensors by name; returns new tensors."""
     import torch
 

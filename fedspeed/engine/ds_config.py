@@ -1,28 +1,39 @@
-"""The last `auto`s of a DeepSpeed configuration: those that only the model and the rank's own disk can
-answer.
-"""
+"""Resolve the values `auto` of a DeepSpeed configuration that depend on the model or on the rank's disk."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedspeed.config.deepspeed_schema import HARMLESS_AUTOS
 from fedspeed.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 THRESHOLD = "stage3_param_persistence_threshold"
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Sizes in elements."""
+    """Sizes of a model, in elements.
+
+    Attributes:
+        hidden: width of the hidden states.
+        block: parameters of a decoder block.
+        trainable: trainable parameters.
+        largest: the largest parameter.
+    """
 
     hidden: int
     block: int
     trainable: int
-    largest: int  # parameter
+    largest: int
 
 
-def model_facts(model) -> ModelFacts:
+def model_facts(model: "PreTrainedModel") -> ModelFacts:
+    """Return the sizes of a model, which may be on the meta device."""
     from fedspeed.models.blocks import decoder_blocks
 
     return ModelFacts(
@@ -33,24 +44,24 @@ def model_facts(model) -> ModelFacts:
     )
 
 
-def finish(config: dict, facts: ModelFacts, nvme: Path, shared_base: bool) -> dict:
-    """A copy of `config` without `auto`.
+def resolve_autos(config: dict, facts: ModelFacts, nvme: Path, shared_base: bool) -> dict:
+    """Return a copy of a DeepSpeed section in which no value is `auto`.
 
-    The bucket is allocated in full, so it is no larger than the trainable part needs. Two to three blocks
-    live at a time; only vectors and the like stay resident (DeepSpeed's own threshold of 1e5 elements calls
-    every attention matrix of a small model small).
+    DeepSpeed allocates a whole reduce bucket, so it is no larger than the trainable part. Two to three blocks
+    are gathered at a time. Only vectors and other small tensors stay resident (DeepSpeed's own threshold of
+    1e5 elements would include the attention matrices of a small model).
 
-    Where ranks share the base, nothing may be resident between two passes: DeepSpeed cuts its gathers by what
-    is resident and by a count of it that every optimizer step shifts, and ranks in lockstep step and load at
-    different moments, so their gathers would not match.
+    Where ranks share the base, no parameter may stay resident between two passes: DeepSpeed groups its
+    gathers by what is resident, and that changes with every optimizer step. Ranks that share the base take
+    steps at different moments, so their gathers would not match.
 
     Args:
-        nvme: a folder of this rank alone: DeepSpeed empties it at the start and names its files by the rank
-            in the cluster's world.
-        shared_base: whether the frozen base is partitioned over ranks that step at different moments.
+        nvme: a folder of this rank alone: DeepSpeed empties it at the start, and names files by the rank in
+            the cluster's world.
+        shared_base: whether the frozen base is partitioned over ranks that take steps at different moments.
 
     Raises:
-        ConfigError: a value that the shared base does not allow.
+        ConfigError: a value is not allowed with a shared base.
     """
     config = copy.deepcopy(config)
     zero = config.setdefault("zero_optimization", {})
@@ -71,30 +82,28 @@ def finish(config: dict, facts: ModelFacts, nvme: Path, shared_base: bool) -> di
     if shared_base and zero[THRESHOLD] != 0:
         raise ConfigError(
             f"deepspeed.zero_optimization.{THRESHOLD}={zero[THRESHOLD]}: where the ranks of a cluster share "
-            "the "
-            "base, no parameter may stay resident; set it to 0 or auto, or set engine.base_partition=client"
+            "the base, no parameter may stay resident; set it to 0 or auto, or set "
+            "engine.base_partition=client"
         )
-    for block in (zero.get("offload_param"), zero.get("offload_optimizer")):
-        if block and block.get(
-            "nvme_path"
-        ):  # a path of the user's own is shared by the ranks of a host, and DeepSpeed empties its folders
-            block["nvme_path"] = str(
-                nvme if block["nvme_path"] == "auto" else Path(block["nvme_path"]) / nvme.name
-            )
+    for offload in (zero.get("offload_param"), zero.get("offload_optimizer")):
+        if offload and (path := offload.get("nvme_path")):
+            # A path from the configuration is common to the ranks of a host, and DeepSpeed empties its
+            # folders.
+            offload["nvme_path"] = str(nvme if path == "auto" else Path(path) / nvme.name)
     buffers = zero.get("offload_param") or {}
     if buffers.get("buffer_size") == "auto":
-        buffers["buffer_size"] = (
-            facts.largest
-        )  # a buffer takes a parameter's whole partition; DeepSpeed's 1e8 is too small for some
+        # A buffer has room for a whole partition of a parameter. DeepSpeed's 1e8 is too small for some.
+        buffers["buffer_size"] = facts.largest
     if buffers.get("buffer_count") == "auto":
-        del buffers["buffer_count"]  # DeepSpeed's own number
-    config["managed_gradient_accumulation"] = False  # a local step ends where we say, not after a fixed count
+        del buffers["buffer_count"]  # DeepSpeed has a default
+    config["managed_gradient_accumulation"] = False  # the engine decides when a local step ends
     left = [k for k, v in _flat(config) if v == "auto" and k not in HARMLESS_AUTOS]
-    assert not left, f"auto without an answer: {left}"
+    assert not left, f"auto was not resolved: {left}"
     return config
 
 
-def _flat(tree: dict, prefix: str = ""):
+def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield (dotted key, value) of all leaves of a section."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")

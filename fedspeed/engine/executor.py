@@ -1,11 +1,11 @@
-"""Layer-major execution on one rank: every micro-batch of a step through one block, then through the next.
+"""Layer-major execution on one rank: all micro-batches of a step go through one block, then through the next.
 
-The usual order takes one micro-batch through all blocks, so that a base which does not fit on the device is
-loaded twice a micro-batch. Here it is loaded twice an optimizer step, whatever the number of micro-batches
-(`schedules.layer_major`).
+The usual order takes one micro-batch through all blocks, so a base that does not fit on the device is loaded
+twice per micro-batch. In this order it is loaded twice per optimizer step, whatever the number of
+micro-batches (`schedules.layer_major`).
 
-Clients that share a rank share each load: a micro-batch belongs to an owner, whose trainable tensors are
-bound while it is computed.
+Clients that share a rank share each load: the trainable tensors of a micro-batch's client are bound to the
+blocks while it is computed.
 """
 
 import gc
@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 from deepspeed.accelerator import get_accelerator
+from transformers import PreTrainedModel
 
 from fedspeed import activity
 from fedspeed.engine.activation_policy import BudgetedActivationPolicy
@@ -29,23 +30,23 @@ from fedspeed.models.blocks import Anatomy
 from fedspeed.schedule.instructions import Instruction, Release
 from fedspeed.schedule.schedules import layer_major
 
-STREAMS = 64  # kept, by what they were made for
+CACHED_STREAMS = 64
 
 
 class Executor:
-    """Runs passes over a model whose frozen parameters are in a `BaseStore`. One over no micro-batches
-    computes nothing: it takes part in the loads of the ranks that have some.
+    """Run passes over a model whose frozen parameters are in a `BaseStore`. A pass without micro-batches
+    computes nothing, and takes part in the loads of other ranks.
 
     Args:
-        model: as built, its trainable parameters inside the blocks.
-        budget: for activations that are not computed again.
-        inputs: where the inputs of blocks wait; auto: on the device as far as the budget allows.
+        model: as built, with its trainable parameters inside the blocks.
+        budget: for activations that are kept for the backward pass.
+        inputs: where block inputs are stored; auto: on the device as far as the budget allows.
         compiled: whether blocks are compiled.
     """
 
     def __init__(
         self,
-        model,
+        model: PreTrainedModel,
         parts: Anatomy,
         store: BaseStore,
         budget: ActivationBudget,
@@ -64,36 +65,38 @@ class Executor:
         self.stage = Stage(
             model, parts, store, self.chunks, policy=self.policy, lowest=self._lowest, compiled=compiled
         )
-        self._player, self._streams = Player(), lru_cache(STREAMS)(layer_major)
+        self._player = Player()
+        self._streams = lru_cache(CACHED_STREAMS)(layer_major)
 
     @property
     def budget(self) -> ActivationBudget:
+        """The budget of activations that are kept for the backward pass."""
         return self.policy.budget
 
     def train(
         self, tasks: Sequence[MicroBatchTask], owners: Sequence[Tensors]
     ) -> tuple[list[Score], list[Tensors]]:
-        """Go forwards and backwards through a whole optimizer step.
+        """Compute the forward and backward pass of a whole optimizer step.
 
         Args:
-            owners: trainable tensors by name, of each owner.
+            owners: trainable tensors by name, for each client.
 
         Returns:
-            the score of each micro-batch, and by owner the gradients [fp32, by name] of the sum of scale *
-            loss over its micro-batches.
+            the score of each micro-batch, and for each client the gradients [fp32] by name of the sum of
+            scale * loss over its micro-batches.
         """
         try:
             return self._play(tasks, owners, train=True)
         except torch.OutOfMemoryError:
-            # Others may have taken what was free. Ranks that load together would not do so again together.
+            # Another process may have taken the free memory. Ranks whose loads are matched cannot repeat the
+            # pass, since the others would not.
             if self._store.matched_group is not None or not self.budget.give_up():
                 raise
         LOG.info(
             f"{socket.gethostname()}: the device has become too full for activations that were kept for the "
-            "backward "
-            "pass; they are computed again from now on (engine.activation_gib=auto)"
+            "backward pass; they are computed again from now on (engine.activation_gib=auto)"
         )
-        get_accelerator().synchronize()  # nothing may still be on its way into memory that is given out anew
+        get_accelerator().synchronize()  # no copy may be in progress into memory that is released
         self.policy.inputs.forget()
         gc.collect()
         get_accelerator().empty_cache()
@@ -101,13 +104,13 @@ class Executor:
 
     @torch.no_grad()
     def evaluate(self, tasks: Sequence[MicroBatchTask], owners: Sequence[Tensors]) -> list[Score]:
-        """Go forwards only."""
+        """Compute the forward pass only; returns the score of each micro-batch."""
 
-        def passed(work: Instruction) -> None:
-            if isinstance(work, Release) and isinstance(work.chunk, int):
+        def report(instruction: Instruction) -> None:
+            if isinstance(instruction, Release) and isinstance(instruction.chunk, int):
                 activity.advance(len(tasks) / self._depth)
 
-        return self._play(tasks, owners, train=False, done=passed)[0]
+        return self._play(tasks, owners, train=False, done=report)[0]
 
     def _play(
         self,
@@ -119,6 +122,6 @@ class Executor:
     ) -> tuple[list[Score], list[Tensors]]:
         stream = self._streams(self._depth, len(tasks), lowest=self._lowest, train=train)
         self.stage.begin(tasks, owners, stream, train=train, ahead=True)
-        self._player.execute_standalone(StreamSchedule(stream, done), chunks=self._depth, computes=self.stage)
+        self._player.execute_standalone(StreamSchedule(stream, done), chunks=self._depth, compute=self.stage)
         scores, grads = self.stage.end()
         return list(scores.values()), grads

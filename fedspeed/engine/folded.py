@@ -1,13 +1,14 @@
-"""The folded adapter in the model: a hook on each module that has one adds it to the module's output.
+"""Compute with a folded adapter: a forward hook on each module that has folded arrays adds their product.
 
-A module computes W x + s B A x; the hook adds s F x, with F common to all clients and frozen (models.folded).
-Since it stands on the module, it is there under every execution that calls modules: DeepSpeed's, layer by
-layer, and in a stage of a pipeline. Its arrays are no parameters, so no ZeRO stage divides them, and no tier
-of the base loads them: they lie on the device, in the type that the module computes in, from the first time
-that it is computed. A rank that computes some of the blocks holds theirs only.
+A module computes W x + s B A x, and the hook adds s F x. F is frozen and the same for all clients
+(models.folded). A hook works under every execution that calls modules: DeepSpeed's, layer by layer, and in a
+pipeline stage. The arrays are not parameters, so ZeRO does not partition them and no tier loads them. They
+are uploaded to the device, in the module's type, when the module is first computed. So a rank that computes
+some of the blocks has only their arrays.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,29 +19,30 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 class FoldedAdapter:
-    """Holds the folded adapter of one model.
+    """The folded adapter of one model.
 
     Attributes:
-        bytes: on the device now. peak: the most so far.
+        bytes: of its arrays on the device now.
+        peak: the largest value of `bytes` so far.
     """
 
     def __init__(self, model: nn.Module):
         self._model = model
-        self._told: dict[str, torch.Tensor] = {}  # what was loaded last: fp32, on the CPU
+        self._loaded: dict[str, torch.Tensor] = {}  # the arrays loaded last: fp32, on the CPU
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self.bytes = 0
         self.peak = 0
 
     def load(self, state: Tensors) -> None:
-        """Make the folded arrays of a global state, which may have none, those that the model computes
-        with.
+        """Let the model compute with the folded arrays of a global state from now on; the state may have
+        none.
         """
         new = {name: tensor for name, tensor in state.items() if is_folded(name)}
         if self._is_loaded(new):
             return
         for hook in self._hooks:
             hook.remove()
-        self._told = new
+        self._loaded = new
         self._hooks = []
         self.bytes = 0
         if not new:
@@ -48,15 +50,14 @@ class FoldedAdapter:
         modules = dict(self._model.named_modules())
         for name, parts in folded_parts(new).items():
             assert name in modules, f"{name} has folded arrays, but the model has no such module"
-            self._hooks.append(modules[name].register_forward_hook(_Added(parts, self._note)))
+            self._hooks.append(modules[name].register_forward_hook(_AddFolded(parts, self._count)))
 
     def _is_loaded(self, new: Tensors) -> bool:
-        """Say whether these are the arrays that were loaded last: many turns of a round load the same
-        ones.
-        """
-        return new.keys() == self._told.keys() and all(_same(new[name], self._told[name]) for name in new)
+        """Tell whether these arrays are loaded already: all clients of a round load the same ones."""
+        same_names = new.keys() == self._loaded.keys()
+        return same_names and all(_same(new[name], self._loaded[name]) for name in new)
 
-    def _note(self, nbytes: int) -> None:
+    def _count(self, nbytes: int) -> None:
         self.bytes += nbytes
         self.peak = max(self.peak, self.bytes)
 
@@ -65,37 +66,42 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() and a.shape == b.shape
 
 
-class _Added:
-    """The hook of one module. Uploads the module's arrays when it is called first."""
+class _AddFolded:
+    """The hook of one module. It uploads the module's arrays when it is first called.
 
-    def __init__(self, parts: Tensors, note):
-        self._parts = parts
-        self._note = note
-        self._here: dict[str, torch.Tensor] = {}
+    Args:
+        arrays: F itself, or its factors, by kind (models.folded).
+        count: called with the bytes that are uploaded.
+    """
 
-    def __call__(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
-        """Return the output of a LoRA layer of PEFT with the folded product added, of as many rows."""
-        here = self._on_device(output)
+    def __init__(self, arrays: Tensors, count: Callable[[int], None]):
+        self._arrays = arrays
+        self._count = count
+        self._uploaded: dict[str, torch.Tensor] = {}
+
+    def __call__(self, module: Any, args: tuple, output: torch.Tensor) -> torch.Tensor:
+        """Return the output of a PEFT LoRA layer with the folded product added.
+
+        Args:
+            module: the layer; its `scaling` is s.
+            args: its arguments: the input [..., in], or token ids if it is an embedding.
+            output: [..., out].
+        """
+        arrays = self._on_device(output)
         x = args[0]
+        first = arrays[WHOLE] if WHOLE in arrays else arrays[RIGHT]
         if x.is_floating_point():
             x = x.to(output.dtype)
-            added = (
-                nn.functional.linear(x, here[WHOLE])
-                if WHOLE in here
-                else self._through(here, x @ here[RIGHT].T)
-            )
-        else:  # token ids: an embedding, whose product is [hidden, vocabulary]
-            table = here[WHOLE] if WHOLE in here else here[RIGHT]
-            found = nn.functional.embedding(x, table.T)
-            added = found if WHOLE in here else self._through(here, found)
+            added = nn.functional.linear(x, first) if WHOLE in arrays else x @ first.T
+        else:  # an embedding's F is [hidden, vocabulary]
+            added = nn.functional.embedding(x, first.T)
+        if WHOLE not in arrays:
+            added = nn.functional.linear(added, arrays[LEFT])
         return output + module.scaling["default"] * added
-
-    def _through(self, here: Tensors, inner: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(inner, here[LEFT])
 
     def _on_device(self, like: torch.Tensor) -> Tensors:
         """Return the module's arrays on the device and in the type of its output."""
-        if not self._here:
-            self._here = {kind: part.to(like.device, like.dtype) for kind, part in self._parts.items()}
-            self._note(sum(part.nbytes for part in self._here.values()))
-        return self._here
+        if not self._uploaded:
+            self._uploaded = {kind: part.to(like.device, like.dtype) for kind, part in self._arrays.items()}
+            self._count(sum(part.nbytes for part in self._uploaded.values()))
+        return self._uploaded

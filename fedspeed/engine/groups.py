@@ -1,35 +1,44 @@
-"""Who shares what inside one cluster's torch world: the frozen base over the cluster, the trainable part over
-the client.
+"""Process groups of one cluster's torch world: the frozen base is shared over the cluster, the trainable part
+over the client.
 
 DeepSpeed partitions each parameter over `param.ds_zero_partition_process_group` when that attribute is set
-before conversion (since 0.19.3), so federated ZeRO is a matter of tagging, not of another partitioner.
+before conversion (since 0.19.3), so federated ZeRO needs tags on parameters, and no partitioner of its own.
 """
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from torch import nn
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Process groups of this rank. `client_ranks` are cluster ranks, in order."""
+    """Process groups of this rank.
 
-    cluster: object
-    client: object
-    alone: object
+    Attributes:
+        alone: a group of this rank only.
+        client_ranks: cluster ranks of the client, in order.
+    """
+
+    cluster: "ProcessGroup"
+    client: "ProcessGroup"
+    alone: "ProcessGroup"
     client_ranks: tuple[int, ...]
     client_rank: int
     cluster_size: int
 
     @property
     def client_size(self) -> int:
+        """Number of ranks of the client."""
         return len(self.client_ranks)
 
 
 def make_groups(client_sets: list[tuple[int, ...]]) -> Groups:
-    """Build the groups of all clients of the cluster; every rank of the cluster must call this with the same
-    list.
+    """Build the groups of all clients of the cluster. Collective over the cluster, with the same list.
 
     Args:
         client_sets: disjoint tuples of cluster ranks, one for each client or set of clients that share ranks.
@@ -37,30 +46,27 @@ def make_groups(client_sets: list[tuple[int, ...]]) -> Groups:
     import torch
     from deepspeed import comm as dist
 
-    deadline = world_deadline()  # a new group would wait half an hour for a lost rank
-    me = dist.get_rank()
+    deadline = world_deadline()  # the default of a new group would be half an hour
+    rank = dist.get_rank()
     size = dist.get_world_size()
-    client_group = None
-    mine = None
-    for ranks in client_sets:
-        group = torch.distributed.new_group(list(ranks), timeout=deadline)
-        if me in ranks:
-            client_group = group
-            mine = tuple(ranks)
-    alone = [torch.distributed.new_group([r], timeout=deadline) for r in range(size)][me]
-    assert mine is not None, f"cluster rank {me} belongs to no client of {client_sets}"
+    group_of = {
+        tuple(ranks): torch.distributed.new_group(list(ranks), timeout=deadline) for ranks in client_sets
+    }
+    alone = [torch.distributed.new_group([r], timeout=deadline) for r in range(size)][rank]
+    client_ranks = next((ranks for ranks in group_of if rank in ranks), None)
+    assert client_ranks is not None, f"cluster rank {rank} belongs to no client of {client_sets}"
     return Groups(
         dist.get_world_group(),
-        client_group,
+        group_of[client_ranks],
         alone,
-        client_ranks=mine,
-        client_rank=mine.index(me),
+        client_ranks=client_ranks,
+        client_rank=client_ranks.index(rank),
         cluster_size=size,
     )
 
 
 def world_deadline() -> timedelta:
-    """How long this cluster's torch world waits for a rank."""
+    """Return how long collectives of this cluster's torch world wait for a rank."""
     import torch
     from deepspeed import comm as dist
     from deepspeed.accelerator import get_accelerator
@@ -69,60 +75,68 @@ def world_deadline() -> timedelta:
 
 
 class ClientMpu:
-    """Tells DeepSpeed that data parallelism is the client, and that there is no model parallelism.
+    """Tell DeepSpeed that the data-parallel group is the client, and that there is no model parallelism.
 
-    Model-parallel groups have size 1: at ZeRO-0 DeepSpeed takes `None` for the whole world and one client's
-    gradients would move another's weights.
+    Model-parallel groups have size 1. At ZeRO-0, DeepSpeed takes `None` for the whole world, and one client's
+    gradients would change another client's weights.
     """
 
     def __init__(self, groups: Groups):
         self._groups = groups
 
-    def get_data_parallel_group(self):
+    def get_data_parallel_group(self) -> "ProcessGroup":
+        """Return the client's group."""
         return self._groups.client
 
-    def get_data_parallel_rank(self):
+    def get_data_parallel_rank(self) -> int:
+        """Return this rank's number in the client."""
         return self._groups.client_rank
 
-    def get_data_parallel_world_size(self):
+    def get_data_parallel_world_size(self) -> int:
+        """Return the number of the client's ranks."""
         return self._groups.client_size
 
-    def get_data_parallel_group_ranks(self):
+    def get_data_parallel_group_ranks(self) -> list[int]:
+        """Return the client's cluster ranks."""
         return list(self._groups.client_ranks)
 
-    def get_model_parallel_group(self):
+    def get_model_parallel_group(self) -> "ProcessGroup":
+        """Return the group over which norms and overflows are found together."""
         return self._groups.alone
 
-    def get_model_parallel_rank(self):
+    def get_model_parallel_rank(self) -> int:
+        """Return this rank's number among the model-parallel ranks."""
         return 0
 
-    def get_model_parallel_world_size(self):
+    def get_model_parallel_world_size(self) -> int:
+        """Return the number of model-parallel ranks."""
         return 1
 
 
 class StageMpu(ClientMpu):
-    """A stage's optimizers are its own, but norms and overflows are those of the whole pipeline, which
-    DeepSpeed calls the model-parallel group.
+    """Tell DeepSpeed that the stages of a pipeline form the model-parallel group: each stage has optimizers
+    of its own, but gradient norms and overflows are those of the whole pipeline.
 
-    Every stage says that it is the first of them: DeepSpeed counts on the others what carries a mark only
-        (`model_parallel`), and its 16-bit optimizers
-    look for the mark on gradients, which have none.
+    Every stage says that its model-parallel rank is 0. On other ranks DeepSpeed counts only gradients with
+    the attribute `model_parallel`, which the gradients of its 16-bit optimizers do not have.
     """
 
-    def __init__(self, groups: Groups, pipeline, stages: int):
+    def __init__(self, groups: Groups, pipeline: "ProcessGroup", stages: int):
         super().__init__(groups)
         self._pipeline = pipeline
         self._stages = stages
 
-    def get_model_parallel_group(self):
+    def get_model_parallel_group(self) -> "ProcessGroup":
+        """Return the pipeline's group."""
         return self._pipeline
 
-    def get_model_parallel_world_size(self):
+    def get_model_parallel_world_size(self) -> int:
+        """Return the number of stages."""
         return self._stages
 
 
-def alone(groups: Groups) -> Groups:
-    """This rank as a client of its own."""
+def single_rank_groups(groups: Groups) -> Groups:
+    """Return the groups of this rank as if it were a client and a cluster of its own."""
     return Groups(
         groups.alone,
         groups.alone,
@@ -133,18 +147,24 @@ def alone(groups: Groups) -> Groups:
     )
 
 
-def parameter_group(parameter: nn.Parameter, persistence_threshold: int, base_partition: str, groups: Groups):
-    """The group a parameter is partitioned over.
+def parameter_group(
+    parameter: nn.Parameter, persistence_threshold: int, base_partition: str, groups: Groups
+) -> "ProcessGroup":
+    """Return the group over which a parameter is partitioned.
 
-    Small frozen tensors go to the client: DeepSpeed keeps tensors up to the threshold resident, and gathers
-        all of those again, base and
-    adapter together, in every optimizer step. (Over a cluster the threshold is 0, see `ds_config.finish`.)
+    Small frozen tensors are partitioned over the client: DeepSpeed keeps tensors up to the threshold
+    resident, and gathers all resident ones, base and adapter together, in every optimizer step. (Where the
+    base is partitioned over a cluster, the threshold is 0, see `ds_config.resolve_autos`.)
+
+    Args:
+        persistence_threshold: in elements.
+        base_partition: value of engine.base_partition.
     """
     if parameter.requires_grad or parameter.numel() <= persistence_threshold:
         return groups.client
     return base_group(base_partition, groups)
 
 
-def base_group(base_partition: str, groups: Groups):
-    """The ranks that share one copy of the frozen base."""
+def base_group(base_partition: str, groups: Groups) -> "ProcessGroup":
+    """Return the group of the ranks that share one copy of the frozen base."""
     return {"cluster": groups.cluster, "client": groups.client, "rank": groups.alone}[base_partition]

@@ -1,21 +1,27 @@
-"""How a rank keeps step with those that share its base.
+"""Keep the number of passes equal on ranks that share the base.
 
 Where ranks gather weights from each other, every pass is a matched collective: all of them must make the same
-number of passes. `matched_passes` finds that number and fills up to it with passes that train nothing.
+number of passes. `matched_passes` agrees on that number, and a rank with fewer passes makes idle ones that
+train nothing.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from deepspeed import comm as dist
 
+from fedspeed.engine.clock import Clock
 from fedspeed.engine.groups import Groups
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class MatchedPasses(ABC):
-    """The part of a `ClientEngine` that keeps step.
+    """The part of a `ClientEngine` that keeps passes matched.
 
     Attributes:
         groups: process groups of this rank.
@@ -23,27 +29,26 @@ class MatchedPasses(ABC):
 
     groups: Groups
     _matched_group: (
-        Any  # group of the ranks that must make the same passes; None where every rank may go on alone
+        "ProcessGroup | None"  # ranks that must make the same passes; None: this rank is independent
     )
     _device: torch.device
-    _clock: Any
+    _clock: Clock
 
-    def _begin_alone(self) -> None:
-        """Begin outside of any `matched_passes`, where nobody waits for a pass."""
+    def _begin_unmatched(self) -> None:
+        """Start outside of `matched_passes`, where passes are not counted."""
         self._passes_declared: int | None = None
         self._passes_made = 0
 
     @contextmanager
-    def matched_passes(self, passes: int, backward: bool):
-        """Surround the `passes` forward (and backward) passes this rank is about to make; ends level with the
-        rest of the cluster.
+    def matched_passes(self, passes: int, backward: bool) -> Iterator[None]:
+        """Surround `passes` forward (and backward) passes of this rank, and add idle passes at the end, so
+        that all ranks that share the base make equally many.
 
-        The number is agreed on before the first pass: afterwards the agreement itself would meet another
-        rank's gather.
+        The number is agreed on before the first pass. Afterwards, the agreement itself would be matched with
+        another rank's gather.
 
         Raises:
-            AssertionError: where others keep step, other passes were made than these: they would wait for
-                each other forever.
+            AssertionError: a different number of passes was made; other ranks would wait forever.
         """
         most = self._agree(passes)
         self._passes_declared = None if self._matched_group is None else passes
@@ -74,26 +79,28 @@ class MatchedPasses(ABC):
         )
 
     def _agree(self, passes: int) -> int:
-        """The largest number of passes of any rank that must keep step with this one; `passes` where none
-        does.
+        """Return the largest number of passes among the matched ranks; `passes` if this rank is
+        independent.
         """
         if self._matched_group is None:
             return passes
-        word = torch.tensor([float(passes)], device=self._device)
+        most = torch.tensor([float(passes)], device=self._device)
         with self._clock.stage("idle"):
-            dist.all_reduce(word, op=dist.ReduceOp.MAX, group=self._matched_group)
-        return int(word.item())
+            dist.all_reduce(most, op=dist.ReduceOp.MAX, group=self._matched_group)
+        return int(most.item())
 
     def agree_least(self, value: int) -> int:
-        """The least value of the ranks that take steps together: a client's, or all that must keep step."""
+        """Return the least value among the ranks that take steps together: the matched ranks, or the
+        client's.
+        """
         group = self._matched_group or (self.groups.client if self.groups.client_size > 1 else None)
         if group is None:
             return value
-        word = torch.tensor([value], device=self._device)
+        least = torch.tensor([value], device=self._device)
         with self._clock.stage("idle"):
-            dist.all_reduce(word, op=dist.ReduceOp.MIN, group=group)
-        return int(word.item())
+            dist.all_reduce(least, op=dist.ReduceOp.MIN, group=group)
+        return int(least.item())
 
     @abstractmethod
     def _idle_pass(self, backward: bool) -> None:
-        """A pass that only answers the cluster's collectives."""
+        """Make a pass that only takes part in the collectives of other ranks."""

@@ -1,31 +1,34 @@
 """Device memory on a machine without an accelerator, counted tensor by tensor."""
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class TensorMemoryCounter(TorchDispatchMode):
-    """While active, counts the bytes of tensors that operations make, from their making until nothing refers
-    to them any more.
+    """Count, while active, the bytes of tensors that operations allocate, until the tensors are freed.
 
-    What stood before is not counted; views count nothing, they share their storage. Every operation costs
-    some microseconds more, so it is meant for one step, not for a run. An accelerator's allocator needs no
-    such help.
+    Tensors that existed before are not counted. Views add nothing, since they share their storage. Every
+    operation takes some microseconds longer, so the counter is meant for one step, not for a run. An
+    accelerator's allocator counts by itself.
 
     Attributes:
-        now, peak: bytes.
+        now: bytes allocated and not freed yet.
+        peak: the largest value of `now`.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.now = 0
         self.peak = 0
         self._live: dict[int, int] = {}
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         known = {tensor.untyped_storage()._cdata for tensor in _tensors((*args, *kwargs.values()))}
         out = func(*args, **kwargs)
@@ -48,7 +51,7 @@ class TensorMemoryCounter(TorchDispatchMode):
 
 
 def _tensors(values: Iterable) -> Iterator[torch.Tensor]:
-    """Those among the arguments or results of an operation, which are tensors, lists of tensors or none."""
+    """Yield the tensors among arguments or results of an operation, also those inside lists."""
     for value in values:
         if isinstance(value, torch.Tensor):
             yield value
@@ -56,6 +59,6 @@ def _tensors(values: Iterable) -> Iterator[torch.Tensor]:
             yield from _tensors(value)
 
 
-def storage_bytes(tensors) -> int:
-    """Bytes of the storages behind some tensors, each counted once."""
+def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Return the bytes of the storages of some tensors, each counted once."""
     return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())

@@ -1,8 +1,8 @@
-"""DeepSpeed's compiled operators: which a run needs, whether they can be had here, and their build, which
-takes minutes and is told.
+"""DeepSpeed's compiled operators: which ones a run needs, whether this machine can build them, and the build,
+which takes minutes.
 
-One is all there is: `async_io`, by which stock execution reaches NVMe. Optimizers are torch's own, and
-    streamed tiers read their files themselves.
+The only one is `async_io`, with which stock execution reads and writes NVMe. Optimizers are torch's own, and
+streamed tiers read their files themselves.
 """
 
 import fcntl
@@ -17,13 +17,13 @@ from fedspeed.config.deepspeed_rules import at
 from fedspeed.errors import FedSpeedError
 from fedspeed.log import LOG
 
-DEAD_BUILD_S = 300.0  # no file of a build has changed for so long
-PARTS = ("pin_memory", "async_io")  # what is built for async_io, in this order
+DEAD_BUILD_S = 300.0  # a build in whose folder no file has changed for so long has been killed
+PARTS = ("pin_memory", "async_io")  # the libraries that are built for async_io, in this order
 OFFLOADS = ("zero_optimization.offload_param", "zero_optimization.offload_optimizer")
 
 
 def needs_async_io(tier: str, ds_config: Mapping) -> list[str]:
-    """The keys of the DeepSpeed section for which a tier needs it; none where it needs none."""
+    """Return the keys of the DeepSpeed section for which a tier needs async_io."""
     return [
         f"deepspeed.{key}.device=nvme"
         for key in OFFLOADS
@@ -32,29 +32,29 @@ def needs_async_io(tier: str, ds_config: Mapping) -> list[str]:
 
 
 def check_operators(tier: str, ds_config: Mapping) -> None:
-    """Whether what a tier needs of DeepSpeed can be had on this machine.
+    """Check that this machine can build the operators that a tier needs.
 
     Raises:
-        FedSpeedError: it cannot; says what is missing and how to get it.
+        FedSpeedError: it cannot; the message says what is missing and how to install it.
     """
     keys = needs_async_io(tier, ds_config)
     if keys and (lacks := missing_for_async_io()):
         raise FedSpeedError(
             f"{', '.join(keys)} in stock execution needs DeepSpeed's async_io, which is built when it is "
-            "first used, and this machine "
-            "lacks for it\n    "
+            "first used, and this machine lacks for it\n    "
             + "\n    ".join(map(str, lacks))
-            + "\n  or leave engine.tier=auto, which needs none of it where "
-            "something of the model is frozen, or take deepspeed.base=zero3_offload.json"
+            + "\n  or leave engine.tier=auto, which needs none of it where something of the model is frozen, "
+            "or take deepspeed.base=zero3_offload.json"
         )
 
 
 def build_operators(tier: str, ds_config: Mapping) -> None:
-    """Build what a tier needs and what is not built yet, and say so: by one process of a machine, for which
-    the others wait.
+    """Build the operators that a tier needs and that are not built yet, and log that. One process of a
+    machine builds, and the others wait for it.
 
     Raises:
-        FedSpeedError: something is missing, the build fails, or an earlier one was killed and left its lock.
+        FedSpeedError: a compiler or library is missing, the build fails, or an earlier build was killed and
+            left its lock file.
     """
     check_operators(tier, ds_config)
     if not needs_async_io(tier, ds_config):
@@ -62,7 +62,7 @@ def build_operators(tier: str, ds_config: Mapping) -> None:
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     _ninja_on_path()
-    with _turn(build_folder(PARTS[0]).parent) as folder:
+    with _build_lock(build_folder(PARTS[0]).parent) as folder:
         for part in PARTS:
             await_build(part)
         missing = [part for part in PARTS if not (folder / part / f"{part}.so").exists()]
@@ -77,39 +77,37 @@ def build_operators(tier: str, ds_config: Mapping) -> None:
         except (RuntimeError, OSError, ImportError) as error:
             raise FedSpeedError(
                 f"DeepSpeed's async_io could not be built in {folder}: {_last_lines(error)}; mend that, or "
-                "set another "
-                "engine.tier"
+                "set another engine.tier"
             ) from error
         if missing:
             LOG.info(f"built in {time.monotonic() - begin:.0f} s")
 
 
 def build_folder(operator: str) -> Path:
-    """Where torch builds an operator."""
+    """Return the folder in which torch builds an operator."""
     from torch.utils.cpp_extension import _get_build_directory
 
     return Path(_get_build_directory(operator, verbose=False))
 
 
 @contextmanager
-def _turn(folder: Path) -> Iterator[Path]:
-    """One process at a time, so that the one that builds is the one that says so. The kernel ends the turn of
-    a process that dies.
+def _build_lock(folder: Path) -> Iterator[Path]:
+    """Let one process of the machine enter at a time, so that only the one that builds logs it. The kernel
+    releases the lock of a process that dies.
     """
     with (folder / ".fedspeed").open("w") as file:
-        with suppress(
-            OSError
-        ):  # a network file system without locks; torch has its own, which no more than builds
+        # Some network file systems have no locks. Then only torch's own lock keeps builds apart.
+        with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield folder
 
 
 def await_build(operator: str) -> None:
-    """Wait while another process builds an operator. torch does so too, but without end where a killed build
-    has left its lock file.
+    """Wait while another process builds an operator. torch waits too, but forever if a killed build has left
+    its lock file.
 
     Raises:
-        FedSpeedError: there is such a file, with nobody at work behind it.
+        FedSpeedError: there is a lock file without a build in progress.
     """
     folder = build_folder(operator)
     lock = folder / "lock"
@@ -123,9 +121,7 @@ def await_build(operator: str) -> None:
 
 
 def _is_open(file: Path) -> bool:
-    """Whether a process of this machine has the file open, as a build has its lock for as long as it
-    takes.
-    """
+    """Tell whether a process of this machine has the file open, as a build in progress has its lock file."""
     for entry in Path("/proc").glob("[0-9]*/fd/*"):
         with suppress(OSError):
             if os.readlink(entry) == str(file.resolve()):
@@ -134,7 +130,9 @@ def _is_open(file: Path) -> bool:
 
 
 def _ninja_on_path() -> None:
-    """Torch looks for ninja on PATH only, where the virtual environment's is not before it is activated."""
+    """Put the folder of ninja on PATH, where torch looks for it. The virtual environment's folder is on PATH
+    only if it is activated.
+    """
     if folder := os.path.dirname(ninja(os.environ) or ""):
         folders = os.environ.get("PATH", "").split(os.pathsep)
         os.environ["PATH"] = os.pathsep.join(folders if folder in folders else [*folders, folder])

@@ -1,8 +1,9 @@
-"""Executes instruction streams: of one rank that goes layer by layer, and of the ranks of a pipeline."""
+"""Execute instruction streams: on a single rank layer by layer, or on the ranks of a pipeline."""
 
 import time
-from collections.abc import Callable
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Concatenate, ParamSpec, Protocol
 
 import torch
 
@@ -24,51 +25,85 @@ from fedspeed.schedule.instructions import (
     Stream,
 )
 
-# Told of each instruction: its kind (monitor.trace.KINDS), itself, when it began and ended.
-Note = Callable[[str, str, float, float], None]
+# Called after each instruction: its kind (monitor.trace.KINDS), its text, when it began and when it ended
+# (s).
+TraceSpan = Callable[[str, str, float, float], None]
 
 
-class StageCompute(Protocol):
-    """What a player asks of a rank. `hidden`: activations [B, T, hidden]; what is not in a stream is not
-    asked for.
+class StageCompute(ABC):
+    """What a player calls to execute instructions. A stage without a backward pass has only the abstract
+    methods.
     """
 
-    def embed(self, micro: int) -> torch.Tensor: ...
+    @abstractmethod
+    def embed(self, micro: int) -> torch.Tensor:
+        """Return the first block's input [B, T, hidden] of a micro-batch."""
 
-    def forward(self, micro: int, chunk: int, hidden: torch.Tensor) -> torch.Tensor: ...
+    @abstractmethod
+    def forward(self, micro: int, chunk: int, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the output of a chunk of blocks, [B, T, hidden] from [B, T, hidden]."""
 
-    def head(self, micro: int, hidden: torch.Tensor) -> torch.Tensor | None: ...
+    @abstractmethod
+    def head(self, micro: int, hidden: torch.Tensor) -> torch.Tensor | None:
+        """Compute final norm, head and loss; returns the gradient by `hidden` while training."""
 
-    def backward(self, micro: int, chunk: int, upward: torch.Tensor) -> torch.Tensor | None: ...
+    @abstractmethod
+    def load(self, chunk: Loaded) -> None:
+        """Load the weights of a chunk, or of embedding or head."""
 
-    def load(self, chunk: Loaded) -> None: ...
+    @abstractmethod
+    def release(self, chunk: Loaded) -> None:
+        """Release the weights of a chunk."""
 
-    def release(self, chunk: Loaded) -> None: ...
+    @abstractmethod
+    def abandon(self) -> None:
+        """Release all that a failed pass has loaded and kept, so that another pass can begin."""
 
-    def decide(self, chunk: int, hidden: dict[int, torch.Tensor]) -> None: ...
+    def backward(self, micro: int, chunk: int, output_grad: torch.Tensor) -> torch.Tensor | None:
+        """Return the gradient by a chunk's input, given that by its output; None where nothing trains
+        below.
+        """
+        raise AssertionError("this stage has no backward pass")
 
-    def bring(self, chunk: int) -> None: ...
+    def decide(self, chunk: int, hidden: dict[int, torch.Tensor]) -> None:
+        """Decide what is kept for the backward pass.
 
+        Args:
+            hidden: by micro-batch, the chunk's input.
+        """
+        raise AssertionError("this stage has no backward pass")
 
-class StandaloneCompute(StageCompute, Protocol):
-    """The same of a rank that goes on after a pass that has failed."""
-
-    def abandon(self) -> None: ...
+    def bring(self, chunk: int) -> None:
+        """Start to copy the stored inputs of a chunk back to the device."""
+        raise AssertionError("this stage has no backward pass")
 
 
 class TransferChannel(Protocol):
-    """What a player asks of the transfers between ranks (`pipeline.transfers.Transfers`)."""
+    """Describe the transfers between ranks (`pipeline.transfers.Transfers`)."""
 
     def send(self, tensor: torch.Tensor, micro: int, kind: Kind, hop: int, to: int) -> None: ...
 
     def receive(self, micro: int, kind: Kind, hop: int, source: int) -> torch.Tensor: ...
 
 
+class _NoTransfers:
+    """The channel of a rank whose stream neither sends nor receives."""
+
+    def send(self, tensor: torch.Tensor, micro: int, kind: Kind, hop: int, to: int) -> None:
+        raise AssertionError("a single rank does not send")
+
+    def receive(self, micro: int, kind: Kind, hop: int, source: int) -> torch.Tensor:
+        raise AssertionError("a single rank does not receive")
+
+
 class StreamSchedule:
-    """A stream, as DeepSpeed iterates over schedules; remembers where it is.
+    """A stream in the form of DeepSpeed's schedules: an iterable of lists of instructions.
 
     Args:
-        done: told of each instruction once the next one is asked for.
+        done: called after each instruction, once the next one is requested.
+
+    Attributes:
+        current: the instruction that is executed now.
     """
 
     def __init__(self, stream: Stream, done: Callable[[Instruction], None] | None = None):
@@ -76,7 +111,7 @@ class StreamSchedule:
         self._done = done
         self.current: Instruction | str = "the beginning of a pass"
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[Instruction]]:
         for instruction in self._stream:
             self.current = instruction
             yield [instruction]
@@ -85,138 +120,145 @@ class StreamSchedule:
 
     @staticmethod
     def num_pipe_buffers() -> int:
+        """Return the number of buffers that DeepSpeed allocates: none."""
         return 0
 
 
-def timed(kind: str):
-    """Tell the player's `note`, where there is one, how long an instruction took."""
+Arguments = ParamSpec("Arguments")
+Method = Callable[Concatenate["Player", Arguments], None]
 
-    def around(method):
+
+def timed(kind: str) -> Callable[[Method[Arguments]], Method[Arguments]]:
+    """Decorate a method of the player so that it passes its duration to `trace`, if there is one."""
+
+    def decorate(method: Method[Arguments]) -> Method[Arguments]:
         name = method.__name__.removeprefix("_exec_")
 
-        def noted(self, **kwargs):
-            if self._note is None:
-                method(self, **kwargs)
+        def traced(self: "Player", /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+            if self._trace is None:
+                method(self, *args, **kwargs)
                 return
             begin = time.perf_counter()
-            method(self, **kwargs)
-            self._note(kind, f"{name} {' '.join(map(str, kwargs.values()))}", begin, time.perf_counter())
+            method(self, *args, **kwargs)
+            self._trace(kind, f"{name} {' '.join(map(str, kwargs.values()))}", begin, time.perf_counter())
 
-        noted.__name__ = method.__name__
-        return noted
+        traced.__name__ = method.__name__
+        return traced
 
-    return around
+    return decorate
 
 
 class Player:
-    """Looks up each instruction in a map, by its exact type, as DeepSpeed's `PipelineEngine` does, whose loop
-    may take the place of the one here. Keeps what is on its way between two chunks.
+    """Execute a stream by looking up each instruction in a map by its exact type. DeepSpeed's
+    `PipelineEngine` does the same, and its loop may replace the one here. The player stores tensors on their
+    way between two chunks.
     """
 
-    _note: Note | None = None
+    _trace: TraceSpan | None = None
 
     def execute(
         self,
         schedule: StreamSchedule,
         *,
         chunks: int,
-        computes: StageCompute,
-        carries: TransferChannel | None = None,
-        note: Note | None = None,
+        compute: StageCompute,
+        channel: TransferChannel | None = None,
+        trace: TraceSpan | None = None,
     ) -> None:
         """Execute a stream.
 
         Args:
-            chunks: of the whole model. carries: None where the stream neither sends nor receives.
+            chunks: of the whole model.
+            channel: None where the stream neither sends nor receives.
         """
         self._chunks = chunks
-        self._computes = computes
-        self._carries = carries
-        self._note = note
-        self._held: dict[tuple[int, Kind, int], torch.Tensor | None] = {}
+        self._compute = compute
+        self._channel: TransferChannel = channel or _NoTransfers()
+        self._trace = trace
+        self._in_flight: dict[tuple[int, Kind, int], torch.Tensor] = {}
         self._exec_schedule(schedule)
 
-    def execute_standalone(
-        self, schedule: StreamSchedule, *, chunks: int, computes: StandaloneCompute
-    ) -> None:
-        """Execute the stream of a rank that computes by itself; what it has loaded and kept is let go of
-        where that fails.
+    def execute_standalone(self, schedule: StreamSchedule, *, chunks: int, compute: StageCompute) -> None:
+        """Execute the stream of a rank that computes without others. If it fails, everything that was loaded
+        and kept is released.
         """
         try:
-            self.execute(schedule, chunks=chunks, computes=computes)
+            self.execute(schedule, chunks=chunks, compute=compute)
         except BaseException:
-            computes.abandon()
+            compute.abandon()
             raise
         finally:
-            self._held = {}
-            self._computes = None
+            self._in_flight = {}
+            del self._compute
 
     def execute_steps(
-        self, schedule: StreamSchedule, step: Callable[[int], None], note: Note | None = None
+        self, schedule: StreamSchedule, step: Callable[[int], None], trace: TraceSpan | None = None
     ) -> None:
-        """Execute the optimizer steps of some clients; `step` takes that of one."""
+        """Execute the optimizer steps of some clients; `step` takes that of one client slot."""
         self._step_client = step
-        self._note = note
+        self._trace = trace
         self._exec_schedule(schedule)
 
     def _exec_schedule(self, schedule: StreamSchedule) -> None:
         for instructions in schedule:
-            for work in instructions:
-                self._INSTRUCTION_MAP[type(work)](self, **work.kwargs)
+            for instruction in instructions:
+                self._INSTRUCTION_MAP[type(instruction)](self, **instruction.kwargs)
 
     @timed("compute")
     def _exec_embed(self, micro: int) -> None:
-        self._held[micro, "activation", 0] = self._computes.embed(micro)
+        self._in_flight[micro, "activation", 0] = self._compute.embed(micro)
 
     @timed("compute")
     def _exec_forward(self, micro: int, chunk: int) -> None:
-        hidden = self._computes.forward(micro, chunk, self._held.pop((micro, "activation", chunk)))
-        self._held[micro, "activation", chunk + 1] = hidden
+        hidden = self._compute.forward(micro, chunk, self._in_flight.pop((micro, "activation", chunk)))
+        self._in_flight[micro, "activation", chunk + 1] = hidden
 
     @timed("compute")
     def _exec_head(self, micro: int) -> None:
-        flow = self._computes.head(micro, self._held.pop((micro, "activation", self._chunks)))
-        self._held[micro, "gradient", self._chunks - 1] = flow
+        grad = self._compute.head(micro, self._in_flight.pop((micro, "activation", self._chunks)))
+        if grad is not None:
+            self._in_flight[micro, "gradient", self._chunks - 1] = grad
 
     @timed("compute")
     def _exec_backward(self, micro: int, chunk: int) -> None:
-        flow = self._computes.backward(micro, chunk, self._held.pop((micro, "gradient", chunk)))
-        self._held[micro, "gradient", chunk - 1] = flow
+        grad = self._compute.backward(micro, chunk, self._in_flight.pop((micro, "gradient", chunk)))
+        if grad is not None:
+            self._in_flight[micro, "gradient", chunk - 1] = grad
 
     @timed("send")
     def _exec_send(self, micro: int, kind: Kind, hop: int, to: int) -> None:
-        self._carries.send(self._held.pop((micro, kind, hop)), micro, kind, hop, to)
+        self._channel.send(self._in_flight.pop((micro, kind, hop)), micro, kind, hop, to)
 
     @timed("wait")
     def _exec_receive(self, micro: int, kind: Kind, hop: int, source: int) -> None:
-        self._held[micro, kind, hop] = self._carries.receive(micro, kind, hop, source)
+        self._in_flight[micro, kind, hop] = self._channel.receive(micro, kind, hop, source)
 
     @timed("load")
     def _exec_load(self, chunk: Loaded) -> None:
-        self._computes.load(chunk)
+        self._compute.load(chunk)
 
     @timed("load")
     def _exec_release(self, chunk: Loaded) -> None:
-        self._computes.release(chunk)
+        self._compute.release(chunk)
 
     @timed("compute")
     def _exec_decide(self, chunk: int) -> None:
-        waiting = {
+        inputs = {
             micro: hidden
-            for (micro, kind, hop), hidden in self._held.items()
+            for (micro, kind, hop), hidden in self._in_flight.items()
             if (kind, hop) == ("activation", chunk)
         }
-        self._computes.decide(chunk, waiting)
+        self._compute.decide(chunk, inputs)
 
     @timed("load")
     def _exec_bring(self, chunk: int) -> None:
-        self._computes.bring(chunk)
+        self._compute.bring(chunk)
 
     @timed("step")
     def _exec_step(self, client: int) -> None:
         self._step_client(client)
 
-    _INSTRUCTION_MAP = {
+    _INSTRUCTION_MAP: dict[type[Instruction], Callable[..., None]] = {
         Embed: _exec_embed,
         Forward: _exec_forward,
         Head: _exec_head,

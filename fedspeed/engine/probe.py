@@ -1,7 +1,8 @@
-"""What this machine can do, measured: for `fedspeed probe`, whose file `fedspeed plan` reads. Takes under
+"""Measure the speed of this machine for `fedspeed probe`, whose file `fedspeed plan` reads. It takes under
 half a minute on a CPU.
 
-Each rate is that of the best of a few repetitions, since other work on the machine can only make one slower.
+Each rate is the best of a few repetitions, since other work on the machine can only make a measurement
+slower.
 """
 
 import mmap
@@ -24,18 +25,18 @@ FORMAT = 1
 DISK_BYTES = 256 << 20
 COPY_BYTES = 256 << 20
 LINK_BYTES = 256 << 20
-MEASURE_S = 0.6  # of each rate
-LAUNCHED_WIDTH = 64  # of the block whose launches are timed: so narrow that a GPU waits for its host
+MEASURE_S = 0.6  # for each rate
+LAUNCHED_WIDTH = 64  # of the block whose launches are timed; so narrow that a GPU waits for the host
 LAUNCHED_TOKENS = 16
-BLOCK = {"cuda": (4096, 2048), "cpu": (1024, 256)}  # width and tokens of the block whose arithmetic is timed
+BLOCK = {"cuda": (4096, 2048), "cpu": (1024, 256)}  # width and tokens of the block whose computation is timed
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def probe(folder: Path) -> dict:
-    """All facts, in the form that planner.hardware.read_probe checks. Bytes, bytes/s and FLOP/s.
+    """Return all measurements in the form that the planner reads, in bytes, bytes/s and FLOP/s.
 
     Args:
-        folder: on the disk that is to be measured.
+        folder: on the disk to measure.
     """
     gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") != "cpu"
     device = torch.device("cuda" if gpu else "cpu")
@@ -76,7 +77,7 @@ def probe(folder: Path) -> dict:
 
 
 def matrix_rates(device: torch.device) -> dict[str, float]:
-    """FLOP/s of a square matrix product, by numeric type; types it cannot compute in are left out."""
+    """Measure the FLOP/s of a square matrix product for each numeric type that the device supports."""
     rates = {}
     for name, dtype in TYPES.items():
         if device.type == "cuda" and dtype == torch.bfloat16 and torch.cuda.get_device_capability() < (8, 0):
@@ -91,7 +92,9 @@ def matrix_rates(device: torch.device) -> dict[str, float]:
 
 
 def _faster_rates(device: torch.device) -> dict[str, float]:
-    """FLOP/s under the values of engine.matmul that this card and this version of torch know."""
+    """Measure the FLOP/s under the values of engine.matmul that this GPU and this version of torch
+    support.
+    """
     rates = {}
     switches = torch.backends.cuda.matmul
     if hasattr(switches, "allow_fp16_accumulation"):
@@ -101,7 +104,8 @@ def _faster_rates(device: torch.device) -> dict[str, float]:
     return rates
 
 
-def _rate_with(switches, name: str, dtype: torch.dtype, device: torch.device) -> float:
+def _rate_with(switches: object, name: str, dtype: torch.dtype, device: torch.device) -> float:
+    """Measure a rate with a switch of torch turned on."""
     before = getattr(switches, name)
     setattr(switches, name, True)
     try:
@@ -111,23 +115,26 @@ def _rate_with(switches, name: str, dtype: torch.dtype, device: torch.device) ->
 
 
 def launch_seconds(device: torch.device) -> tuple[float, float]:
-    """Seconds that one micro-batch's forward and its backward take in a block with hardly any arithmetic:
-    what Python and starting the kernels cost.
+    """Measure the seconds of a forward and of a backward pass of a very small block: the cost of Python and
+    of launching kernels.
     """
     block = _Block(LAUNCHED_WIDTH, LAUNCHED_TOKENS, device, torch.float32)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # one thread starts kernels, and on a busy CPU others would be waited for
+    torch.set_num_threads(1)  # kernels are launched by one thread; on a busy CPU it would wait for others
     try:
-        forward = _best(block.forwards, device)
-        both = _best(block.both_ways, device)
+        forward = _best(block.run_forward, device)
+        both = _best(block.run_forward_and_backward, device)
     finally:
         torch.set_num_threads(threads)
-    return forward, max(both - forward, forward)  # a backward starts no fewer kernels
+    return forward, max(both - forward, forward)  # a backward pass launches at least as many kernels
 
 
 def block_rates(device: torch.device, names: Iterable[str]) -> dict[str, float]:
-    """FLOP/s that a decoder block gets out of the device, forwards and backwards, by numeric type. It has
-    norms, attention and products of unequal sides, and so reaches less than a large square product.
+    """Measure the FLOP/s of a decoder block's forward and backward pass, by numeric type. It has norms,
+    attention and products of unequal sides, and so is slower than a large square product.
+
+    Args:
+        names: the types; others than those in TYPES are ignored.
     """
     width, tokens = BLOCK[device.type]
     rates = {}
@@ -135,21 +142,26 @@ def block_rates(device: torch.device, names: Iterable[str]) -> dict[str, float]:
         if name not in TYPES:
             continue
         try:
-            block = _Block(width, tokens, device, TYPES[name])
-            rates[name] = block.operations / _best(block.both_ways, device)
-        except (
-            RuntimeError
-        ):  # no room on a card that others use, or no such operation; the planner has an assumption
+            rates[name] = _block_rate(_Block(width, tokens, device, TYPES[name]), device)
+        except RuntimeError:  # too little free memory, or no such operation; the planner then assumes a rate
             continue
-        finally:
-            block = None  # before the next one is made
     return rates
 
 
+def _block_rate(block: "_Block", device: torch.device) -> float:
+    return block.operations / _best(block.run_forward_and_backward, device)
+
+
 class _Block(nn.Module):
-    """A decoder block with adapters on its attention, as Llama's: its operations, in the way they are written
-    there. Frozen but for the adapters; `hidden` is its input.
+    """A Llama decoder block with LoRA adapters on its attention, with the operations of the original. Only
+    the adapters train.
+
+    Attributes:
+        hidden: its input [1, tokens, width].
     """
+
+    _cos: torch.Tensor
+    _sin: torch.Tensor
 
     def __init__(self, width: int, tokens: int, device: torch.device, dtype: torch.dtype):
         super().__init__()
@@ -179,23 +191,25 @@ class _Block(nn.Module):
 
     @property
     def operations(self) -> float:
-        """Of a forward and a backward, as planner/timing.py counts them."""
+        """Floating-point operations of a forward and a backward pass, as planner/timing.py counts them."""
         tokens, width = self.hidden.shape[1:]
         frozen = 2 * tokens * sum(weight.numel() for weight in self._frozen.values())
         adapters = 2 * tokens * sum(factor.numel() for factor in self._factors.values())
         return 2 * frozen + 4 * adapters + 3.5 * 4 * width * tokens**2
 
-    def forwards(self) -> torch.Tensor:
+    def run_forward(self) -> torch.Tensor:
+        """Compute a forward pass."""
         return self(self.hidden)
 
-    def both_ways(self) -> None:
+    def run_forward_and_backward(self) -> None:
+        """Compute a forward and a backward pass."""
         torch.autograd.grad(self(self.hidden).sum(), self._wanted)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         x = self._norm(hidden, 0)
         q, k, v = (self._adapted(x, name).unflatten(-1, (-1, self._head)).transpose(1, 2) for name in "qkv")
         mixed = nn.functional.scaled_dot_product_attention(
-            self._turned(q), self._turned(k), v, is_causal=True
+            self._rotated(q), self._rotated(k), v, is_causal=True
         )
         hidden = hidden + self._adapted(mixed.transpose(1, 2).reshape(hidden.shape), "o")
         x = self._norm(hidden, 1)
@@ -213,7 +227,7 @@ class _Block(nn.Module):
             + linear(linear(x, factors[f"{name}_a"]), factors[f"{name}_b"]) * 2.0
         )
 
-    def _turned(self, x: torch.Tensor) -> torch.Tensor:
+    def _rotated(self, x: torch.Tensor) -> torch.Tensor:
         first, second = x.chunk(2, dim=-1)
         return x * self._cos + torch.cat((-second, first), dim=-1) * self._sin
 
@@ -225,8 +239,8 @@ class _Block(nn.Module):
 
 
 def _matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """The size is such that one product takes a while on a GPU, and not for ever on a CPU that emulates the
-    type.
+    """Measure the FLOP/s of a square product. Its size grows until one product takes long enough to be timed,
+    so that a CPU that emulates the type is not too slow.
     """
     n = 8192 if device.type == "cuda" else 512
     while True:
@@ -238,15 +252,15 @@ def _matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _copy_rate(device: torch.device, nbytes: int) -> float:
-    """Bytes copied per second within one memory (each is read and written)."""
+    """Measure the bytes copied per second within one memory; each is read and written."""
     source = torch.ones(nbytes, dtype=torch.uint8, device=device)
     into = torch.empty_like(source)
     return nbytes / _best(lambda: into.copy_(source), device)
 
 
 def bus_rates(device: torch.device) -> dict[str, float]:
-    """Bytes/s between page-locked host memory and a GPU: from the host, to it, and from it while as many go
-    to it.
+    """Measure the bytes/s between page-locked host memory and a GPU: from the host, to the host, and from the
+    host while as many bytes go to it.
     """
     here, there = (torch.ones(COPY_BYTES, dtype=torch.uint8).pin_memory() for _ in range(2))
     up, down = (torch.ones(COPY_BYTES, dtype=torch.uint8, device=device) for _ in range(2))
@@ -266,11 +280,11 @@ def bus_rates(device: torch.device) -> dict[str, float]:
 
 
 def disk_rate(folder: Path) -> float:
-    """Reading a temporary file past the page cache where the file system can, after dropping it from the
-    cache where not.
+    """Measure the bytes/s of reading a temporary file, bypassing the page cache if the file system supports
+    that; otherwise the file is dropped from the cache before.
     """
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as file:
-        block = os.urandom(READ_BYTES)  # a disk that compresses would show off with zeros
+        block = os.urandom(READ_BYTES)  # a disk that compresses would be faster with zeros
         for _ in range(DISK_BYTES // READ_BYTES):
             file.write(block)
         file.flush()
@@ -290,13 +304,13 @@ def disk_rate(folder: Path) -> float:
 
 
 def _read(fd: int, at: int) -> None:
-    with mmap.mmap(-1, READ_BYTES) as buffer:  # pages of its own, aligned as O_DIRECT asks
+    with mmap.mmap(-1, READ_BYTES) as buffer:  # aligned to pages, as O_DIRECT requires
         os.preadv(fd, [buffer], at)
 
 
 def loopback_rate() -> float:
-    """One TCP stream between two threads of this machine: what ranks of one host have on a CPU. Between
-    hosts, the hostfile's link_gbps counts.
+    """Measure the bytes/s of a TCP stream between two threads of this machine, which ranks of one host use on
+    a CPU. Between hosts, the hostfile's link_gbps is used.
     """
     chunk = bytes(1 << 20)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -322,7 +336,9 @@ def loopback_rate() -> float:
 
 
 def _best(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest run within MEASURE_S, after one to warm up."""
+    """Return the seconds of the fastest run within MEASURE_S seconds, after a first run that is not
+    counted.
+    """
 
     def once() -> float:
         start = time.perf_counter()

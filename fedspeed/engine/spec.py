@@ -1,4 +1,4 @@
-"""What engine is to be built, and where: all that `build_engine` is told. Without torch."""
+"""The arguments of `build_engine`: which engine to build, and where. Without torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Literal
 from fedspeed.config.run import RunConfig
 from fedspeed.data.config import TrainConfig
 from fedspeed.engine.capabilities import Kind, kind_of
+from fedspeed.engine.clock import Clock
 from fedspeed.engine.config import EngineConfig
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from fedspeed.models.saved_adapter import outside_blocks
@@ -14,13 +15,13 @@ from fedspeed.models.saved_adapter import outside_blocks
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSpec:
-    """What is to be built.
+    """Describe the engine to build.
 
     Attributes:
-        deepspeed: plain DeepSpeed configuration; `auto` is still allowed where only the model knows.
-        blocks: the decoder blocks that the model has, in ascending order; None: all. The others are neither
-            read nor computed, and parameters keep the names that they have in the whole model.
-        role: of the rank that builds it.
+        deepspeed: DeepSpeed section; values that depend on the model may be `auto`.
+        blocks: the decoder blocks to build, in ascending order; None: all. The others are neither read nor
+            computed, and parameters keep the names that they have in the whole model.
+        role: of the rank that builds the engine.
     """
 
     model: ModelConfig
@@ -35,7 +36,7 @@ class EngineSpec:
     def of(
         cls, config: RunConfig, deepspeed: dict, role: Literal["client", "server"] = "client"
     ) -> "EngineSpec":
-        """Make what a run's configuration asks for."""
+        """Return the spec that a run's configuration asks for."""
         return cls(
             model=config.model,
             adapter=config.adapter,
@@ -47,9 +48,9 @@ class EngineSpec:
 
     @property
     def kind(self) -> Kind:
-        """The kind of engine, as far as the configuration tells: an adapter whose pattern of targets reaches
-        outside the decoder blocks is known with the model only, and makes a stock engine of a streamed
-        one.
+        """The kind of engine, as far as the configuration alone decides it. Whether a pattern of adapter
+        targets matches modules outside the decoder blocks, which needs a stock engine, is known with the
+        model only.
         """
         frozen = self.adapter.method != "full"
         return kind_of(self.engine, self.deepspeed, frozen=frozen, outside=outside_blocks(self.adapter))
@@ -57,19 +58,19 @@ class EngineSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineContext:
-    """Where it is built.
+    """Describe the rank that builds the engine.
 
     Attributes:
-        client_sets: cluster ranks of the clients, the same list on every rank of the cluster.
-        clock: what `gather` and `compute` seconds are accounted to (monitor.clock.StageClock).
+        client_sets: cluster ranks of each client, the same list on every rank of the cluster.
+        clock: counts seconds by stage (monitor.clock.StageClock).
         nvme: folder of this rank alone for offloaded tensors.
-        seed: of what is drawn (random weights, an adapter's start).
-        clients: how many clients this rank carries.
-        sharers: ranks that compute on this rank's device, or on its host where that is the device.
+        seed: of random weights and the adapter's initial values.
+        clients: number of clients on this rank.
+        sharers: number of ranks that share this rank's device; on a CPU, the ranks of its host.
     """
 
     client_sets: list[tuple[int, ...]]
-    clock: object
+    clock: Clock
     nvme: Path
     seed: int
     clients: int = 1

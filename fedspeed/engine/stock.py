@@ -1,32 +1,41 @@
-"""DeepSpeed executes the model: one micro-batch at a time, forwards and backwards, under any ZeRO stage."""
+"""An engine in which DeepSpeed executes the model, one micro-batch at a time, under any ZeRO stage."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from deepspeed import DeepSpeedEngine
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero import GatheredParameters
 from torch import nn
 
 from fedspeed import activity
 from fedspeed.data.batches import Batch, StepBatches
-from fedspeed.engine.client_engine import ClientEngine, Sums
+from fedspeed.engine.client_engine import ClientEngine, Sums, Tensors
 from fedspeed.engine.client_state import ClientState
+from fedspeed.engine.clock import Clock
 from fedspeed.engine.compute.micro_batches import check_padding
 from fedspeed.engine.generation.pieces import Piece
 from fedspeed.engine.generation.stock import compute_piece
+from fedspeed.engine.groups import Groups
 from fedspeed.engine.masters import whole_parameters
 from fedspeed.engine.surrogate_loss import surrogate_loss
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 IDLE = np.zeros((1, 8), dtype=np.int64)
 
 
 class StockEngine(ClientEngine):
-    """One client slot. A pass is the forward, or the forward and backward, of one micro-batch."""
+    """An engine with one client slot. A pass is the forward (and backward) pass of one micro-batch."""
 
     kind = "stock"
 
-    def __init__(self, ds_engine, groups, matched_group, clock):
+    def __init__(
+        self, ds_engine: DeepSpeedEngine, groups: Groups, matched_group: "ProcessGroup | None", clock: Clock
+    ):
         named = {n: p for n, p in sorted(ds_engine.module.named_parameters()) if p.requires_grad}
         super().__init__(
             ds_engine.module,
@@ -45,17 +54,19 @@ class StockEngine(ClientEngine):
     def eval_passes(self, work: list[list[Batch]]) -> int:
         return sum(len(batches) for batches in work)
 
-    def _load(self, slot, state, optimizer, frozen, seed):
+    def _load(
+        self, slot: int, state: Tensors, optimizer: Tensors | None, frozen: frozenset[str], seed: int
+    ) -> None:
         super()._load(slot, state, optimizer, frozen, seed)
         torch.manual_seed(seed)
 
-    def _forget(self, slot: int) -> None:
-        self._states[slot].step(
-            0.0
-        )  # DeepSpeed lets go of gradients that it has reduced by using them up only
+    def _drop_gradients(self, slot: int) -> None:
+        self._states[slot].step(0.0)  # DeepSpeed has no other way to drop gradients that it has reduced
 
     def _gradients(self, work: Sequence[StepBatches]) -> list[Sums]:
-        (step,), (state,), total = work, self._states, Sums()
+        (step,) = work
+        (state,) = self._states
+        total = Sums()
         self.ds_engine.train()
         with self._clock.stage("compute"):
             for batch in step.micro:
@@ -63,7 +74,7 @@ class StockEngine(ClientEngine):
                 loss_sum, _ = self._loss(batch)
                 state.backward(loss_sum * (self.groups.client_size / max(1, step.step_answer_tokens)))
                 total += Sums(loss_sum.item(), batch.answer_tokens)
-            get_accelerator().synchronize()  # the clock measures what was done, not what was asked for
+            get_accelerator().synchronize()  # so that the clock includes work that is still queued
         return [total]
 
     def _add_to_gradients(self, slot: int, arrays: Mapping[str, np.ndarray], scale: float) -> None:
@@ -74,16 +85,15 @@ class StockEngine(ClientEngine):
             for name, array in arrays.items()
         }
         partitioned = self.ds_engine.zero_optimization_stage() == 3
-        # Parameters that ZeRO-3 has cut have no values, and take no gradient of their shape, unless they are
-        # gathered.
+        # A parameter that ZeRO-3 has partitioned accepts a gradient of its shape only while it is gathered.
         with GatheredParameters(state.parameters, enabled=partitioned):
             state.backward(surrogate_loss(state, grads))
 
     def _step(self, slots: Sequence[int], lr: float) -> list[bool]:
         with self._clock.stage("compute"):
-            moved = [self._states[slot].step(lr) for slot in slots]
+            applied = [self._states[slot].step(lr) for slot in slots]
             get_accelerator().synchronize()
-        return moved
+        return applied
 
     @torch.no_grad()
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:
@@ -135,22 +145,22 @@ class StockEngine(ClientEngine):
             if not p.requires_grad
         )
 
-    def _away(self):
-        """What ZeRO-3 offloads: shards in RAM, and the buffers that tensors pass on their way from and to
+    def _away(self) -> list[torch.Tensor]:
+        """Return what ZeRO-3 offloads: shards in RAM, and the buffers for tensors that are swapped to
         NVMe.
         """
-        found = []
+        offloaded = []
         offloads = self.ds_engine.zero_offload_param() is not None
         for parameter in self.ds_engine.module.parameters():
             shard = getattr(parameter, "ds_tensor", None)
             if shard is not None and offloads:
-                found.append(shard)
+                offloaded.append(shard)
             if (swapper := getattr(parameter, "nvme_swapper", None)) is not None:
-                found.append(swapper.buffers)
-        return found
+                offloaded.append(swapper.buffers)
+        return offloaded
 
     def _idle_pass(self, backward: bool) -> None:
-        """Of zero weight: its gradient stays in the graph and is exactly zero."""
+        """Make a pass whose loss is multiplied by zero, so that its gradient is exactly zero."""
         batch = Batch(input_ids=IDLE, labels=IDLE, attention_mask=np.ones_like(IDLE), answer_tokens=0)
         if backward:
             self.ds_engine.train()
@@ -162,8 +172,8 @@ class StockEngine(ClientEngine):
             self._end_forward_only()
 
     def _end_forward_only(self) -> None:
-        """Drop what a pass without a backward prefetched for one. After every such pass, so that ranks in
-        lockstep do it together.
+        """Drop what a forward pass has prefetched for a backward pass that does not follow. Ranks with
+        matched passes do this together, since it comes after each of them.
         """
         if self.ds_engine.zero_optimization_stage() == 3:
             self.ds_engine.optimizer.empty_partition_cache()
@@ -172,7 +182,7 @@ class StockEngine(ClientEngine):
         return torch.from_numpy(np.asarray(array, dtype=np.int64)).to(self._device)
 
     def _loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(sum of the answer tokens' cross-entropy in fp32, logits [batch, tokens, vocabulary])."""
+        """Return (sum of the answer tokens' cross-entropy in fp32, logits [batch, tokens, vocabulary])."""
         check_padding(batch)
         logits = self.ds_engine(input_ids=self._tensor(batch.input_ids), attention_mask=None).logits
         labels = self._tensor(batch.labels)[:, 1:]

@@ -1,8 +1,9 @@
-"""Engines whose frozen base lies in a store of its own, and whose gradients are computed beside DeepSpeed's
-engines: what they have in common.
+"""The common part of engines that store the frozen base themselves, and compute gradients outside of
+DeepSpeed.
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,18 +12,33 @@ from fedspeed.data.batches import Batch
 from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.client_engine import ClientEngine
 from fedspeed.engine.client_state import ClientState
+from fedspeed.engine.clock import Clock
+from fedspeed.engine.groups import Groups
 from fedspeed.engine.masters import Tensors
 from fedspeed.engine.surrogate_loss import surrogate_loss
 from fedspeed.schedule.limits import EVAL_TOKENS
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from transformers import PreTrainedModel
+
 
 class StoreEngine(ClientEngine):
-    """A client slot for each client that trains at the same time. A pass takes all their micro-batches of one
-    optimizer step through the model; the gradients wait in fp32 until `step` hands them to the clients'
-    DeepSpeed engines.
+    """An engine with a client slot for each client that trains at the same time. A pass takes their
+    micro-batches of one optimizer step through the model. The gradients are kept in fp32 until `step` passes
+    them to the clients' DeepSpeed engines.
     """
 
-    def __init__(self, model, states: list[ClientState], groups, *, matched_group, store: BaseStore, clock):
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        states: list[ClientState],
+        groups: Groups,
+        *,
+        matched_group: "ProcessGroup | None",
+        store: BaseStore,
+        clock: Clock,
+    ):
         super().__init__(model, states, groups, matched_group, clock)
         self.store = store
         self._grads: dict[int, Tensors] = {}  # by slot: [fp32] by name, times the loss scale
@@ -32,28 +48,28 @@ class StoreEngine(ClientEngine):
     ) -> int:
         return -(-clients // self.client_slots) * steps * gradients
 
-    def _forget(self, slot: int) -> None:
+    def _drop_gradients(self, slot: int) -> None:
         self._grads.pop(slot, None)
 
     def _accumulate(self, slot: int, grads: Tensors) -> None:
-        """Keep gradients of a slot for its step; those that wait already are added to."""
-        waiting = self._grads.setdefault(slot, grads)
-        if waiting is not grads:
+        """Add gradients to those of a slot."""
+        sums = self._grads.setdefault(slot, grads)
+        if sums is not grads:
             for name, grad in grads.items():
-                waiting[name] += grad
+                sums[name] += grad
 
     def _add_to_gradients(self, slot: int, arrays: Mapping[str, np.ndarray], scale: float) -> None:
         state = self._states[slot]
         if slot not in self._grads:
             self._grads[slot] = {
-                name: torch.zeros(place.shape, device=self._device) for name, place in state.places.items()
+                name: torch.zeros(part.shape, device=self._device) for name, part in state.slices.items()
             }
-        for name in state.places.keys() & arrays.keys():
+        for name in state.slices.keys() & arrays.keys():
             added = torch.from_numpy(np.asarray(arrays[name], np.float32)).to(self._device)
             self._grads[slot][name].add_(added, alpha=scale * state.scaler.scale)
 
-    def _move(self, slot: int, lr: float) -> bool:
-        """Step with the gradients that wait in a slot."""
+    def _step_slot(self, slot: int, lr: float) -> bool:
+        """Take an optimizer step with the gradients of a slot; returns whether it was applied."""
         state = self._states[slot]
         state.backward(surrogate_loss(state, self._grads.pop(slot)))
         return state.step(lr)
@@ -61,7 +77,7 @@ class StoreEngine(ClientEngine):
     def eval_passes(self, work: list[list[Batch]]) -> int:
         return len(evaluation_passes(work))
 
-    def _away(self):
+    def _away(self) -> list[torch.Tensor]:
         return self.store.away()
 
     def take_loaded(self) -> int:
@@ -72,12 +88,14 @@ class StoreEngine(ClientEngine):
 
 
 def evaluation_passes(work: list[list[Batch]]) -> list[list[tuple[int, Batch]]]:
-    """(list number, batch) of all batches in order, cut into passes of bounded size."""
+    """Divide batches into passes of at most EVAL_TOKENS tokens; returns (number of its list, batch) of
+    each.
+    """
     passes: list[list[tuple[int, Batch]]] = []
-    tokens = EVAL_TOKENS
+    tokens = 0
     for i, batches in enumerate(work):
         for batch in batches:
-            if tokens + batch.input_ids.size > EVAL_TOKENS or not passes:
+            if not passes or tokens + batch.input_ids.size > EVAL_TOKENS:
                 passes.append([])
                 tokens = 0
             passes[-1].append((i, batch))

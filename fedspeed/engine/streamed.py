@@ -1,38 +1,55 @@
-"""The base in a store of its own, executed layer by layer; DeepSpeed engines hold what the clients train."""
+"""An engine that executes the model layer by layer, with the frozen base in a store and the clients'
+trainable tensors in DeepSpeed engines.
+"""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from deepspeed.accelerator import get_accelerator
 
 from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.base.store import BaseStore
-from fedspeed.engine.client_engine import Sums
+from fedspeed.engine.client_engine import Sums, Tensors
 from fedspeed.engine.client_state import ClientState
+from fedspeed.engine.clock import Clock
 from fedspeed.engine.compute.micro_batches import MicroBatchTask, seed_of
 from fedspeed.engine.executor import Executor
 from fedspeed.engine.generation.pieces import Piece
 from fedspeed.engine.generation.stage import PieceStage
+from fedspeed.engine.groups import Groups
 from fedspeed.engine.player import Player, StreamSchedule
 from fedspeed.engine.store_engine import StoreEngine, evaluation_passes
 from fedspeed.schedule.schedules import layer_major
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class StreamedEngine(StoreEngine):
-    """Block by block on one rank, or on each rank of a client that has several."""
+    """Execute the model block by block, on one rank or on each rank of a client."""
 
     kind = "streamed"
 
     def __init__(
-        self, model, states: list[ClientState], groups, *, store: BaseStore, executor: Executor, clock
+        self,
+        model: "PreTrainedModel",
+        states: list[ClientState],
+        groups: Groups,
+        *,
+        store: BaseStore,
+        executor: Executor,
+        clock: Clock,
     ):
         super().__init__(model, states, groups, matched_group=store.matched_group, store=store, clock=clock)
         self._executor = executor
         self._piece_stage = PieceStage(model, store, executor.chunks, rows=self._logit_rows)
         self._player = Player()
-        self._steps = 0  # since the turn began: dropout draws anew in every step
+        self._steps = 0  # local steps since `load`, for the seeds of dropout
 
-    def _load(self, slot, state, optimizer, frozen, seed):
+    def _load(
+        self, slot: int, state: Tensors, optimizer: Tensors | None, frozen: frozenset[str], seed: int
+    ) -> None:
         super()._load(slot, state, optimizer, frozen, seed)
         self._steps = 0
 
@@ -51,14 +68,14 @@ class StreamedEngine(StoreEngine):
                 sums[task.owner] += Sums(score.loss, task.batch.answer_tokens)
             for slot in range(len(work)):
                 self._accumulate(slot, grads[slot])
-            get_accelerator().synchronize()  # the clock measures what was done, not what was asked for
+            get_accelerator().synchronize()  # so that the clock includes work that is still queued
         return sums
 
     def _step(self, slots: Sequence[int], lr: float) -> list[bool]:
         with self._clock.stage("compute"):
-            moved = [self._move(slot, lr) for slot in slots]
+            applied = [self._step_slot(slot, lr) for slot in slots]
             get_accelerator().synchronize()
-        return moved
+        return applied
 
     def _task(self, slot: int, number: int, step: StepBatches) -> MicroBatchTask:
         state = self._states[slot]
@@ -87,7 +104,7 @@ class StreamedEngine(StoreEngine):
         stream = layer_major(chunks, len(pieces), train=False)
         self.model.eval()
         stage.begin(pieces, [self._states[0].tensors()] * len(pieces), stream, ahead=True)
-        self._player.execute_standalone(StreamSchedule(stream), chunks=chunks, computes=stage)
+        self._player.execute_standalone(StreamSchedule(stream), chunks=chunks, compute=stage)
         return [values.cpu().numpy() for _, values in sorted(stage.end().items())]
 
     def _idle_pass(self, backward: bool) -> None:
@@ -102,4 +119,4 @@ class StreamedEngine(StoreEngine):
 
     @property
     def base_bytes(self) -> int:
-        return sum(piece.nbytes for unit in self.store.units for piece in unit.pieces)
+        return sum(tensor.nbytes for unit in self.store.units for tensor in unit.tensors)

@@ -1,6 +1,7 @@
-"""Gradients that were computed elsewhere, given to a DeepSpeed engine as the backward of a loss."""
+"""A loss whose gradients are given: the way to pass gradients computed elsewhere to a DeepSpeed engine."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -8,42 +9,42 @@ from fedspeed.engine.client_state import ClientState
 
 
 def surrogate_loss(state: ClientState, grads: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Make a loss whose backward gives the trainable parameters these gradients, scaled as `state` wants
-    them.
+    """Return a scalar loss whose backward pass gives the trainable parameters the given gradients.
 
-    So DeepSpeed reduces, clips, checks and applies them as it does its own.
+    DeepSpeed then reduces, clips, checks and applies them like gradients that it has computed itself.
 
     Args:
-        grads: [fp32] by name, times the loss scale; zero for trainable tensors that are left out.
+        grads: [fp32] by name, times the loss scale; missing trainable tensors get zero.
     """
     flats = [
         torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
         for parameter in state.parameters
     ]
     flat_of = {id(parameter): flat for parameter, flat in zip(state.parameters, flats)}
-    given = [
-        (place.of(flat_of[id(place.parameter)]), grads[name])
-        for name, place in state.places.items()
+    pairs = [
+        (part.view_in(flat_of[id(part.parameter)]), grads[name])
+        for name, part in state.slices.items()
         if name in grads
     ]
-    torch._foreach_copy_([place for place, _ in given], [grad for _, grad in given])
-    return _HandOver.apply(state.scaler.scale, flats, *state.parameters)
+    torch._foreach_copy_([target for target, _ in pairs], [grad for _, grad in pairs])
+    return _GivenGradients.apply(state.scaler.scale, flats, *state.parameters)
 
 
-class _HandOver(torch.autograd.Function):
+class _GivenGradients(torch.autograd.Function):
+    """A function of the parameters that returns zero, and whose gradients are given."""
+
     @staticmethod
-    def forward(ctx, scale, grads, *parameters):
+    def forward(ctx: Any, scale: float, grads: list[torch.Tensor], *parameters: torch.Tensor) -> torch.Tensor:
         ctx.scale = scale
         ctx.grads = grads
         ctx.shapes = [(p.shape, p.dtype) for p in parameters]
         return torch.zeros((), device=parameters[0].device)
 
     @staticmethod
-    def backward(ctx, upward):
-        factor = (
-            upward.float() / ctx.scale
-        )  # the gradients carry the loss scale already, and DeepSpeed multiplies by it
-        # In place: nobody else has these sums, and they may be as large as what trains.
+    def backward(ctx: Any, output_grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        # The gradients include the loss scale already, and DeepSpeed multiplies by it.
+        factor = output_grad.float() / ctx.scale
+        # In place: the sums are not used elsewhere, and may be as large as the trainable tensors.
         scaled = (
             grad.mul_(factor).to(dtype).view(shape) for grad, (shape, dtype) in zip(ctx.grads, ctx.shapes)
         )

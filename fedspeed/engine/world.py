@@ -1,4 +1,6 @@
-"""Joining and leaving this cluster's torch world. The environment says which one (see cluster/rendezvous)."""
+"""Join and leave the torch world of this cluster. Environment variables say which one (see
+cluster/rendezvous).
+"""
 
 import logging
 import os
@@ -11,9 +13,7 @@ _OPEN_MPI_RANK = "OMPI_COMM_WORLD_LOCAL_RANK"
 
 
 def quiet(level: int = logging.ERROR) -> None:
-    """DeepSpeed, transformers and PEFT tell every rank's life story; a user reads our progress line
-    instead.
-    """
+    """Silence the progress messages that DeepSpeed, transformers and PEFT write on every rank."""
     import warnings
 
     import transformers
@@ -28,8 +28,8 @@ def quiet(level: int = logging.ERROR) -> None:
 def import_deepspeed() -> None:
     """Import what DeepSpeed imports for any optimizer, without torch's compiler.
 
-    It looks whether the optimizer is its Muon, whose decorators would have the compiler loaded: 550 modules,
-    over a second of every rank.
+    DeepSpeed checks whether the optimizer is its Muon. The decorators of Muon import the compiler: 550
+    modules, over a second on every rank.
     """
     as_set = os.environ.get(_NO_COMPILER)
     os.environ[_NO_COMPILER] = "1"
@@ -43,16 +43,16 @@ def import_deepspeed() -> None:
 
 
 def join_world(deadline_s: float) -> None:
-    """Initialise torch.distributed over this cluster's ranks only; collectives fail after `deadline_s`
-    instead of hanging.
+    """Initialise torch.distributed over this cluster's ranks only. Collectives fail after `deadline_s`
+    seconds instead of waiting forever.
     """
     import deepspeed
     import deepspeed.ops as ops
     from deepspeed.accelerator import get_accelerator
 
     import_deepspeed()
-    # DeepSpeed would make this table when it is first read, by compiling a probe, in every rank. It looks up
-    # one operator in it, which only serves inference and would have to be built.
+    # DeepSpeed would fill this table by compiling a test program on every rank. It looks up only one
+    # operator, which is for inference and would have to be built.
     ops.__compatible_ops__ = {}
     if get_accelerator().device_name() != "cpu":
         take_device()
@@ -60,10 +60,10 @@ def join_world(deadline_s: float) -> None:
 
 
 def take_device() -> None:
-    """Make this rank's device the current one, before anything is put there, and let DeepSpeed take the same.
+    """Make this rank's device the current one before any tensor is allocated, also for DeepSpeed.
 
-    DeepSpeed reads LOCAL_RANK as the index of the device in many places, and holds it against Open MPI's. A
-    launcher that shows each rank one device numbers them all 0, whatever the rank's number is.
+    DeepSpeed uses LOCAL_RANK as the device index in many places, and compares it with Open MPI's variable.
+    Under a launcher that makes one device visible to each rank that index is 0, whatever the local rank is.
     """
     from deepspeed.accelerator import get_accelerator
 
@@ -78,9 +78,8 @@ def take_device() -> None:
 
 
 def _ask_torch_for_memory() -> None:
-    """Keep DeepSpeed from asking NVIDIA's library for free memory where CUDA_VISIBLE_DEVICES names devices
-    otherwise than by whole numbers: it takes each name for one, and ZeRO-1 and 2 would end. Without that
-    library it asks torch.
+    """Let DeepSpeed read the free memory from torch where CUDA_VISIBLE_DEVICES names devices by UUID.
+    DeepSpeed converts each name to an integer for NVIDIA's library, and ZeRO-1 and 2 would fail.
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None or all(name.strip().isdecimal() for name in named.split(",")):
@@ -91,12 +90,15 @@ def _ask_torch_for_memory() -> None:
 
 
 def lost_connection(error: Exception) -> bool:
-    """Whether a collective failed because a peer is gone; torch has no kind of its own for that on gloo."""
+    """Tell whether a collective failed because another rank is gone. torch has no exception type for that on
+    gloo, so the message decides.
+    """
     signs = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out", "gloo", "NCCL")
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def leave_world() -> None:
+    """Destroy this process's torch world, if it has joined one."""
     import torch.distributed as dist
 
     if dist.is_initialized():

@@ -22,8 +22,8 @@ def base_sizes(shape: ModelShape, type_bytes: int, holders: int = 0) -> BaseSize
         unit.block,
         shape.layers,
         unit.embedding_and_head,
-        end=max(unit.embedding, unit.head),
-        beside=unit.other,
+        shared_slot=max(unit.embedding, unit.head),
+        resident=unit.other,
         holders=holders,
     )
 

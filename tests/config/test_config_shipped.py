@@ -10,7 +10,7 @@ import pytest
 
 from fedspeed.config.deepspeed import merge, zero_stage
 from fedspeed.config.load import load
-from fedspeed.engine.ds_config import ModelFacts, finish
+from fedspeed.engine.ds_config import ModelFacts, resolve_autos
 from fedspeed.errors import ConfigError
 from tests.limits import LIMIT_S
 
@@ -65,7 +65,7 @@ def test_the_engine_answers_every_auto_of_a_shipped_file(base):
         [f"deepspeed.base={base.name}", *(["engine.pipeline=client"] if base.stem == "pipeline" else [])],
     )
     facts = ModelFacts(hidden=64, block=1000, trainable=500, largest=4000)
-    finish(
+    resolve_autos(
         merge(loaded.config.deepspeed, loaded.config, loaded.folder),
         facts,
         Path("swap"),

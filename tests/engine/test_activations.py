@@ -144,14 +144,14 @@ def filled_up(rank, base, nvme):
         number = 0
 
         def block(b, *args):
-            if number == 1 and b == 2 and torch.is_grad_enabled() and executor.budget._found:
+            if number == 1 and b == 2 and torch.is_grad_enabled() and executor.budget._budget:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return whole(b, *args)
 
         found = {}
         for kept in (True, False):
             own.load(start)
-            executor.budget._found *= kept
+            executor.budget._budget *= kept
             executor.stage.compute.block = block
             found[kept] = []
             with contextlib.redirect_stderr(said):
@@ -223,7 +223,7 @@ BROKEN = {
         inputs._up, "wait_event", lambda event: None
     ),
     "the copy up does not wait for the copy down": lambda inputs: setattr(
-        inputs, "turn", inputs._going.clear
+        inputs, "end_forward", inputs._offloads.clear
     ),
     "the arithmetic does not wait for the copy up": lambda inputs: setattr(
         inputs, "bring", without_events(inputs.bring)
@@ -236,7 +236,7 @@ def without_events(bring):
     def brought(inputs):
         bring(inputs)
         for waiting in inputs:
-            waiting.ready = None
+            waiting.arrived = None
 
     return brought
 
@@ -246,7 +246,7 @@ def without_keeping(inputs):
 
     def given_away(hidden, on_host):
         waiting = put(hidden, on_host)
-        inputs._going[-1].inputs.clear()
+        inputs._offloads[-1].inputs.clear()
         return waiting
 
     return given_away

@@ -329,7 +329,7 @@ def test_there_are_as_many_slots_as_the_budget_has_room_for(budget, expected):
     from fedspeed.engine.base.choose import BaseSizes, resident_count, slots_of
     from fedspeed.engine.config import EngineConfig
 
-    sizes = BaseSizes(block=9, blocks=10, ends=8, end=4, beside=1)
+    sizes = BaseSizes(block=9, blocks=10, embedding_and_head=8, shared_slot=4, resident=1)
     options = EngineConfig(base_gib=(budget + 0.5) / 2**30)
     assert slots_of(options, sizes) == expected and resident_count(options, sizes) == 0
     assert sizes.on_device(0, expected) <= budget

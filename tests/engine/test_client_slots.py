@@ -21,13 +21,13 @@ def test_tensors_lie_apart_in_a_flat_parameter():
     import torch
 
     named = {"a": torch.arange(6.0).view(2, 3), "b": torch.full((ALIGN,), 7.0), "c": torch.tensor(5.0)}
-    places = flatten(named)
-    parameter = places["a"].parameter
-    assert all(place.parameter is parameter for place in places.values())
-    assert [place.start for place in places.values()] == [0, ALIGN, 2 * ALIGN]
+    slices = flatten(named)
+    parameter = slices["a"].parameter
+    assert all(part.parameter is parameter for part in slices.values())
+    assert [part.start for part in slices.values()] == [0, ALIGN, 2 * ALIGN]
     assert len(parameter) == 3 * ALIGN
     for name, tensor in named.items():
-        assert torch.equal(places[name].of(parameter.data), tensor)
+        assert torch.equal(slices[name].view_in(parameter.data), tensor)
     assert float(parameter.sum()) == float(sum(t.sum() for t in named.values()))
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from fedspeed.engine.base.describe import _KEYS, _READ, unread
+from fedspeed.engine.base.describe import _KEYS, _READ, unused_settings
 from fedspeed.engine.config import EngineConfig
 from tests.tiny import run_config
 
@@ -34,18 +34,20 @@ EVERY = {
     ],
 )
 def test_a_setting_that_is_not_read_is_told(tier, names):
-    told = unread(run_config(engine={"tier": tier, **EVERY}), {})
+    told = unused_settings(run_config(engine={"tier": tier, **EVERY}), {})
     assert [line.partition("=")[0] for line in told] == [f"engine.{name}" for name in names.split()]
     assert all(" changes nothing in this run: " in line for line in told)
 
 
 def test_nothing_is_told_of_defaults_and_a_budget_says_how_many_slots():
     for tier in _READ:
-        assert unread(run_config(engine={"tier": tier}), {}) == []
-    [line] = unread(run_config(engine={"tier": "ram", "base_gib": 1.0, "block_slots": 5}), {})
+        assert unused_settings(run_config(engine={"tier": tier}), {}) == []
+    [line] = unused_settings(run_config(engine={"tier": "ram", "base_gib": 1.0, "block_slots": 5}), {})
     assert line.startswith("engine.block_slots=5 changes nothing")
-    assert unread(run_config(engine={"pipeline": "client", "tier": "ram", "block_slots": 4}), {}) == []
-    [line] = unread(run_config(engine={"pipeline": "client", "block_slots": 4}), {})
+    assert (
+        unused_settings(run_config(engine={"pipeline": "client", "tier": "ram", "block_slots": 4}), {}) == []
+    )
+    [line] = unused_settings(run_config(engine={"pipeline": "client", "block_slots": 4}), {})
     assert line.endswith("a pipeline over each client's ranks, whose parts of the base stay on their devices")
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedspeed.engine.ds_config import ModelFacts, finish
+from fedspeed.engine.ds_config import ModelFacts, resolve_autos
 from fedspeed.errors import ConfigError
 
 FACTS = ModelFacts(hidden=64, block=1000, trainable=500, largest=4000)
@@ -17,12 +17,16 @@ def zero3(threshold) -> dict:
 def test_nothing_of_a_shared_base_stays_resident():
     asked = zero3("auto")
     assert (
-        finish(asked, FACTS, Path("x"), False)["zero_optimization"]["stage3_param_persistence_threshold"]
+        resolve_autos(asked, FACTS, Path("x"), False)["zero_optimization"][
+            "stage3_param_persistence_threshold"
+        ]
         == 256
     )
     for silent in (asked, {"zero_optimization": {"stage": 3}}):
         assert (
-            finish(silent, FACTS, Path("x"), True)["zero_optimization"]["stage3_param_persistence_threshold"]
+            resolve_autos(silent, FACTS, Path("x"), True)["zero_optimization"][
+                "stage3_param_persistence_threshold"
+            ]
             == 0
         )
     assert asked == zero3("auto"), "the caller's configuration is left alone"
@@ -30,13 +34,15 @@ def test_nothing_of_a_shared_base_stays_resident():
 
 def test_a_threshold_that_would_tear_the_gathers_of_a_shared_base_apart_is_refused():
     assert (
-        finish(zero3(100), FACTS, Path("x"), False)["zero_optimization"]["stage3_param_persistence_threshold"]
+        resolve_autos(zero3(100), FACTS, Path("x"), False)["zero_optimization"][
+            "stage3_param_persistence_threshold"
+        ]
         == 100
     )
     with pytest.raises(ConfigError, match="stage3_param_persistence_threshold=100: .* set it to 0 or auto"):
-        finish(zero3(100), FACTS, Path("x"), True)
+        resolve_autos(zero3(100), FACTS, Path("x"), True)
 
 
 def test_no_auto_is_left():
     with pytest.raises(AssertionError, match="zero_optimization.overlap_comm"):
-        finish({"zero_optimization": {"overlap_comm": "auto"}}, FACTS, Path("x"), False)
+        resolve_autos({"zero_optimization": {"overlap_comm": "auto"}}, FACTS, Path("x"), False)

@@ -5,7 +5,7 @@ import pytest
 
 from fedspeed.data.config import TrainConfig
 from fedspeed.engine.config import EngineConfig
-from fedspeed.engine.pipeline.transfers import AHEAD
+from fedspeed.engine.pipeline.transfers import POSTED_RECEIVES
 from fedspeed.models.config import AdapterConfig
 from tests.engine.engines import engine
 from tests.engine.test_layer_major import DETERMINED, stirred, write_family
@@ -84,7 +84,11 @@ def test_stages_train_as_one_process(bases, family, ranks, cuts):
 
 @pytest.mark.parametrize(
     "kind,options",
-    [("ram", {"block_slots": 2}), ("nvme", {"slots": 4}), ("resident", {"activation_checkpointing": True})],
+    [
+        ("ram", {"block_slots": 2}),
+        ("nvme", {"block_slots": 4}),
+        ("resident", {"activation_checkpointing": True}),
+    ],
 )
 def test_chunks_that_are_loaded_or_computed_again_change_nothing(bases, tmp_path, kind, options):
     options = EngineConfig(pipeline="client", **options)
@@ -189,7 +193,7 @@ def crowded(rank, base, kind, scope, micros):
 @pytest.mark.parametrize(
     "kind,scope,micros",
     [
-        ("resident", "cluster", 10 * AHEAD),
+        ("resident", "cluster", 10 * POSTED_RECEIVES),
         *(
             pytest.param(kind, scope, 150, marks=pytest.mark.slow)
             for kind, scope in (("resident", "cluster"), ("resident", "client"), ("ram", "client"))

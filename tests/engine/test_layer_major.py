@@ -144,10 +144,10 @@ def dropped(rank, base, dropout=0.3):
         for task in tasks:
             task.seed -= 7
         whole = {}
-        blocks = range(len(stage.places))
+        blocks = range(len(stage.trainable))
         stage.begin(tasks, [tensors], (), train=True)
         stage._bind(blocks, 0)
-        places = {n: p for block in stage.places for n, p in block}
+        places = {n: p for block in stage.trainable for n, p in block}
         for m, task in enumerate(tasks):
             hidden = stage.embed(m).requires_grad_(True)
             hidden = stage._through(m, blocks, hidden, grad=True)
@@ -325,7 +325,7 @@ def device_memory(rank, base, kind, nvme):
         own.load(own.state())
         step = random_step(1, 4, 3, length=96)
         own.train_step([step], LR)
-        standing = storage_bytes(own._standing())
+        standing = storage_bytes(own._persistent_tensors())
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             own._gradients([step])
             own._step([0], LR)
@@ -426,7 +426,7 @@ def held_bytes(rank, base, kind):
     from fedspeed.engine.client_engine import storage_bytes
 
     with engine(base, kind, "bf16", adapter=LORA) as own:
-        return storage_bytes(own._standing())
+        return storage_bytes(own._persistent_tensors())
 
 
 @needs_bitsandbytes

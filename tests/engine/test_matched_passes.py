@@ -10,7 +10,9 @@ class Passing(ClientEngine):
     """Makes passes of nothing; the rank that it keeps step with makes four."""
 
     def __init__(self, matched):
-        self._matched_group, self._clock, self.idle = matched, NoClock(), 0
+        self._matched_group = matched
+        self._clock = NoClock()
+        self.idle = 0
         self._passes_declared = None
         self._passes_made = 0
 

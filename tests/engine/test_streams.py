@@ -103,7 +103,7 @@ def sealed_store(kind, slots, folder):
     tier = tier_of(kind, dict(enumerate(units)), folder)
     for i, unit in enumerate(units):
         data = torch.zeros(unit.nbytes, dtype=torch.uint8)
-        unit.view(data, unit.pieces[0]).copy_(values[i])
+        unit.view(data, unit.tensors[0]).copy_(values[i])
         tier.put(i, data)
     store = BaseStore(
         units, [tier] * len(units), parameters, block_units=set(range(BLOCKS)), slots=slots, clock=NoClock()
@@ -166,11 +166,11 @@ def broken_parts():
         ),
         "a block is computed with before it has come": (
             "ram",
-            [(copies.Copied, "wait", lambda self: self._nbytes)],
+            [(copies.StreamCopy, "wait", lambda self: self._nbytes)],
         ),
         "a stage is read into before it has been copied": (
             "nvme",
-            [(node._Stage, "settle", lambda self: None)],
+            [(node._StagingBuffer, "settle", lambda self: None)],
         ),
         "a gather is not waited for": ("divided", [(gathered._Gathered, "wait", lambda self: self._nbytes)]),
     }
@@ -299,7 +299,7 @@ def played(rank, base, folder):
             seen["expected"] = trained(own)
             own.close()
         for number, (name, setting) in enumerate(SETTINGS.items()):
-            seen.play(name, engine_on_fake, base, folder, number, setting)
+            seen.play(name, engine_on_fake, base, folder, number=number, setting=setting)
         for kind in ("ram", "nvme", "divided", "slices in host memory"):
             seen.play(
                 ("alone", kind),
@@ -307,7 +307,7 @@ def played(rank, base, folder):
                 kind,
             )
         for name, (kind, broken) in broken_parts().items():
-            seen.play(name, stores, kind, 2, folder, 5, broken)
+            seen.play(name, stores, kind, 2, folder, schedules=5, broken=broken)
         seen.play("locks", locked_pages, folder)
         seen.play("hasty locks", locked_pages, folder, [(PageLocks, "close", PageLocks._undo)])
         for kind in ("ram", "nvme", "slices in host memory"):
@@ -418,8 +418,8 @@ def dequantised(rank):
     unit = pack("block", [("matrix", torch.Size([64, 128])), ("bias", torch.Size([64]))], torch.bfloat16)
     data = torch.zeros(unit.nbytes, dtype=torch.uint8)
     seen = {}
-    for piece in unit.pieces:
-        unit.view(data, piece).copy_(torch.randn(piece.shape))
+    for tensor in unit.tensors:
+        unit.view(data, tensor).copy_(torch.randn(tensor.shape))
     for kind, name in (("int8", "dequantize_blockwise"), ("nf4", "dequantize_4bit")):
         tier = QuantisedTier({0: unit}, kind)
         tier.put(0, data)
@@ -433,7 +433,7 @@ def dequantised(rank):
             into = torch.full((unit.nbytes,), 0xFF, dtype=torch.uint8)
             with TensorMemoryCounter() as live:
                 tier.fetch(0, into, None).wait()
-            matrix, other = (unit.view(into, piece) for piece in unit.pieces)
+            matrix, other = (unit.view(into, tensor) for tensor in unit.tensors)
             seen[kind, kernel] = (
                 bool((matrix == exact).all() and (other == bias).all()),
                 live.peak,

@@ -1,8 +1,9 @@
-"""Which tier a configuration means, and what is left of its DeepSpeed section for the part that trains.
-Pure.
+"""What a configuration means for the frozen base (tier, slots, pipeline layout), and the DeepSpeed sections
+for the trainable part. Pure functions, without torch.
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedspeed.config.deepspeed import zero_stage
@@ -13,30 +14,30 @@ from fedspeed.errors import FedSpeedError
 from fedspeed.schedule.layout import Layout, interleaved, stages
 
 
-def choose_tier(engine: EngineConfig, ds_config: dict, frozen: bool, outside: str = "") -> str:
-    """A tier of `EngineConfig.tier` other than auto.
+def choose_tier(engine: EngineConfig, ds_config: Mapping, frozen: bool, outside: str = "") -> str:
+    """Return the tier that `engine.tier` means, never auto.
 
     Args:
-        frozen: whether anything of the model is frozen; where all of it trains, there is no base to stream.
-        outside: name of something that trains outside the decoder blocks, which only stock execution can do;
-            empty where nothing does.
+        ds_config: the DeepSpeed section.
+        frozen: whether any parameter is frozen; without frozen parameters there is no base to stream.
+        outside: name of a parameter that trains outside the decoder blocks, which only stock execution
+            supports; empty if there is none.
 
     Raises:
-        FedSpeedError: the configuration asks for a tier that cannot train what it shall.
+        FedSpeedError: the tier that is asked for cannot train the trainable parameters.
     """
     if not frozen:
         return "stock"
     if outside and engine.tier not in ("auto", "stock"):
         raise FedSpeedError(
             f"engine.tier={engine.tier} trains inside the decoder blocks only, and {outside} is outside "
-            "them; choose other "
-            "adapter.targets, or set engine.tier=stock"
+            "them; choose other adapter.targets, or set engine.tier=stock"
         )
     if outside:
         return "stock"
     if engine.tier != "auto":
         return engine.tier
-    if zero_stage(ds_config) != 3:
+    if zero_stage(dict(ds_config)) != 3:
         return "stock"
     where = at(ds_config, "zero_optimization.offload_param.device")
     if where == "nvme":
@@ -48,68 +49,77 @@ def choose_tier(engine: EngineConfig, ds_config: dict, frozen: bool, outside: st
 
 @dataclass(frozen=True)
 class BaseSizes:
-    """What of a base may stream, in bytes.
+    """Sizes of the parts of a frozen base, in bytes.
 
     Attributes:
-        block, blocks: of one frozen decoder block, and their number.
-        ends: of embedding and head together; end: of the larger, which has a slot of its own.
-        beside: of what never moves (norms).
-        holders: ranks on whose devices the parts of what streams lie; 0 where they wait in RAM or on disk.
+        block: of one decoder block.
+        blocks: number of decoder blocks.
+        embedding_and_head: of embedding and head together.
+        shared_slot: of the larger of these two, which share a slot.
+        resident: of what always stays on the device (norms outside the blocks).
+        holders: number of ranks on whose devices the streamed units are partitioned; 0 where they are stored
+            in RAM or on disk.
     """
 
     block: int
     blocks: int
-    ends: int
-    end: int
-    beside: int
+    embedding_and_head: int
+    shared_slot: int
+    resident: int
     holders: int = 0
 
-    def on_device(self, resident: int, slots: int) -> int:
-        """Bytes on one rank's device with so many blocks resident, and slots for those that are not."""
-        streamed = (self.blocks - resident) * self.block + self.ends
-        share = -(-streamed // self.holders) if self.holders else 0
-        return (resident + min(slots, self.blocks - resident)) * self.block + self.end + self.beside + share
+    def on_device(self, resident_blocks: int, slots: int) -> int:
+        """Return the bytes on one rank's device with some blocks resident, and slots for the streamed
+        ones.
+        """
+        streamed_blocks = self.blocks - resident_blocks
+        streamed = streamed_blocks * self.block + self.embedding_and_head
+        shard = -(-streamed // self.holders) if self.holders else 0
+        blocks_on_device = resident_blocks + min(slots, streamed_blocks)
+        return blocks_on_device * self.block + self.shared_slot + self.resident + shard
 
 
 def resident_count(engine: EngineConfig, sizes: BaseSizes) -> int:
-    """How many blocks of a streamed base stay on the device."""
+    """Return how many blocks of a streamed base stay on the device."""
     return min(engine.resident_blocks, sizes.blocks)
 
 
 def slots_of(engine: EngineConfig, sizes: BaseSizes) -> int:
-    """How many slots the blocks of a streamed base get: as many as `engine.base_gib` has room for, or
+    """Return the number of slots for the blocks of a streamed base: as many as fit into `engine.base_gib`, or
     `engine.block_slots`, but never more than there are blocks to load.
 
     Raises:
-        FedSpeedError: engine.base_gib is too small even for the fewest.
+        FedSpeedError: engine.base_gib is too small even for the smallest number.
     """
     resident = resident_count(engine, sizes)
     streamed = sizes.blocks - resident
     if not engine.base_gib:
         return min(engine.block_slots, streamed)
     budget = int(engine.base_gib * 2**30)
-    fewest = 1 if engine.pipeline == "none" else engine.block_slots  # a pipeline's chunks are made for those
+    fewest = 1 if engine.pipeline == "none" else engine.block_slots  # a pipeline's chunks need block_slots
     least = min(fewest, streamed)
-    found = next((n for n in range(streamed, least - 1, -1) if sizes.on_device(resident, n) <= budget), None)
-    if found is None:
+    fitting = (n for n in range(streamed, least - 1, -1) if sizes.on_device(resident, n) <= budget)
+    count = next(fitting, None)
+    if count is None:
         needed = sizes.on_device(resident, least)
         slots = "one slot" if least == 1 else f"{least} slots"
         enough = -(-needed * 1000 // 2**30) / 1000
         raise FedSpeedError(
-            f"engine.base_gib={engine.base_gib:.3g}: {slots} and what stands beside take "
+            f"engine.base_gib={engine.base_gib:.3g}: {slots} and the rest of the base take "
             f"{needed / 2**30:.3g} GiB; set engine.base_gib={enough} or more"
         )
-    return found
+    return count
 
 
-def offloaded(ds_config: dict) -> bool:
-    """Whether the ranks' parts of a divided base wait in host RAM."""
+def offloaded(ds_config: Mapping) -> bool:
+    """Tell whether the shards of a partitioned base are stored in host RAM."""
     return at(ds_config, "zero_optimization.offload_param.device") == "cpu"
 
 
 def trainable_section(ds_config: dict) -> dict:
-    """The section without what concerns the base. ZeRO-3 becomes ZeRO-2: gradients and optimizer stay divided
-    over a client's ranks, and what trains is whole on each while its layer is computed.
+    """Return the DeepSpeed section for the trainable part of a streamed engine, without the settings for the
+    base. ZeRO-3 becomes ZeRO-2: gradients and optimizer state stay partitioned over a client's ranks, and
+    each rank has whole trainable tensors.
     """
     config = copy.deepcopy(ds_config)
     zero = config.setdefault("zero_optimization", {})
@@ -124,18 +134,17 @@ def trainable_section(ds_config: dict) -> dict:
     return config
 
 
-def pipeline_tier(engine: EngineConfig, ds_config: dict, outside: str) -> str:
-    """Where a stage's part of the base lives: `resident`, or in this rank's `ram` or on its `nvme`, from
-    where chunks of blocks are loaded.
+def pipeline_tier(engine: EngineConfig, ds_config: Mapping, outside: str) -> str:
+    """Return where a pipeline stage stores its part of the base: `resident`, or in this rank's `ram` or on
+    its `nvme`, from where chunks of blocks are loaded.
 
     Raises:
-        FedSpeedError: the configuration asks for what a pipeline cannot do.
+        FedSpeedError: the configuration asks for something that a pipeline does not support.
     """
     if outside:
         raise FedSpeedError(
             f"engine.pipeline={engine.pipeline} trains inside the decoder blocks only, and {outside} is "
-            "outside them; choose other "
-            "adapter.targets"
+            "outside them; choose other adapter.targets"
         )
     if engine.tier in ("resident", "ram", "nvme"):
         return engine.tier
@@ -149,8 +158,8 @@ def pipeline_tier(engine: EngineConfig, ds_config: dict, outside: str) -> str:
 
 
 def layout_of(engine: EngineConfig, tier: str, blocks: int, ranks: int) -> Layout:
-    """Which rank of a pipeline holds which blocks. Chunks that are loaded take half the slots, so that the
-    next one is loaded meanwhile.
+    """Decide which rank of a pipeline computes which blocks. A streamed chunk takes half of the slots, so
+    that the next one can be prefetched.
 
     Raises:
         FedSpeedError: engine.cuts do not fit.
@@ -168,15 +177,14 @@ def layout_of(engine: EngineConfig, tier: str, blocks: int, ranks: int) -> Layou
     if len(cuts) != ranks + 1 or any(a >= b for a, b in zip(cuts, cuts[1:])):
         raise FedSpeedError(
             f"engine.cuts={flow(engine.cuts)}: write auto, or {ranks - 1} ascending numbers between 0 and "
-            f"{blocks}, the first block of each of "
-            f"{ranks} stages but the first"
+            f"{blocks}, the first block of each of {ranks} stages but the first"
         )
     return stages(cuts)
 
 
 def stage_section(ds_config: dict) -> dict:
-    """The section for what a stage trains: it is nobody else's, so that there is nothing for ZeRO to
-    divide.
+    """Return the DeepSpeed section for the trainable tensors of a pipeline stage. No other rank has them, so
+    ZeRO has nothing to partition.
     """
     config = trainable_section(ds_config)
     config["zero_optimization"] = {"stage": 0}
@@ -184,7 +192,7 @@ def stage_section(ds_config: dict) -> dict:
 
 
 def pipeline_section(ds_config: dict) -> dict:
-    """The section for the engine that executes a pipeline, and trains nothing itself."""
+    """Return the DeepSpeed section for the engine that executes a pipeline and trains nothing itself."""
     config = {
         key: value
         for key, value in copy.deepcopy(ds_config).items()

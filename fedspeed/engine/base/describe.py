@@ -1,4 +1,6 @@
-"""How a model is executed, in a line for the dry run and the report. Pure."""
+"""Describe in a line how a model is executed, for the dry run and the report. Pure functions, without
+torch.
+"""
 
 from collections.abc import Mapping
 
@@ -26,7 +28,7 @@ _STAGE_PLACES = {
 
 _LAYERS = {"client_slots", "block_inputs", "activation_gib", "compile_blocks"}
 _SLOTS = {"block_slots", "base_gib", "resident_blocks"}
-_READ = {  # what an execution reads of the keys that say where something is, by its tier
+_READ = {  # by tier, which of _KEYS the execution reads
     "stock": {"activation_checkpointing"},
     "resident": _LAYERS,
     "int8": _LAYERS | {"block_slots", "resident_blocks"},
@@ -54,9 +56,9 @@ _KEYS = (
 )
 
 
-def unread(config: RunConfig, ds_config: Mapping, outside: str = "") -> list[str]:
-    """A line for each setting of the engine that is made and changes nothing, since this execution does not
-    read it. Arguments as of `execution`.
+def unused_settings(config: RunConfig, ds_config: Mapping, outside: str = "") -> list[str]:
+    """Return a line for each engine setting that differs from its default and has no effect, because this
+    execution does not read it. Arguments as in `execution`.
     """
     engine = config.engine
     if engine.pipeline != "none":
@@ -66,28 +68,26 @@ def unread(config: RunConfig, ds_config: Mapping, outside: str = "") -> list[str
             choose_tier(engine, dict(ds_config), frozen=config.adapter.method != "full", outside=outside)
         ]
     if engine.base_gib and engine.pipeline == "none":
-        read = read - {"block_slots"}  # as many as fit
-    made = [key for key in _KEYS if getattr(engine, key) != getattr(_DEFAULT, key) and key not in read]
+        read = read - {"block_slots"}  # base_gib decides how many slots there are
+    unused = [key for key in _KEYS if getattr(engine, key) != getattr(_DEFAULT, key) and key not in read]
     how = execution(config, ds_config, outside)
-    return [f"engine.{key}={_text(getattr(engine, key))} changes nothing in this run: {how}" for key in made]
+    return [
+        f"engine.{key}={_text(getattr(engine, key))} changes nothing in this run: {how}" for key in unused
+    ]
 
 
 def _text(value: object) -> str:
-    return (
-        str(value).lower()
-        if isinstance(value, bool)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def execution(config: RunConfig, ds_config: Mapping, outside: str = "") -> str:
-    """Which tier holds the base and what of the model is DeepSpeed's.
+    """Say which tier stores the base and which ZeRO stage manages the trainable part.
 
     Args:
         ds_config: the merged DeepSpeed section.
-        outside: name of something that trains outside the decoder blocks, which only stock execution can do.
+        outside: name of a parameter that trains outside the decoder blocks; see `choose_tier`.
     """
     engine = config.engine
     stage = zero_stage(dict(ds_config))
@@ -97,6 +97,5 @@ def execution(config: RunConfig, ds_config: Mapping, outside: str = "") -> str:
     tier = choose_tier(engine, dict(ds_config), frozen=config.adapter.method != "full", outside=outside)
     if tier == "stock":
         return f"DeepSpeed ZeRO-{stage}"
-    return (
-        f"{_PLACES[tier]} (engine.tier={tier}), layer by layer; what trains by DeepSpeed ZeRO-{min(stage, 2)}"
-    )
+    base = f"{_PLACES[tier]} (engine.tier={tier}), layer by layer"
+    return f"{base}; what trains by DeepSpeed ZeRO-{min(stage, 2)}"

@@ -1,5 +1,5 @@
-"""How the frozen base lies in memory: one run of bytes a unit. A unit is a decoder block, or a module outside
-the blocks.
+"""Memory layout of the frozen base: the parameters of a unit are one contiguous range of bytes. A unit is a
+decoder block, or a module outside the blocks.
 """
 
 from collections.abc import Container, Iterable
@@ -11,12 +11,12 @@ from torch import nn
 from fedspeed.models.blocks import units
 from fedspeed.schedule.limits import UNIT_ALIGN
 
-PIECE_ALIGN = 64  # bytes; a cache line, and what vector loads like
+TENSOR_ALIGN = 64  # bytes: a cache line, and the alignment that vector loads prefer
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A parameter's place in its unit; offset and nbytes in bytes."""
+class StoredTensor:
+    """Describe where a parameter lies in its unit; offset and nbytes in bytes."""
 
     name: str
     shape: torch.Size
@@ -26,35 +26,38 @@ class Piece:
 
 @dataclass(frozen=True)
 class Unit:
-    """`nbytes` includes the padding between and after the pieces."""
+    """Describe one unit. `nbytes` includes the padding between and after the tensors."""
 
     name: str
-    pieces: tuple[Piece, ...]
+    tensors: tuple[StoredTensor, ...]
     nbytes: int
     dtype: torch.dtype
 
-    def view(self, data: torch.Tensor, piece: Piece) -> torch.Tensor:
-        """The parameter in `data` [nbytes] uint8, without a copy."""
-        return data[piece.offset : piece.offset + piece.nbytes].view(self.dtype).view(piece.shape)
+    def view(self, data: torch.Tensor, tensor: StoredTensor) -> torch.Tensor:
+        """Return a parameter as a view of the unit's bytes `data` [nbytes] uint8."""
+        return data[tensor.offset : tensor.offset + tensor.nbytes].view(self.dtype).view(tensor.shape)
 
 
 def pack(name: str, shapes: Iterable[tuple[str, torch.Size]], dtype: torch.dtype) -> Unit:
-    """Lay parameters behind each other."""
-    pieces = []
-    at = 0
-    for piece, shape in shapes:
+    """Lay out parameters, given by name and shape, one after the other."""
+    tensors = []
+    offset = 0
+    for tensor_name, shape in shapes:
         nbytes = shape.numel() * dtype.itemsize
-        pieces.append(Piece(piece, shape, at, nbytes))
-        at += _up(nbytes, PIECE_ALIGN)
-    return Unit(name, tuple(pieces), _up(at, UNIT_ALIGN), dtype)
+        tensors.append(StoredTensor(tensor_name, shape, offset, nbytes))
+        offset += _round_up(nbytes, TENSOR_ALIGN)
+    return Unit(name, tuple(tensors), _round_up(offset, UNIT_ALIGN), dtype)
 
 
 def frozen_units(model: nn.Module, only: Container[nn.Parameter] | None = None) -> list[Unit]:
-    """The frozen parameters of a model (it may be on the meta device), each once, in the order of
-    `models.blocks.units`; all, or those in `only`.
+    """Lay out the frozen parameters of a model, which may be on the meta device. Each parameter occurs once,
+    in the order of `models.blocks.units`.
+
+    Args:
+        only: the parameters to include; None: all.
     """
-    seen = set()
-    out = []
+    seen: set[nn.Parameter] = set()
+    found = []
     for name, module, recurse in units(model):
         fresh = [
             (f"{name}.{n}", p)
@@ -63,9 +66,9 @@ def frozen_units(model: nn.Module, only: Container[nn.Parameter] | None = None) 
         ]
         seen.update(p for _, p in fresh)
         if fresh:
-            out.append(pack(name, [(n, p.shape) for n, p in fresh], fresh[0][1].dtype))
-    return out
+            found.append(pack(name, [(n, p.shape) for n, p in fresh], fresh[0][1].dtype))
+    return found
 
 
-def _up(n: int, multiple: int) -> int:
+def _round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple

@@ -1,9 +1,8 @@
-"""Parts of a divided base, read by whoever needs them at the moment he does: no rank waits for another's
-pass.
+"""One-sided reads: a rank reads a shard of the base from another node at the moment it needs it.
 
-A thread of the node that holds a part answers out of RAM. (MPI's one-sided calls promise the same, but over
-TCP they make progress only while the target is inside MPI.) Connections open with a token that the ranks of
-the cluster have given each other.
+A thread on the node that stores a shard answers from RAM, so no rank waits for another's pass. (MPI's
+one-sided calls promise the same, but over TCP they make progress only while the target is inside MPI.) A
+connection opens with a token that the ranks of the cluster have exchanged.
 """
 
 import hmac
@@ -20,58 +19,63 @@ from fedspeed.net.sockets import receive_exactly, receive_into
 
 _REQUEST = struct.Struct(">QQ")  # offset and length, in bytes
 _TOKEN_BYTES = 32
-_HELLO_S = 10.0  # for the token of whoever connects
+_TOKEN_TIMEOUT_S = 10.0
 
 
 class ShardServer:
-    """Answers reads of `memory` [n] uint8 (CPU) until the process ends or `close`.
+    """Answer reads of `memory` [n] uint8 (CPU) until the process ends or `close`.
 
     Args:
         host: address to listen on.
-        deadline_s: for a reader to take what it asked for.
+        deadline_s: seconds that a reader may take to receive an answer.
+
+    Attributes:
+        token: what a reader must send first.
+        address: (host, port) that readers connect to.
     """
 
     def __init__(self, memory: torch.Tensor, host: str, deadline_s: float):
-        self.token, view = secrets.token_bytes(_TOKEN_BYTES), memoryview(memory.numpy())
-        token = self.token
+        token = secrets.token_bytes(_TOKEN_BYTES)
+        view = memory.numpy().data
 
-        class Reader(socketserver.BaseRequestHandler):
-            def handle(self):
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
                 try:
-                    self.request.settimeout(_HELLO_S)
+                    self.request.settimeout(_TOKEN_TIMEOUT_S)
                     if not hmac.compare_digest(receive_exactly(self.request, _TOKEN_BYTES), token):
                         return
                     while True:
-                        self.request.settimeout(None)  # it asks whenever it needs something
+                        self.request.settimeout(None)  # the next request may come at any time
                         at, count = _REQUEST.unpack(receive_exactly(self.request, _REQUEST.size))
                         if at + count > len(view):
                             return
                         self.request.settimeout(deadline_s)
                         self.request.sendall(view[at : at + count])
                 except OSError:
-                    return  # it is gone; whoever misses it says so
+                    return  # the reader is gone; the ranks that wait for it report that
 
-        self._server = socketserver.ThreadingTCPServer((host, 0), Reader)
+        self.token = token
+        self._server = socketserver.ThreadingTCPServer((host, 0), Handler)
         self._server.daemon_threads = True
         self.address = self._server.server_address[:2]
         threading.Thread(target=self._server.serve_forever, name="base-parts", daemon=True).start()
 
     def close(self) -> None:
-        """Accept nobody any more. Readers that are connected are served as long as the process lives: they
-        may be a pass behind.
+        """Accept no more connections. Connected readers are served until the process ends: they may still be
+        in their last pass.
         """
         self._server.shutdown()
         self._server.socket.close()
 
 
 class ShardReader:
-    """One connection to a ShardServer; one read at a time.
+    """A connection to a ShardServer, for one read at a time.
 
     Args:
-        deadline_s: for each piece of an answer.
+        deadline_s: seconds to wait for each piece of an answer.
 
     Raises:
-        LostPeerError: nobody answers there.
+        LostPeerError: the server does not answer.
     """
 
     def __init__(self, address: tuple[str, int], token: bytes, deadline_s: float):
@@ -87,7 +91,7 @@ class ShardReader:
         """Fill `into` from offset `at`; returns its length.
 
         Raises:
-            LostPeerError: the holder is gone, or too slow.
+            LostPeerError: the server is gone, or too slow.
         """
         try:
             self._socket.sendall(_REQUEST.pack(at, len(into)))
@@ -97,6 +101,7 @@ class ShardReader:
         return len(into)
 
     def close(self) -> None:
+        """Close the connection."""
         self._socket.close()
 
     def _lost(self, error: OSError) -> LostPeerError:
@@ -106,8 +111,8 @@ class ShardReader:
 
 
 def shards_of(nbytes: int, weights: list[int], align: int) -> list[tuple[int, int]]:
-    """Divide [0, nbytes) among holders: (start, end) of each, in proportion to its weight up to the
-    alignment, in order, without a gap.
+    """Divide [0, nbytes) in proportion to weights: contiguous ranges (start, end) in order, with aligned
+    borders.
     """
     total = sum(weights)
     ends = [0]

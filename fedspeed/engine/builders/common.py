@@ -1,55 +1,68 @@
-"""What builders of engines have in common: optimizers, client slots, and tensors on the device."""
+"""The common part of all builders: optimizers, client slots, and tensors on the device."""
 
 from collections.abc import Iterable, Mapping
 
 import deepspeed
 import torch
+from deepspeed import DeepSpeedEngine
 from deepspeed.accelerator import get_accelerator
 from torch import nn
 
 from fedspeed.data.config import TrainConfig
 from fedspeed.engine.client_state import ClientState, flatten
+from fedspeed.engine.groups import ClientMpu, Groups
 from fedspeed.engine.masters import ParameterSlice, parameters_of
 from fedspeed.models.factors import is_factor_a
 
 
 def make_client_slot(
-    named: Mapping[str, torch.Tensor], train: TrainConfig, config: dict, *, mpu, groups
+    named: Mapping[str, torch.Tensor], train: TrainConfig, config: dict, *, mpu: ClientMpu, groups: Groups
 ) -> ClientState:
-    """Make a DeepSpeed engine over copies of what trains: LoRA's factors A in one flat parameter, all others
-    in a second one.
+    """Make a DeepSpeed engine over copies of the trainable tensors: LoRA's factors A in one flat parameter,
+    all others in a second one.
+
+    Args:
+        named: the trainable tensors by name, in the same order on every rank of every client.
+        config: the DeepSpeed section.
     """
     found: dict[str, ParameterSlice] = {}
-    for part in _by_factor(named):
-        found |= flatten({name: named[name] for name in part})
-    places = {name: found[name] for name in named}
-    own = nn.ParameterList(parameters_of(places.values()))
-    return ClientState(initialise(own, places, train, config, mpu=mpu), places, groups)
+    for names in _by_factor(named):
+        found |= flatten({name: named[name] for name in names})
+    slices = {name: found[name] for name in named}
+    module = nn.ParameterList(parameters_of(slices.values()))
+    return ClientState(initialise(module, slices, train, config, mpu=mpu), slices, groups)
 
 
 def initialise(
-    module: nn.Module, places: Mapping[str, ParameterSlice], train: TrainConfig, config: dict, *, mpu
-):
-    """Make DeepSpeed's engine over a module whose trainable tensors lie at `places`."""
+    module: nn.Module,
+    slices: Mapping[str, ParameterSlice],
+    train: TrainConfig,
+    config: dict,
+    *,
+    mpu: ClientMpu,
+) -> DeepSpeedEngine:
+    """Make DeepSpeed's engine over a module with the trainable tensors `slices`."""
     engine, *_ = deepspeed.initialize(
         model=module,
-        optimizer=make_optimizer(places, train),
+        optimizer=make_optimizer(slices, train),
         config=config,
         mpu=mpu,
         dist_init_required=False,
-        model_parameters=parameters_of(places.values()),
+        model_parameters=parameters_of(slices.values()),
     )
     return engine
 
 
-def make_optimizer(places: Mapping[str, ParameterSlice], train: TrainConfig) -> torch.optim.Optimizer:
-    """Make the local optimizer; LoRA's A and B are groups of their own, so that one of them can be frozen."""
+def make_optimizer(slices: Mapping[str, ParameterSlice], train: TrainConfig) -> torch.optim.Optimizer:
+    """Make the local optimizer. LoRA's factors A and B are separate groups, so that one of them can be
+    frozen.
+    """
     groups = [
-        {"params": parameters_of(places[name] for name in part), "names": frozenset(part)}
-        for part in _by_factor(places)
+        {"params": parameters_of(slices[name] for name in names), "names": frozenset(names)}
+        for names in _by_factor(slices)
     ]
-    # The rate is set before each step. Until then it is 0: DeepSpeed takes a step without gradients to make
-    # the states, which would decay.
+    # The learning rate is set before each step. It is 0 until then, because DeepSpeed takes a step without
+    # gradients to make the optimizer's state, and weight decay would apply.
     if train.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=train.momentum, weight_decay=train.weight_decay)
     betas = train.beta1, train.beta2
@@ -57,22 +70,22 @@ def make_optimizer(places: Mapping[str, ParameterSlice], train: TrainConfig) -> 
 
 
 def put_on_device(name: str, parameter: nn.Parameter) -> nn.Parameter:
-    """Place a parameter on the device (see `models.loading.materialise`)."""
+    """Move a parameter to the device (see `models.loading.materialise`)."""
     parameter.data = parameter.data.to(get_accelerator().current_device_name())
     return parameter
 
 
 def put_buffers_on_device(net: nn.Module) -> None:
-    """Move a model's buffers, which are small, whatever streams."""
+    """Move a model's buffers, which are small, to the device."""
     for module in net.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(get_accelerator().current_device_name()))
 
 
 def _by_factor(names: Iterable[str]) -> list[list[str]]:
-    """LoRA's factors A, and all other tensors; a part that is empty is left out."""
-    factors = []
-    others = []
+    """Divide names into LoRA's factors A and all other tensors; an empty part is left out."""
+    factors: list[str] = []
+    others: list[str] = []
     for name in names:
         (factors if is_factor_a(name) else others).append(name)
     return [part for part in (factors, others) if part]

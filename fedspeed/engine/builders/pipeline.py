@@ -1,6 +1,4 @@
-"""What builders of pipelines have in common: a part of the model on each rank of the torch world; nothing is
-read of the others' parts.
-"""
+"""The common part of pipeline builders. Each rank of the torch world reads only its own part of the model."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -9,6 +7,7 @@ import torch
 from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
 from torch import nn
+from transformers import PreTrainedModel
 
 from fedspeed.engine.activation_policy import FixedActivationPolicy
 from fedspeed.engine.base.choose import layout_of, pipeline_section, pipeline_tier, stage_section
@@ -16,9 +15,10 @@ from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.builders.common import make_client_slot, put_buffers_on_device
 from fedspeed.engine.builders.store import StoreBuilder
 from fedspeed.engine.client_state import ClientState
-from fedspeed.engine.ds_config import finish, model_facts
-from fedspeed.engine.groups import Groups, StageMpu, alone
+from fedspeed.engine.ds_config import model_facts, resolve_autos
+from fedspeed.engine.groups import Groups, StageMpu, single_rank_groups
 from fedspeed.engine.pipeline.engine import FederatedPipelineEngine, FederatedPipelineModule
+from fedspeed.engine.pipeline.pipelined import PipelineParts
 from fedspeed.engine.spec import EngineContext, EngineSpec
 from fedspeed.engine.stage import Stage
 from fedspeed.errors import FedSpeedError
@@ -29,10 +29,14 @@ from fedspeed.schedule.layout import Layout
 
 @dataclass(frozen=True)
 class PipelineSplit:
-    """How a model is divided over the ranks of a pipeline.
+    """Describe how a model is divided over the ranks of a pipeline.
 
     Attributes:
-        loads: whether chunks are loaded and released. names: by rank, the trainable tensors of its blocks.
+        parts: the model's parts.
+        layout: which rank computes which blocks.
+        tier: where a rank stores its part of the base.
+        loads: whether chunks are loaded and released during a pass.
+        names: by rank, the trainable tensors of its blocks.
     """
 
     parts: Anatomy
@@ -43,7 +47,7 @@ class PipelineSplit:
 
 
 def split_model(net: nn.Module, spec: EngineSpec) -> PipelineSplit:
-    """Decide which rank holds which blocks. Collective over the torch world.
+    """Decide which rank computes which blocks. Collective over the torch world.
 
     Raises:
         FedSpeedError: engine.tier or engine.cuts do not fit, or nothing trains in a stage.
@@ -56,7 +60,7 @@ def split_model(net: nn.Module, spec: EngineSpec) -> PipelineSplit:
     block_of = {p: b for b, block in enumerate(parts.blocks) for p in block.parameters()}
     trained = [(n, block_of[p]) for n, p in sorted(net.named_parameters()) if p.requires_grad]
     names = [[n for n, b in trained if b in layout.blocks_of(rank)] for rank in range(ranks)]
-    if idle := [rank for rank, own in enumerate(names) if not own]:
+    if idle := [rank for rank, trainable in enumerate(names) if not trainable]:
         raise FedSpeedError(
             f"engine.pipeline={engine.pipeline}: nothing trains in the blocks of stage {idle[0]}; choose "
             "adapter.targets in every block, or other engine.cuts"
@@ -70,25 +74,25 @@ def fill_store(
     context: EngineContext,
     groups: Groups,
     *,
-    cut: PipelineSplit,
+    split: PipelineSplit,
     embeds: bool,
     heads: bool,
 ) -> BaseStore:
     """Read this rank's part of the weights into a store.
 
     Args:
-        embeds, heads: whether this rank embeds micro-batches, and holds labels.
+        embeds: whether this rank embeds micro-batches.
+        heads: whether this rank has labels, and so computes the head.
     """
-    parts = cut.parts
-    only = _needed(
-        net, parts, cut.layout.blocks_of(dist.get_rank()), {parts.embedding: embeds, parts.head: heads}
-    )
+    parts = split.parts
+    blocks = split.layout.blocks_of(dist.get_rank())
+    only = _needed(net, parts, blocks, {parts.embedding: embeds, parts.head: heads})
     builder = StoreBuilder(
         net,
         parts,
-        cut.tier,
+        split.tier,
         spec.engine,
-        groups=alone(groups),
+        groups=single_rank_groups(groups),
         ds_config=spec.deepspeed,
         nvme=context.nvme,
         only=only,
@@ -99,15 +103,18 @@ def fill_store(
 
 
 def _needed(
-    net: nn.Module, parts: Anatomy, blocks: Collection[int], ends: dict[nn.Module, bool]
+    net: nn.Module, parts: Anatomy, blocks: Collection[int], outer: dict[nn.Module, bool]
 ) -> set[nn.Parameter]:
-    """The parameters of some blocks, of the ends that are needed here, and of what is neither block nor
-    end.
+    """Return the parameters that a rank needs: those of its blocks, of embedding and head if it computes
+    them, and all that belong to neither (such as the final norm).
+
+    Args:
+        outer: embedding and head, and whether each is needed.
     """
-    inside = {p for module in (*parts.blocks, *ends) for p in module.parameters()}
-    held = [*(parts.blocks[b] for b in blocks), *(end for end, here in ends.items() if here)]
+    inside = {p for module in (*parts.blocks, *outer) for p in module.parameters()}
+    needed = [*(parts.blocks[b] for b in blocks), *(module for module, wanted in outer.items() if wanted)]
     return {p for p in net.parameters() if p not in inside} | {
-        p for module in held for p in module.parameters()
+        p for module in needed for p in module.parameters()
     }
 
 
@@ -117,33 +124,43 @@ def make_slots(
     context: EngineContext,
     groups: Groups,
     *,
-    cut: PipelineSplit,
+    split: PipelineSplit,
     count: int,
 ) -> list[ClientState]:
-    """Make client slots over what trains in this rank's stage."""
+    """Make `count` client slots over the trainable tensors of this rank's stage."""
     named = dict(net.named_parameters())
-    config = finish(stage_section(spec.deepspeed), model_facts(net), context.nvme, shared_base=False)
+    config = resolve_autos(stage_section(spec.deepspeed), model_facts(net), context.nvme, shared_base=False)
     states = []
     for _ in range(count):
-        mpu = StageMpu(alone(groups), groups.cluster, dist.get_world_size())
-        values = {name: named[name].data for name in cut.names[dist.get_rank()]}
-        states.append(make_client_slot(values, spec.train, config, mpu=mpu, groups=alone(groups)))
+        mpu = StageMpu(single_rank_groups(groups), groups.cluster, dist.get_world_size())
+        values = {name: named[name].data for name in split.names[dist.get_rank()]}
+        states.append(
+            make_client_slot(values, spec.train, config, mpu=mpu, groups=single_rank_groups(groups))
+        )
     return states
 
 
-def make_player(net: nn.Module, spec: EngineSpec, store: BaseStore, cut: PipelineSplit) -> dict:
-    """Make what executes: arguments of a `PipelinedEngine`. Collective over the torch world."""
-    layout = cut.layout
-    module = FederatedPipelineModule(cut.parts.blocks, layout.chunks, layout.holders, dist.get_world_size())
+def make_parts(
+    net: PreTrainedModel, spec: EngineSpec, store: BaseStore, split: PipelineSplit, *, loads: bool
+) -> PipelineParts:
+    """Make the parts of a `PipelinedEngine`. Collective over the torch world.
+
+    Args:
+        loads: whether chunks are loaded and released during a pass.
+    """
+    layout = split.layout
+    module = FederatedPipelineModule(split.parts.blocks, layout.chunks, layout.holders, dist.get_world_size())
     pipe = FederatedPipelineEngine(module, pipeline_section(spec.deepspeed))
-    # Where weights do not stay, what the way back needs of them is computed again.
-    policy = FixedActivationPolicy(graphs=not (cut.loads or spec.engine.activation_checkpointing))
-    stage = Stage(net, cut.parts, store, layout.chunks, policy=policy)
-    return {"store": store, "pipe": pipe, "stage": stage, "layout": layout}
+    # A graph refers to the weights of its blocks, so where these are released blocks are computed again.
+    policy = FixedActivationPolicy(graphs=not (split.loads or spec.engine.activation_checkpointing))
+    stage = Stage(net, split.parts, store, layout.chunks, policy=policy)
+    return PipelineParts(store=store, pipe=pipe, stage=stage, layout=layout, loads=loads)
 
 
 def _agreed(layout: Layout) -> Layout:
-    """The first rank's: each may know other measurements of the machines (cluster.probe)."""
+    """Return the first rank's layout: ranks may have different measurements of the machines
+    (cluster.probe).
+    """
     table = torch.tensor(
         [(chunk.start, chunk.stop, holder) for chunk, holder in zip(layout.chunks, layout.holders)],
         device=get_accelerator().current_device_name(),

@@ -4,7 +4,7 @@ from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel
 
 from fedspeed.engine.builders.common import initialise, put_buffers_on_device, put_on_device
-from fedspeed.engine.ds_config import finish, model_facts
+from fedspeed.engine.ds_config import resolve_autos, model_facts
 from fedspeed.engine.groups import ClientMpu, Groups
 from fedspeed.engine.masters import whole_parameters
 from fedspeed.engine.operators import build_operators
@@ -20,7 +20,7 @@ def build(net: PreTrainedModel, spec: EngineSpec, context: EngineContext, groups
     partition = spec.engine.base_partition
     stage = spec.deepspeed.get("zero_optimization", {}).get("stage", 0)
     shared_base = stage == 3 and partition == "cluster" and groups.cluster_size > 1
-    config = finish(spec.deepspeed, model_facts(net), context.nvme, shared_base)
+    config = resolve_autos(spec.deepspeed, model_facts(net), context.nvme, shared_base)
     build_operators("stock", config)  # else DeepSpeed would build them itself, without saying so
     place = put_on_device
     if stage == 3:

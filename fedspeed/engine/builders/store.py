@@ -1,6 +1,6 @@
-"""Filling the store while the model's weights are read, one unit at a time."""
+"""Fill the store while the model's weights are read, one unit at a time."""
 
-from collections.abc import Container
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -10,11 +10,12 @@ from torch import nn
 from fedspeed.config.deepspeed_rules import at
 from fedspeed.engine.base.choose import BaseSizes, offloaded, resident_count, slots_of
 from fedspeed.engine.base.gathered import GatheredTier
-from fedspeed.engine.base.layout import frozen_units
+from fedspeed.engine.base.layout import StoredTensor, Unit, frozen_units
 from fedspeed.engine.base.node import NvmeTier, OneSidedTier, RamTier
 from fedspeed.engine.base.quantised import QuantisedTier
 from fedspeed.engine.base.store import EMPTY, BaseStore
-from fedspeed.engine.base.tier import ResidentTier
+from fedspeed.engine.base.tier import ResidentTier, Tier
+from fedspeed.engine.clock import Clock
 from fedspeed.engine.config import EngineConfig
 from fedspeed.engine.groups import Groups, base_group, world_deadline
 from fedspeed.errors import FedSpeedError
@@ -24,13 +25,18 @@ from fedspeed.schedule.loads import spread
 
 
 class StoreBuilder:
-    """`place` takes each parameter in the order of `models.loading.materialise`; `seal` gives the store.
+    """Put the frozen parameters of a model into tiers.
+
+    Call `place` for each parameter, in the order of `models.loading.materialise`, then `seal`.
 
     Args:
-        only: the parameters that this rank holds; None: all.
+        parts: of the model.
+        tier: where streamed units are stored.
+        nvme: folder of this rank for offloaded tensors.
+        only: the parameters that this rank needs; None: all.
 
     Raises:
-        FedSpeedError: the tier has no room.
+        FedSpeedError: the tier has no room for the base.
     """
 
     def __init__(
@@ -48,36 +54,34 @@ class StoreBuilder:
         self._net = net
         self._groups = groups
         self._units = frozen_units(net, only)
-        self._place_of = {p.name: (i, p) for i, unit in enumerate(self._units) for p in unit.pieces}
+        self._place_of = {p.name: (i, p) for i, unit in enumerate(self._units) for p in unit.tensors}
         self._blocks = _units_of(self._place_of, net, parts.blocks)
-        ends = _units_of(self._place_of, net, [parts.embedding, parts.head])
-        sizes = self._sizes(ends, tier, engine, groups, ds_config)
+        outer = _units_of(self._place_of, net, [parts.embedding, parts.head])
+        sizes = self._sizes(outer, tier, engine, groups, ds_config)
         self._slots = 0 if tier == "resident" else slots_of(engine, sizes)
-        kept = {sorted(self._blocks)[i] for i in spread(sizes.blocks, resident_count(engine, sizes))}
+        resident = {sorted(self._blocks)[i] for i in spread(sizes.blocks, resident_count(engine, sizes))}
         if tier == "resident":
-            kept = self._blocks | ends
+            resident = self._blocks | outer
         elif tier in QUANTISED:
-            kept |= ends  # few bytes beside the blocks, and where quantisation costs most
-        # Norms and the like outside the blocks are needed at odd moments and are small.
-        streamed = [i for i in sorted(self._blocks | ends) if i not in kept]
-        device = ResidentTier()
-        self._tier_of: list = [device] * len(self._units)
+            resident |= outer  # they are small compared with the blocks, and lose most by quantisation
+        # The other units outside the blocks (norms) are small, and always resident.
+        streamed = [i for i in sorted(self._blocks | outer) if i not in resident]
+        self._tier_of: list[Tier] = [ResidentTier()] * len(self._units)
         if streamed:
-            away = _make(
-                tier,
-                {i: self._units[i] for i in streamed},
-                engine,
-                groups=groups,
-                ds_config=ds_config,
-                nvme=nvme,
-            )
+            units = {i: self._units[i] for i in streamed}
+            streaming = _make_tier(tier, units, engine, groups=groups, ds_config=ds_config, nvme=nvme)
             for i in streamed:
-                self._tier_of[i] = away
-        self._current: tuple[int, torch.Tensor] | None = None
+                self._tier_of[i] = streaming
+        self._current: tuple[int, torch.Tensor] | None = None  # the unit that is being read, and its bytes
 
     def _sizes(
-        self, ends: set[int], tier: str, engine: EngineConfig, groups: Groups, ds_config: dict
+        self, outer: set[int], tier: str, engine: EngineConfig, groups: Groups, ds_config: dict
     ) -> BaseSizes:
+        """Return the sizes of the units.
+
+        Args:
+            outer: units of embedding and head.
+        """
         nbytes = [unit.nbytes for unit in self._units]
         on_devices = (
             tier in ("client", "cluster") and engine.base_reads == "gather" and not offloaded(ds_config)
@@ -85,29 +89,31 @@ class StoreBuilder:
         return BaseSizes(
             max((nbytes[i] for i in self._blocks), default=0),
             len(self._blocks),
-            sum(nbytes[i] for i in ends),
-            end=max((nbytes[i] for i in ends), default=0),
-            beside=sum(n for i, n in enumerate(nbytes) if i not in self._blocks | ends),
+            sum(nbytes[i] for i in outer),
+            shared_slot=max((nbytes[i] for i in outer), default=0),
+            resident=sum(n for i, n in enumerate(nbytes) if i not in self._blocks | outer),
             holders=dist.get_world_size(base_group(tier, groups)) if on_devices else 0,
         )
 
     def place(self, name: str, parameter: nn.Parameter) -> nn.Parameter:
+        """Copy a frozen parameter into its unit, and release its memory; others are returned unchanged."""
         if name not in self._place_of:
             return parameter
-        index, piece = self._place_of[name]
+        index, tensor = self._place_of[name]
         if self._current is None or self._current[0] != index:
             self._flush()
             self._current = index, torch.zeros(self._units[index].nbytes, dtype=torch.uint8)
-        self._units[index].view(self._current[1], piece).copy_(parameter.data)
+        self._units[index].view(self._current[1], tensor).copy_(parameter.data)
         parameter.data = EMPTY.to(parameter.dtype)
         return parameter
 
     def _flush(self) -> None:
+        """Put the current unit into its tier."""
         if self._current is not None:
             self._tier_of[self._current[0]].put(*self._current)
 
-    def seal(self, clock) -> BaseStore:
-        """The store, filled. Collective over the cluster."""
+    def seal(self, clock: Clock) -> BaseStore:
+        """Return the filled store. Collective over the cluster."""
         self._flush()
         store = BaseStore(
             self._units,
@@ -121,8 +127,14 @@ class StoreBuilder:
         return store
 
 
-def _units_of(place_of: dict, net: nn.Module, modules) -> set[int]:
-    """Numbers of the units that hold the frozen parameters of some modules."""
+def _units_of(
+    place_of: Mapping[str, tuple[int, StoredTensor]], net: nn.Module, modules: Iterable[nn.Module]
+) -> set[int]:
+    """Return the numbers of the units with the frozen parameters of some modules.
+
+    Args:
+        place_of: by name of a parameter, the number of its unit and where it lies there.
+    """
     names = {id(p): n for n, p in net.named_parameters()}
     return {
         place_of[names[id(p)]][0]
@@ -132,7 +144,10 @@ def _units_of(place_of: dict, net: nn.Module, modules) -> set[int]:
     }
 
 
-def _make(tier: str, units: dict, engine: EngineConfig, groups: Groups, ds_config: dict, *, nvme: Path):
+def _make_tier(
+    tier: str, units: dict[int, Unit], engine: EngineConfig, groups: Groups, ds_config: dict, *, nvme: Path
+) -> Tier:
+    """Make a tier that streams the given units. Collective over the ranks that share it."""
     if tier in QUANTISED:
         return QuantisedTier(units, tier)
     if tier == "ram":

@@ -1,4 +1,4 @@
-"""Builds an engine whose base lies in a store, executed layer by layer; DeepSpeed holds what trains."""
+"""Build an engine that executes the model layer by layer, with the base in a store."""
 
 from torch import nn
 
@@ -6,7 +6,7 @@ from fedspeed.engine.activations import ActivationBudget
 from fedspeed.engine.base.choose import choose_tier, trainable_section
 from fedspeed.engine.builders.common import make_client_slot, put_buffers_on_device
 from fedspeed.engine.builders.store import StoreBuilder
-from fedspeed.engine.ds_config import finish, model_facts
+from fedspeed.engine.ds_config import model_facts, resolve_autos
 from fedspeed.engine.executor import Executor
 from fedspeed.engine.groups import ClientMpu, Groups
 from fedspeed.engine.spec import EngineContext, EngineSpec
@@ -16,7 +16,7 @@ from fedspeed.models.loading import materialise
 
 
 def build(net: nn.Module, spec: EngineSpec, context: EngineContext, groups: Groups) -> StreamedEngine:
-    """Build it from a model on the meta device. Collective over the cluster."""
+    """Build the engine from a model on the meta device. Collective over the cluster."""
     engine = spec.engine
     parts = anatomy(net)
     tier = choose_tier(engine, spec.deepspeed, frozen=True, outside=trained_outside(net))
@@ -27,10 +27,11 @@ def build(net: nn.Module, spec: EngineSpec, context: EngineContext, groups: Grou
     materialise(net, spec.model, spec.adapter, context.seed, builder.place)
     put_buffers_on_device(net)
     store = builder.seal(context.clock)
-    named = dict(
-        net.named_parameters()
-    )  # the net's own trainable tensors are places that the slots' are bound to
-    config = finish(trainable_section(spec.deepspeed), model_facts(net), context.nvme, shared_base=False)
+    # A client slot's tensors are bound to the model's trainable parameters while the client computes.
+    named = dict(net.named_parameters())
+    config = resolve_autos(
+        trainable_section(spec.deepspeed), model_facts(net), context.nvme, shared_base=False
+    )
     states = []
     for _ in range(min(context.clients, engine.client_slots or context.clients)):
         values = {name: named[name].data for name in names}

@@ -1,14 +1,15 @@
-"""DeepSpeed's pipeline, for clients: stages cut where the planner says, instructions of our own streams,
-transfers that nobody waits for.
+"""DeepSpeed's pipeline engine with stages that the planner chooses, instruction streams of our own, and
+asynchronous transfers.
 
-`PipelineEngine` executes a stream by looking up each instruction in `_INSTRUCTION_MAP`, by its exact type; a
-subclass has to give a map of its own. The optimizers of clients are DeepSpeed engines of their own
-(`client_state`): this one executes and has none.
+`PipelineEngine` looks up each instruction in `_INSTRUCTION_MAP` by its exact type, and a subclass provides
+its own map. The clients' optimizers belong to other DeepSpeed engines (`client_state`); this engine only
+executes.
 """
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.pipe.engine import PipelineEngine
@@ -17,35 +18,38 @@ from deepspeed.runtime.pipe.topology import ProcessTopology
 from torch import nn
 
 from fedspeed.engine.pipeline.transfers import Transfers, naming_lost_ranks
-from fedspeed.engine.player import Note, Player, StageCompute, StreamSchedule
+from fedspeed.engine.player import Player, StageCompute, StreamSchedule, TraceSpan
 from fedspeed.errors import LostPeerError
 from fedspeed.schedule.instructions import Stream
 
 
 class FederatedPipelineModule(PipelineModule):
-    """The blocks of a model, cut into chunks; a rank registers those of its own.
+    """The blocks of a model, divided into chunks. Each rank registers the blocks of its own chunks.
 
     Args:
-        holders: the rank of each chunk. All ranks of the torch world form the pipeline.
+        chunks: block numbers of each chunk.
+        holders: the rank of each chunk.
+        ranks: number of ranks; all ranks of the torch world form the pipeline.
     """
 
     def __init__(
-        self, blocks: Sequence[nn.Module], chunks: Sequence[range], holders: Sequence[int], ranks: int
+        self, blocks: Iterable[nn.Module], chunks: Sequence[range], holders: Sequence[int], ranks: int
     ):
-        held = [
+        layers = list(blocks)
+        blocks_of = [
             [b for k, chunk in enumerate(chunks) if holders[k] == rank for b in chunk]
             for rank in range(ranks)
         ]
-        self._cuts = [sum(map(len, held[:rank])) for rank in range(ranks + 1)]
-        with contextlib.redirect_stdout(io.StringIO()):  # it tells its seeds
+        self._cuts = [sum(map(len, blocks_of[:rank])) for rank in range(ranks + 1)]
+        with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its seeds
             super().__init__(
-                layers=[blocks[b] for own in held for b in own],
+                layers=[layers[b] for numbers in blocks_of for b in numbers],
                 topology=ProcessTopology(axes=["pipe", "data"], dims=[ranks, 1]),
             )
 
     def _partition_layers(self, method: str = "") -> None:
-        """Where the planner cuts. DeepSpeed's own methods weigh all stages alike, and count trainable
-        parameters only.
+        """Divide the layers where the planner says. DeepSpeed's own methods assume equal ranks, and count
+        trainable parameters only.
         """
         self.parts = self._cuts
         stage = self._topo.get_coord(self.global_rank).pipe
@@ -53,10 +57,10 @@ class FederatedPipelineModule(PipelineModule):
 
 
 class FederatedPipelineEngine(PipelineEngine, Player):
-    """Executes instruction streams by DeepSpeed's loop. Collective over the torch world when built.
+    """Execute instruction streams in DeepSpeed's loop. Building it is collective over the torch world.
 
     Args:
-        config: DeepSpeed's, without optimizer and ZeRO.
+        config: DeepSpeed section without optimizer and ZeRO.
     """
 
     _INSTRUCTION_MAP = Player._INSTRUCTION_MAP
@@ -72,46 +76,47 @@ class FederatedPipelineEngine(PipelineEngine, Player):
             config_class=DeepSpeedConfig(config, mpu),
         )
 
-    def _configure_bf16_optimizer(self, optimizer):
+    def _configure_bf16_optimizer(self, optimizer: Any) -> Any:
         return super()._configure_bf16_optimizer(optimizer) if optimizer is not None else None
 
     def play(
-        self, stream: Stream, chunks: int, stage: StageCompute, transfers: Transfers, note: Note
+        self, stream: Stream, chunks: int, stage: StageCompute, transfers: Transfers, trace: TraceSpan
     ) -> None:
         """Execute this rank's stream.
 
         Args:
-            chunks: of the whole model. note: told of each instruction.
+            chunks: number of chunks of the whole model.
+            trace: called after each instruction.
 
         Raises:
-            LostPeerError: another rank is gone; says in which instruction of this one.
+            LostPeerError: another rank is gone; the message names this rank's instruction.
         """
         schedule = StreamSchedule(stream)
         with _naming_instruction(schedule):
             transfers.begin()
-            self.execute(schedule, chunks=chunks, computes=stage, carries=transfers, note=note)
+            self.execute(schedule, chunks=chunks, compute=stage, channel=transfers, trace=trace)
             transfers.finish()
 
-    def play_steps(self, stream: Stream, step: Callable[[int], None], note: Note) -> None:
-        """Execute the optimizer steps of some clients; `step` takes that of one.
+    def play_steps(self, stream: Stream, step: Callable[[int], None], trace: TraceSpan) -> None:
+        """Execute the optimizer steps of some clients; `step` takes that of one client slot.
 
         Raises:
             LostPeerError: see `play`.
         """
         schedule = StreamSchedule(stream)
         with _naming_instruction(schedule):
-            self.execute_steps(schedule, step, note)
+            self.execute_steps(schedule, step, trace)
 
 
 @contextlib.contextmanager
-def _naming_instruction(schedule: StreamSchedule):
-    """Say of a rank that is lost in which instruction it was missed."""
+def _naming_instruction(schedule: StreamSchedule) -> Iterator[None]:
+    """Add the current instruction to the message when another rank is lost."""
     try:
         yield
     except LostPeerError as error:
         raise LostPeerError(
             f"{error} (in {schedule.current}); the same command resumes from the journal"
         ) from error
-    except RuntimeError as error:  # in DeepSpeed's own collectives, which a Step has
+    except RuntimeError as error:  # from DeepSpeed's own collectives in the instruction Step
         with naming_lost_ranks(f"in {schedule.current}"):
             raise error

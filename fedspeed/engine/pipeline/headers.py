@@ -1,102 +1,116 @@
-"""What ranks of a cluster's pipeline tell each other before a pass that all of them make together. Pure
-values.
+"""Headers that the ranks of a cluster's pipeline exchange before each common pass. Without torch.
+
+Client slots of a cluster are numbered over all of its ranks; such a number is a global slot.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fedspeed.data.batches import Batch
 
-IDLE, TRAIN, EVALUATE, STEP, GATHER = range(5)  # what a pass of a cluster is
+IDLE, TRAIN, EVALUATE, STEP, GATHER = range(5)  # kinds of passes
 
 
 @dataclass(frozen=True)
 class MicroBatchHeader:
-    """A micro-batch as its owner tells the others: whose it is, its shape and padding, the seed of its
-    dropout; no token and no label.
+    """Describe a micro-batch to ranks that do not have its data, without tokens and labels.
 
     Attributes:
-        place: whose it is, among all client slots of the cluster.
+        global_slot: of its client.
+        number: of the micro-batch in the client's step.
+        seed: of its dropout.
+        width: tokens of a row, with padding.
+        lengths: tokens of each row, without padding.
     """
 
-    place: int
+    global_slot: int
     number: int
     seed: int
     width: int
     lengths: tuple[int, ...]
 
+    @classmethod
+    def of(cls, batch: Batch, global_slot: int, number: int, seed: int) -> "MicroBatchHeader":
+        """Describe a batch."""
+        lengths = tuple(int(n) for n in batch.attention_mask.sum(1))
+        return cls(global_slot, number, seed % 2**62, batch.input_ids.shape[1], lengths)
+
     def integers(self) -> list[int]:
-        return [self.place, self.number, self.seed, self.width, len(self.lengths), *self.lengths]
+        """Encode the header as 64-bit integers."""
+        return [self.global_slot, self.number, self.seed, self.width, len(self.lengths), *self.lengths]
 
     def batch(self) -> Batch:
+        """Return a batch of the same shape and padding, whose tokens are 0."""
         shape = (len(self.lengths), self.width)
         mask = (np.arange(self.width) < np.array(self.lengths)[:, None]).astype(np.int64)
         return Batch(np.zeros(shape, np.int64), np.zeros(shape, np.int64), mask, 0)
 
 
-def tell(place: int, number: int, seed: int, batch: Batch) -> MicroBatchHeader:
-    """Make what is told of a micro-batch."""
-    lengths = tuple(int(n) for n in batch.attention_mask.sum(1))
-    return MicroBatchHeader(place, number, seed % 2**62, batch.input_ids.shape[1], lengths)
-
-
 @dataclass(frozen=True)
 class PassHeader:
-    """What a rank says before a pass.
+    """Describe what a rank contributes to a pass.
 
     Attributes:
-        lr: of the steps, in STEP.
-        fresh: (place, seed of the turn) of the client slots whose state their owner has loaded and not told
-            yet.
-        named: places that are meant: in STEP those whose gradients wait, in GATHER those whose state is
-            wanted.
-        added: places for which arrays to be added to the gradients follow, in STEP.
-        moves: (place, seed, scale) of perturbations since the last pass.
+        kind: of the pass; a rank that has nothing to do says IDLE.
+        lr: learning rate, in STEP.
+        loaded: (global slot, seed) of the slots whose state was loaded and not sent to the stages yet.
+        slots: in STEP the global slots that have gradients, in GATHER those whose state is wanted.
+        added: global slots for which arrays to be added to the gradients follow, in STEP.
+        perturbed: (global slot, seed, scale) of perturbations since the last pass.
+        micros: the micro-batches whose data this rank has.
     """
 
     kind: int = IDLE
     lr: float = 0.0
-    fresh: tuple[tuple[int, int], ...] = ()
-    named: tuple[int, ...] = ()
+    loaded: tuple[tuple[int, int], ...] = ()
+    slots: tuple[int, ...] = ()
     added: tuple[int, ...] = ()
-    moves: tuple[tuple[int, int, float], ...] = ()
+    perturbed: tuple[tuple[int, int, float], ...] = ()
     micros: tuple[MicroBatchHeader, ...] = ()
 
     def integers(self) -> list[int]:
-        """All of it as 64-bit integers."""
-        counts = [len(self.fresh), len(self.named), len(self.added), len(self.moves)]
-        pairs = [value for pair in self.fresh for value in pair]
-        moves = [value for place, seed, scale in self.moves for value in (place, seed, _bits(scale))]
+        """Encode the header as 64-bit integers."""
+        counts = [len(self.loaded), len(self.slots), len(self.added), len(self.perturbed)]
+        loaded = [value for pair in self.loaded for value in pair]
+        perturbed = [value for slot, seed, scale in self.perturbed for value in (slot, seed, _bits(scale))]
         micros = [value for micro in self.micros for value in micro.integers()]
-        return [self.kind, _bits(self.lr), *counts, *pairs, *self.named, *self.added, *moves, *micros]
+        return [self.kind, _bits(self.lr), *counts, *loaded, *self.slots, *self.added, *perturbed, *micros]
 
     @classmethod
     def read(cls, integers: Sequence[int]) -> "PassHeader":
-        """Read what `integers` gives."""
+        """Decode a result of `integers`."""
         kind, lr, *counts = integers[:6]
         rest = iter(integers[6:])
-
-        def take(count: int) -> tuple[int, ...]:
-            return tuple(next(rest) for _ in range(count))
-
-        fresh = tuple(take(2) for _ in range(counts[0]))
-        named = take(counts[1])
-        added = take(counts[2])
-        moves = tuple(
-            (place, seed, _number(bits)) for place, seed, bits in (take(3) for _ in range(counts[3]))
-        )
+        loaded = tuple((next(rest), next(rest)) for _ in range(counts[0]))
+        slots = _take(rest, counts[1])
+        added = _take(rest, counts[2])
+        perturbed = tuple((next(rest), next(rest), _number(next(rest))) for _ in range(counts[3]))
         micros = []
-        for place in rest:
-            number, seed, width, rows = take(4)
-            micros.append(MicroBatchHeader(place, number, seed, width, take(rows)))
-        return cls(kind, _number(lr), fresh, named, added, moves, tuple(micros))
+        for slot in rest:
+            number, seed, width, rows = _take(rest, 4)
+            micros.append(MicroBatchHeader(slot, number, seed, width, _take(rest, rows)))
+        return cls(
+            kind=kind,
+            lr=_number(lr),
+            loaded=loaded,
+            slots=slots,
+            added=added,
+            perturbed=perturbed,
+            micros=tuple(micros),
+        )
+
+
+def _take(integers: Iterator[int], count: int) -> tuple[int, ...]:
+    return tuple(next(integers) for _ in range(count))
 
 
 def _bits(value: float) -> int:
+    """Return the bits of a float64 as an integer."""
     return int(np.float64(value).view(np.int64))
 
 
 def _number(bits: int) -> float:
+    """Return the float64 with these bits."""
     return float(np.int64(bits).view(np.float64))

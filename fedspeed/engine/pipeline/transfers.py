@@ -1,17 +1,19 @@
-"""Activations and gradients between ranks of a pipeline, sent and received beside the arithmetic.
+"""Send and receive activations and gradients between ranks of a pipeline while they compute.
 
-DeepSpeed's own point-to-point calls wait for the other side and know neighbours only. Here a rank posts its
-receives ahead, in the order in which the other one's stream sends; so nothing depends on tags, which NCCL
+DeepSpeed's own point-to-point calls are synchronous and reach neighbours only. Here a rank posts its receives
+ahead of time, in the order in which the other rank's stream sends. So nothing depends on tags, which NCCL
 does not have.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from queue import SimpleQueue
 from threading import Thread
+from typing import Protocol, TypeVar
 
 import torch
 from torch import distributed as dist
@@ -20,56 +22,70 @@ from fedspeed.engine.world import lost_connection
 from fedspeed.errors import LostPeerError
 from fedspeed.schedule.instructions import Kind, Send, Stream
 
-AHEAD = 4  # receives of one kind from one rank that are posted before they are needed
+POSTED_RECEIVES = 4  # receives of one kind from one rank that are posted before they are needed
+KINDS: tuple[Kind, ...] = ("activation", "gradient")
+
+Result = TypeVar("Result")
+
+
+class Work(Protocol):
+    """Describe a transfer in progress."""
+
+    def wait(self, timeout: timedelta, /) -> object: ...
+
+    def is_completed(self) -> bool: ...
 
 
 class Routes:
-    """The process groups that carry each kind in each direction, for as long as the engine lives. Collective
-    over the world.
+    """Process groups for each kind of transfer in each direction. Building them is collective over the world.
 
-    Directions have groups of their own because a pair of ranks has one queue in each of NCCL's: receives
-    posted ahead would stand before the sends that the other side waits for.
+    Each direction has a group of its own, because NCCL has one queue per pair of ranks and group: receives
+    that are posted ahead would block the sends that the other rank waits for.
+
+    Attributes:
+        deadline: how long a transfer may take.
     """
 
     def __init__(self, deadline: timedelta, device: torch.device):
         ranks = dist.get_world_size()
-        me = dist.get_rank()
+        rank = dist.get_rank()
         self._groups = {
             (kind, up): dist.new_group(list(range(ranks)), timeout=deadline)
-            for kind in ("activation", "gradient")
+            for kind in KINDS
             for up in (True, False)
         }
         self.deadline = deadline
-        self._queue: SimpleQueue[tuple[object, Future]] = SimpleQueue()
-        if device.type == "cpu":
-            Thread(target=self._watch, daemon=True).start()
+        self._queue: SimpleQueue[tuple[Work, Future[object]]] = SimpleQueue()
         self._watches = device.type == "cpu"
-        # Connections are made by the first message of a pair, which waits for the other side: in an order
-        # that all ranks know.
+        if self._watches:
+            Thread(target=self._watch, daemon=True).start()
+        # The first message of a pair opens the connection and waits for the other rank, so all ranks open
+        # connections in the same order.
         for kind, source, to in (
             (kind, *pair)
             for a in range(ranks)
             for b in range(a + 1, ranks)
-            for kind in ("activation", "gradient")
+            for kind in KINDS
             for pair in ((a, b), (b, a))
         ):
-            if me == source:
+            if rank == source:
                 dist.send(torch.zeros(1, device=device), to, group=self.group(kind, source, to))
-            elif me == to:
+            elif rank == to:
                 dist.recv(torch.zeros(1, device=device), source, group=self.group(kind, source, to))
 
-    def group(self, kind: Kind, source: int, to: int):
+    def group(self, kind: Kind, source: int, to: int) -> dist.ProcessGroup:
+        """Return the group for transfers of a kind from one rank to another."""
         return self._groups[kind, source < to]
 
-    def watched(self, work):
-        """A send that knows when it is complete. Those of gloo do only when somebody has waited for them: a
-        thread does.
+    def watched(self, work: Work) -> Work:
+        """Return a handle that knows when a send is complete. With gloo a send completes only while a thread
+        waits for it, so a thread does that.
         """
         if not self._watches:
             return work
-        done: Future = Future()
+        done: Future[object] = Future()
         self._queue.put((work, done))
-        return _Watched(done)
+        return _WatchedWork(done)
 
     def _watch(self) -> None:
         while True:
@@ -81,66 +97,90 @@ class Routes:
             del work
 
 
-class _Watched:
-    def __init__(self, done: Future):
+class _WatchedWork:
+    """A send that the watching thread waits for."""
+
+    def __init__(self, done: Future[object]):
         self._done = done
 
     def is_completed(self) -> bool:
         return self._done.done()
 
-    def wait(self, _deadline: timedelta) -> None:
-        self._done.result()
+    def wait(self, _timeout: timedelta, /) -> object:
+        return self._done.result()
 
 
 @contextmanager
-def naming_lost_ranks(what: str):
-    """A rank that is lost in here is a LostPeerError that says in what."""
+def naming_lost_ranks(when: str) -> Iterator[None]:
+    """Raise LostPeerError with a description of the moment if another rank is lost inside."""
     try:
         yield
     except RuntimeError as error:
         if isinstance(error, LostPeerError) or not lost_connection(error):
             raise
         raise LostPeerError(
-            f"a rank of this pipeline was lost or silent: {str(error).splitlines()[0]} ({what}); the same "
-            "command resumes from the "
-            "journal"
+            f"a rank of this pipeline was lost or silent: {str(error).splitlines()[0]} ({when}); the same "
+            "command resumes from the journal"
         ) from error
 
 
+@dataclass
+class _Posted:
+    """A receive in progress."""
+
+    micro: int
+    hop: int
+    buffer: torch.Tensor
+    work: Work
+
+
+@dataclass
+class _Sent:
+    """A send in progress, whose tensor must stay alive."""
+
+    to: int
+    what: str
+    tensor: torch.Tensor
+    work: Work
+
+
 class Transfers:
-    """Of one pass.
+    """The transfers of one pass. `send` and `receive` raise LostPeerError, which names the other rank and
+    what was waited for.
 
     Args:
-        streams: of all ranks. shape_of: of the activation of a micro-batch, known to all.
-
-    `send` and `receive` raise LostPeerError, which names the other rank and what was waited for.
+        streams: of all ranks.
+        rank: this rank.
+        shape_of: returns the shape of a micro-batch's activation.
+        dtype: of activations and gradients.
     """
 
     def __init__(
         self,
         routes: Routes,
         streams: Sequence[Stream],
-        me: int,
+        rank: int,
         shape_of: Callable[[int], torch.Size],
         dtype: torch.dtype,
         *,
         device: torch.device,
     ):
         self._routes = routes
-        self._me = me
+        self._rank = rank
         self._shape_of = shape_of
         self._dtype = dtype
         self._device = device
-        self._due: dict[tuple[int, Kind], deque] = {}  # (source, kind) -> (micro, hop) not posted yet
-        self._posted: dict[tuple[int, Kind], deque] = {}
-        self._early: dict[
-            tuple, torch.Tensor
-        ] = {}  # (micro, kind, hop) -> what has come and was not asked for yet
-        self._sends: deque = deque()
+        # By (source, kind), the (micro-batch, hop) of receives that are not posted yet, and those that are.
+        self._due: dict[tuple[int, Kind], deque[tuple[int, int]]] = {}
+        self._posted: dict[tuple[int, Kind], deque[_Posted]] = {}
+        # By (micro-batch, kind, hop), tensors that were received before they were needed.
+        self._early: dict[tuple[int, Kind, int], torch.Tensor] = {}
+        self._sends: deque[_Sent] = deque()
         for source, stream in enumerate(streams):
-            for work in stream:
-                if isinstance(work, Send) and work.to == me:
-                    self._due.setdefault((source, work.kind), deque()).append((work.micro, work.hop))
+            for instruction in stream:
+                if isinstance(instruction, Send) and instruction.to == rank:
+                    due = self._due.setdefault((source, instruction.kind), deque())
+                    due.append((instruction.micro, instruction.hop))
 
     def begin(self) -> None:
         """Post the first receives."""
@@ -149,57 +189,58 @@ class Transfers:
             self._post(channel)
 
     def _post(self, channel: tuple[int, Kind]) -> None:
-        (source, kind) = channel
+        source, kind = channel
         due = self._due[channel]
         posted = self._posted[channel]
-        while due and len(posted) < AHEAD:
+        while due and len(posted) < POSTED_RECEIVES:
             micro, hop = due.popleft()
-            room = torch.empty(self._shape_of(micro), dtype=self._dtype, device=self._device)
-            posted.append((
-                micro,
-                hop,
-                room,
-                self._guarded(
-                    source, "receive", dist.irecv, room, source, self._routes.group(kind, source, self._me)
-                ),
-            ))
+            buffer = torch.empty(self._shape_of(micro), dtype=self._dtype, device=self._device)
+            group = self._routes.group(kind, source, self._rank)
+            with self._naming(source, "receive"):
+                work = dist.irecv(buffer, source, group)
+            assert work is not None, "both ranks are members of the group"
+            posted.append(_Posted(micro, hop, buffer, work))
 
     def receive(self, micro: int, kind: Kind, hop: int, source: int) -> torch.Tensor:
+        """Wait for a tensor from another rank and return it."""
         channel = (source, kind)
         wanted = (micro, kind, hop)
-        while wanted not in self._early:  # what the other rank sent before has come before
-            *which, room, work = self._posted[channel].popleft()
-            self._guarded(source, f"{kind} {which[1]} of micro-batch {which[0]}", self._finished, work)
-            self._early[which[0], kind, which[1]] = room
+        while wanted not in self._early:  # tensors arrive in the order in which they were sent
+            first = self._posted[channel].popleft()
+            with self._naming(source, f"{kind} {first.hop} of micro-batch {first.micro}"):
+                first.work.wait(self._routes.deadline)
+            self._early[first.micro, kind, first.hop] = first.buffer
             self._post(channel)
         return self._early.pop(wanted)
 
     def send(self, tensor: torch.Tensor, micro: int, kind: Kind, hop: int, to: int) -> None:
-        """Never waits: the other rank may post its receive only after something that it expects from here.
-        What has left is let go.
+        """Start to send a tensor, without waiting: the other rank may post its receive only after it has
+        received something from this rank. Tensors whose send is complete are released.
         """
         tensor = tensor.contiguous()
         what = f"room for {kind} {hop} of micro-batch {micro}"
-        work = self._guarded(to, what, dist.isend, tensor, to, self._routes.group(kind, self._me, to))
-        self._sends.append((to, what, tensor, self._routes.watched(work)))
-        while self._sends and self._sends[0][3].is_completed():
-            self._settle()
+        with self._naming(to, what):
+            work = dist.isend(tensor, to, self._routes.group(kind, self._rank, to))
+        assert work is not None, "both ranks are members of the group"
+        self._sends.append(_Sent(to, what, tensor, self._routes.watched(work)))
+        while self._sends and self._sends[0].work.is_completed():
+            self._complete_first()
 
     def finish(self) -> None:
-        """Until all that was sent has left."""
+        """Wait until all sends are complete."""
         while self._sends:
-            self._settle()
+            self._complete_first()
 
-    def _settle(self) -> None:
-        to, what, _, work = self._sends.popleft()
-        self._guarded(to, what, self._finished, work)
+    def _complete_first(self) -> None:
+        first = self._sends.popleft()
+        with self._naming(first.to, first.what):
+            first.work.wait(self._routes.deadline)
 
-    def _finished(self, work) -> None:
-        work.wait(self._routes.deadline)
-
-    def _guarded(self, other: int, what: str, function, *args):
+    @contextmanager
+    def _naming(self, other: int, what: str) -> Iterator[None]:
+        """Raise LostPeerError with the other rank and what was waited for if that rank is lost inside."""
         try:
-            return function(*args)
+            yield
         except RuntimeError as error:
             if not lost_connection(error):
                 raise
