@@ -4,7 +4,7 @@ from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel
 
 from fedspeed.engine.builders.common import initialise, put_buffers_on_device, put_on_device
-from fedspeed.engine.ds_config import resolve_autos, model_facts
+from fedspeed.engine.ds_config import model_facts, resolve_autos
 from fedspeed.engine.groups import ClientMpu, Groups
 from fedspeed.engine.masters import whole_parameters
 from fedspeed.engine.operators import build_operators

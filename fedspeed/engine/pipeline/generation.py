@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from deepspeed import comm as dist
 
-from fedspeed.engine.generation.pieces import Piece
 from fedspeed.engine.generation.piece_messages import PieceReceiver, PieceSender
+from fedspeed.engine.generation.pieces import Piece
 from fedspeed.engine.pipeline.pipelined import PipelinedEngine
 from fedspeed.engine.pipeline.transfers import naming_lost_ranks
 from fedspeed.schedule.instructions import Micro
@@ -93,6 +93,6 @@ def _split(pieces: Sequence[Piece], flat: np.ndarray) -> list[np.ndarray]:
     """Return the values of each piece, in its own type."""
     ends = np.cumsum([piece.count for piece in pieces])[:-1]
     return [
-        part.astype(np.int64 if piece.whole else np.float32)
+        part.astype(np.int64 if piece.reads_tokens else np.float32)
         for piece, part in zip(pieces, np.split(flat, ends))
     ]
