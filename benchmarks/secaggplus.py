@@ -37,7 +37,11 @@ class Proxy(ClientProxy):
     def _unused(self, *args, **kwargs):
         raise AssertionError("the workflow talks by messages")
 
-    get_properties = get_parameters = fit = evaluate = reconnect = _unused
+    get_properties = _unused
+    get_parameters = _unused
+    fit = _unused
+    evaluate = _unused
+    reconnect = _unused
 
 
 class Sampled(FedAvg):
@@ -62,7 +66,9 @@ class InTurn:
     """A grid whose nodes are called one after the other."""
 
     def __init__(self, vectors):
-        self._vectors, self.cpu, self.sent = vectors, [0.0] * len(vectors), [0] * len(vectors)
+        self._vectors = vectors
+        self.cpu = [0.0] * len(vectors)
+        self.sent = [0] * len(vectors)
         self._contexts = [context(i + 1) for i in range(len(vectors))]
 
     def send_and_receive(self, messages, *, timeout=None):
@@ -91,13 +97,9 @@ class InTurn:
 
 def weight(value) -> int:
     """Bytes of a value of a message."""
-    return (
-        sum(map(weight, value))
-        if isinstance(value, list)
-        else len(value)
-        if isinstance(value, bytes | str)
-        else 8
-    )
+    if isinstance(value, list):
+        return sum(map(weight, value))
+    return len(value) if isinstance(value, bytes | str) else 8
 
 
 def context(node_id: int) -> Context:
@@ -112,11 +114,10 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (args.limit_gib << 30, args.limit_gib << 30))
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = (
-        1,
-        0,
-        0,
-    )  # what a server process would be told
+    # What a server process would be given.
+    TaskIdentity.run_id = 1
+    TaskIdentity.node_id = 0
+    TaskIdentity.task_id = 0
     words = args.mb * 10**6 // 4
     vectors = [
         np.random.default_rng(i).standard_normal(words, dtype=np.float32) * np.float32(1e-3)

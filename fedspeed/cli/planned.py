@@ -80,22 +80,16 @@ def planned_task(
     from fedspeed.planner.task import task_of
     from fedspeed.session.measured import read_probe_file
 
-    flags = (
-        ("model.base", model),
-        ("data.clients", clients),
-        ("data.max_tokens", arguments.tokens),
-        ("model.dtype", arguments.dtype),
-    )
+    flags = {
+        "model.base": model,
+        "data.clients": clients,
+        "data.max_tokens": arguments.tokens,
+        "model.dtype": arguments.dtype,
+    }
     hosts = hosts or read(arguments.hostfile).hosts
-    loaded = load(
-        arguments.config,
-        [
-            *([] if arguments.config else [f"data.clients={len(hosts)}"]),
-            *arguments.overrides,
-            *(f"{key}={value}" for key, value in flags if value is not None),
-            *words,
-        ],
-    )
+    defaults = [] if arguments.config else [f"data.clients={len(hosts)}"]
+    given = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    loaded = load(arguments.config, [*defaults, *arguments.overrides, *given, *words])
     for name, value in (("rows", arguments.rows), ("micro-batch", micro_batch)):
         if value is not None and value < 1:
             raise PlanError(f"--{name}={value}: must be at least 1")

@@ -79,7 +79,8 @@ def kind(node: yaml.Node) -> str:
     name = node.tag.removeprefix(_TAG)
     if isinstance(node, yaml.ScalarNode):
         return name if name in _PATTERNS and _PATTERNS[name].fullmatch(node.value) else "foreign"
-    return name if name == ("seq" if isinstance(node, yaml.SequenceNode) else "map") else "foreign"
+    expected = "seq" if isinstance(node, yaml.SequenceNode) else "map"
+    return name if name == expected else "foreign"
 
 
 def shown(node: yaml.Node) -> str:

@@ -208,42 +208,37 @@ def _sent(
 
     role = RankRole(clients=data)
     progress = start(config, engine, method)
-    transform = make_transforms(config.federation.updates)
     trainer = Trainer(config, role, engine, method)
     weights = weights_of(role)
+    chain = make_transforms(config.federation.updates) or None
     memory: dict[int, Arrays] = {}
     steps = trainer.steps_per_round if trainer.exchanges == 1 else 1
-    with activity.during(
-        "the training of the clients", rounds * len(data) * trainer.steps_per_round, "local step"
-    ):
+    all_steps = rounds * len(data) * trainer.steps_per_round
+    with activity.during("the training of the clients", all_steps, "local step"):
         for number, exchange in itertools.product(range(1, rounds + 1), range(trainer.exchanges)):
             state = progress.state
-            values = method.values(number)
-            given = {client: Contribution.empty(values) for client in data}
             engine.load_folded(as_torch(state))
             turns = [
                 trainer.turn(client, number, state, steps=steps, exchange=exchange, memory=memory.get(client))
                 for client in data
             ]
+            contributions = {client: Contribution.empty(method.values(number)) for client in data}
             for turn, trained in itertools.chain.from_iterable(trainer.train(turns)):
                 if is_usable(trained):
-                    given[turn.client].add(
-                        method,
-                        turn,
-                        trained,
-                        start=state,
-                        weight=weights[turn.client],
-                        transform=transform or None,
+                    weight = weights[turn.client]
+                    contributions[turn.client].add(
+                        method, turn, trained, start=state, weight=weight, transform=chain
                     )
                     memory[turn.client] = trained.memory
-            yield np.stack([own.vector[chosen] for own in given.values()])
-            total = reduce(np.add, [own.vector for own in given.values()])
-            weight = sum(own.weight for own in given.values())
-            if weight <= 0:
+            vectors = [contribution.vector for contribution in contributions.values()]
+            yield np.stack([vector[chosen] for vector in vectors])
+            total = reduce(np.add, vectors)
+            total_weight = sum(contribution.weight for contribution in contributions.values())
+            if total_weight <= 0:
                 raise FedSpeedError(
                     f"round {number}: no client's update is finite; lower train.lr, or set train.clip"
                 )
-            target = method.aggregate(state, total, weight, round=number, exchange=exchange).state
+            target = method.aggregate(state, total, total_weight, round=number, exchange=exchange).state
             progress.moments, progress.state = server.update(
                 config.federation, progress.moments, state, target, method.frozen(number)
             )

@@ -185,5 +185,9 @@ def uncounted(lost: int, clipped: int) -> str:
     Args:
         lost: number of missing updates. clipped: number of values beyond the range of a masked sum.
     """
-    missing = f"{lost} update{'s' if lost > 1 else ''} did not count, see the report" if lost else ""
-    return "; ".join(filter(None, (missing, "some updates did not count fully" if clipped else "")))
+    sentences = []
+    if lost:
+        sentences.append(f"{lost} update{'s' if lost > 1 else ''} did not count, see the report")
+    if clipped:
+        sentences.append("some updates did not count fully")
+    return "; ".join(sentences)

@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fedspeed.config.deepspeed import zero_stage
+from fedspeed.config.run import RunConfig
 from fedspeed.data.clients import ClientData
 from fedspeed.engine.base.choose import BaseSizes, choose_tier, resident_count, slots_of
 from fedspeed.engine.config import EngineConfig
@@ -49,31 +51,11 @@ def forecast(job: Job, data: Mapping[int, ClientData]) -> Predicted | None:
 def _forecast(job: Job, data: Mapping[int, ClientData]) -> Predicted | None:
     config = job.config
     ds_config = job.request.deepspeed
-    if config.engine.pipeline != "none":
-        return None
-    tier = choose_tier(config.engine, ds_config, frozen=config.adapter.method != "full")
-    if (
-        tier not in TIERS
-        or (tier == "stock" and zero_stage(ds_config) == 3)
-        or config.adapter.method == "blocks"
-    ):
+    tier = _predictable_tier(config, ds_config)
+    if tier is None:
         return None
     shape = planned_shape(config.model.base)
-    probes = [read_probe_file(Path(config.cluster.probe))] if config.cluster.probe else []
-    nodes = {}
-    timed = True
-    for host in job.launch.hosts:
-        try:
-            nodes[host.name] = node_of(host, probes)
-        except (
-            FedSpeedError
-        ):  # neither measured nor a known card: memory is predicted all the same, time is not
-            nodes[host.name], timed = (
-                Node(
-                    host.name, UNKNOWN, 0, ram_rate=1.0, nvme=0, disk_rate=1.0, link_rate=1.0, local_rate=1.0
-                ),
-                False,
-            )
+    nodes, timed = _nodes(job)
     examples = [example for client in data.values() for example in client.train]
     longest = max(len(example.input_ids) for example in examples)
     task = task_of(config, ds_config, shape, [node.device for node in nodes.values()])
@@ -83,12 +65,12 @@ def _forecast(job: Job, data: Mapping[int, ClientData]) -> Predicted | None:
         answer_share=sum(e.answer_tokens for e in examples) / sum(len(e.input_ids) for e in examples),
     )
     places = [place for group in profiles_of(job.topology, nodes).values() for place in group]
-    group = {"client": places[0].client_ranks, "cluster": places[0].cluster_ranks}.get(tier, 0)
-    resident, slots = (
-        _block_counts(config.engine, base_sizes(shape, task.type_bytes, 0 if task.offload else group))
-        if tier in SLOTTED
-        else (0, 0)
-    )
+    resident = 0
+    slots = 0
+    if tier in SLOTTED:
+        group = {"client": places[0].client_ranks, "cluster": places[0].cluster_ranks}.get(tier, 0)
+        sizes = base_sizes(shape, task.type_bytes, 0 if task.offload else group)
+        resident, slots = _block_counts(config.engine, sizes)
     setting = Setting(
         tier,
         config.train.micro_batch,
@@ -107,6 +89,36 @@ def _forecast(job: Job, data: Mapping[int, ClientData]) -> Predicted | None:
         ),
         max(seconds_of(task, setting, place).total for place in places) if timed else None,
     )
+
+
+def _predictable_tier(config: RunConfig, ds_config: dict[str, Any]) -> str | None:
+    """Return the tier of the run's base; None if the planner has no model of how the run computes."""
+    if config.engine.pipeline != "none" or config.adapter.method == "blocks":
+        return None
+    tier = choose_tier(config.engine, ds_config, frozen=config.adapter.method != "full")
+    if tier == "stock" and zero_stage(ds_config) == 3:
+        return None
+    return tier if tier in TIERS else None
+
+
+def _nodes(job: Job) -> tuple[dict[str, Node], bool]:
+    """Return the hardware of each host by its name, and whether the speed of all of it is known.
+
+    Of a host that is neither measured nor has a known card, memory is predicted and time is not.
+    """
+    path = job.config.cluster.probe
+    probes = [read_probe_file(Path(path))] if path else []
+    nodes = {}
+    timed = True
+    for host in job.launch.hosts:
+        try:
+            nodes[host.name] = node_of(host, probes)
+        except FedSpeedError:
+            timed = False
+            nodes[host.name] = Node(
+                host.name, UNKNOWN, 0, ram_rate=1.0, nvme=0, disk_rate=1.0, link_rate=1.0, local_rate=1.0
+            )
+    return nodes, timed
 
 
 def _block_counts(engine: EngineConfig, sizes: BaseSizes) -> tuple[int, int]:

@@ -163,17 +163,14 @@ def _federate(
             engine = components.make_engine(job, clock, inputs.sharers)
         closing.callback(engine.close)
         own = participant.make_participant(job, others.store, transport, others.heartbeat)
-        if own is not None:
-            closing.callback(own.exchange.close)
-        elif transport is not None:  # of MPI, which all ranks open and close
-            closing.callback(transport.close)
+        _close_later(closing, own, transport)
         closing.callback(others.heartbeat.close)
         link = participant.make_link(job, engine, own)
         role = components.make_role(job, inputs.data, inputs.public)
         journal = resume.journal_of(job.request)
         method = run_method(job.config, engine)
         fresh = start(job.config, engine, method)
-        first = fresh.state  # a client that is trained alone starts from it too
+        first = fresh.state  # training a client alone starts from it too
         _check_first_state(job, link, first)
         progress = resume.resume(
             job.config, job.deployment, link, journal=journal, entry=inputs.entry, role=role, fresh=fresh
@@ -204,6 +201,16 @@ def _federate(
             error.add_note(f"round {progress.round} was the last finished round")
             reported = _report_failure(job, others, monitor, error)
             raise reported from (None if reported is error else error)
+
+
+def _close_later(
+    closing: ExitStack, own: participant.Participant | None, transport: Transport | None
+) -> None:
+    """Register the closing of the exchange, or of a transport without one: all ranks open and close MPI's."""
+    if own is not None:
+        closing.callback(own.exchange.close)
+    elif transport is not None:
+        closing.callback(transport.close)
 
 
 def _check_first_state(job: Job, link: ClientLink, state: Arrays) -> None:

@@ -18,7 +18,7 @@ from fedspeed.models.local_config import TOKENIZER_FILES, local_folder, tokenize
 from fedspeed.routing import identity
 from fedspeed.routing.anonymous.crypto import derive_key, digest, public_bytes
 from fedspeed.routing.listening import own_membership
-from fedspeed.routing.transport import Transport, all_gather
+from fedspeed.routing.transport import Transport, all_gather, as_bytes
 
 # Sections and keys that each site decides for itself: its data, its files, its hardware.
 LOCAL_KEYS = (
@@ -132,7 +132,7 @@ class Site:
         texts = transport.swap([own] * transport.size, sizes, deadline_s)
         differing = []
         for card, text in zip(self.membership.roster.members, texts, strict=True):
-            differing += differences(self.settings, _parsed(card.name, text), card.name)
+            differing += differences(self.settings, _parsed(card.name, as_bytes(text).tobytes()), card.name)
         if differing:
             more = f" (and {len(differing) - MAX_LISTED} more)" if len(differing) > MAX_LISTED else ""
             raise FedSpeedError(
@@ -151,14 +151,14 @@ def differences(own: Mapping[str, str], theirs: Mapping[str, str], name: str) ->
     ]
 
 
-def _parsed(name: str, text: np.ndarray) -> dict[str, str]:
+def _parsed(name: str, text: bytes) -> dict[str, str]:
     """Parse the settings that another site, called `name`, has sent.
 
     Raises:
         FedSpeedError: they are not a dictionary of settings.
     """
     try:
-        found = json_value(bytes(text))
+        found = json_value(text)
         if not isinstance(found, dict):
             raise ValueError("not a dictionary")
         return found

@@ -142,4 +142,5 @@ def open_all(
 
 
 def _layer_key(secret: bytes, context: bytes, hop: int, chunk: int, public: bytes) -> bytes:
-    return derive_key(secret, b"cell", context, hop.to_bytes(4, "big"), chunk.to_bytes(4, "big"), public)
+    position = (hop.to_bytes(4, "big"), chunk.to_bytes(4, "big"))
+    return derive_key(secret, b"cell", context, *position, public)

@@ -278,7 +278,8 @@ class MixNode:
 
     def transcript(self, chunk: int) -> Transcript:
         """Return what this member has to reveal of a chunk that was spoiled."""
-        received = sent = (bytes(DIGEST),) * self.n
+        received = (bytes(DIGEST),) * self.n
+        sent = received
         path = self.plan.paths[chunk]
         if self.me in path:
             hop = path.index(self.me)
