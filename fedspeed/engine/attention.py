@@ -53,6 +53,6 @@ def repeated_attention(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     causal = causal and attention_mask is None and query.shape[2] > 1
     output = nn.functional.scaled_dot_product_attention(
-        query, key, value, attention_mask, dropout, causal, scale=scaling
+        query, key, value, attention_mask, dropout_p=dropout, is_causal=causal, scale=scaling
     )
     return output.transpose(1, 2).contiguous(), None
