@@ -1,6 +1,4 @@
-"""What can be checked of the adapter that a run starts from or makes, before anything is started and without
-torch.
-"""
+"""Check the adapter that a run starts from or makes, before anything is started and without torch."""
 
 import difflib
 from pathlib import Path
@@ -18,8 +16,11 @@ from fedspeed.models.stored import check_types, stored_tensors
 
 
 def check_adapter(loaded: Loaded) -> list[str]:
-    """The adapter a run starts from: its files are whole, one LoRA rank stands in all of them, and the
-    configuration wants no other.
+    """Check the adapter of a run. Return the lines to print about one that it starts from.
+
+    Raises:
+        ModelError: its files are damaged, disagree on the LoRA rank, or contradict the configuration or the
+            base; or a new adapter names modules that the base does not have.
     """
     adapter = loaded.config.adapter
     if not adapter.start_from:
@@ -60,22 +61,22 @@ def check_adapter(loaded: Loaded) -> list[str]:
 
 
 def adapter_notes(loaded: Loaded) -> list[str]:
-    """What the adapter that a run starts from says of its base, where it sounds like another than the run's,
-    and of a dropout that nobody has decided against.
+    """Return notes on the adapter that a run starts from: whether it names another base than the run's, and
+    whether it was trained with another dropout than the default that the run has.
     """
     adapter = loaded.config.adapter
     if not adapter.start_from:
         return []
     folder = Path(adapter.start_from)
     saved = read_config(folder)
-    told = saved_adapter.notes(folder, saved, loaded.config.model.base)
+    texts = saved_adapter.notes(folder, saved, loaded.config.model.base)
     if loaded.sources["adapter.dropout"] == DEFAULT:
-        told += saved_adapter.dropout_notes(folder, saved, adapter.dropout)
-    return told
+        texts += saved_adapter.dropout_notes(folder, saved, adapter.dropout)
+    return texts
 
 
 def _check_new_targets(loaded: Loaded) -> None:
-    """That a fresh adapter's targets are names that the base has, but for the path before them."""
+    """Raise ModelError where a new adapter's targets do not end in names of modules that the base has."""
     config = loaded.config
     base = local_base(loaded.config)
     if (
@@ -98,8 +99,8 @@ def _check_new_targets(loaded: Loaded) -> None:
 
 
 def _check_targets(loaded: Loaded, saved: object) -> None:
-    """That the configuration, if it names targets, names those of the adapter it starts from. PEFT may save
-    them with their place in the model, so the last words count.
+    """Raise ModelError where the configuration names other targets than the adapter that the run starts from.
+    PEFT may save whole paths, so the last parts of the names are compared.
     """
     adapter = loaded.config.adapter
     source = loaded.sources["adapter.targets"]

@@ -4,6 +4,7 @@ import math
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -16,9 +17,13 @@ from fedspeed.models.factors import is_factor_a, is_factor_b
 from fedspeed.models.families.registry import FAMILIES
 from fedspeed.models.saved_adapter import read_config
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel
 
-def lora_config(config: AdapterConfig, model_type: str):
-    """The PEFT configuration of a fresh adapter, or that of the folder the run starts from."""
+
+def lora_config(config: AdapterConfig, model_type: str) -> "LoraConfig":
+    """Return the PEFT configuration of a new adapter, or that of the folder that the run starts from."""
     from peft import LoraConfig, PeftConfig
 
     if config.start_from:
@@ -27,19 +32,15 @@ def lora_config(config: AdapterConfig, model_type: str):
         assert isinstance(loaded, LoraConfig), "read_config has seen to it"
         loaded.inference_mode = False
         loaded.lora_dropout = config.dropout
-        loaded.init_lora_weights, loaded.task_type = (
-            True,
-            "CAUSAL_LM",
-        )  # A and B are read, so nothing is drawn; and nothing of the base is touched
-        loaded.base_model_name_or_path = (
-            None  # PEFT would warn that the base is called otherwise; `saved_adapter.notes` has told
-        )
+        loaded.init_lora_weights = True  # A and B are read from the file, and the base is not changed
+        loaded.task_type = "CAUSAL_LM"
+        # PEFT would warn of a base with another name, which `saved_adapter.notes` reports.
+        loaded.base_model_name_or_path = None
         return loaded
+    targets: str | list[str] = "all-linear"
     if config.targets == "attention":
         targets = list(FAMILIES[model_type].attention_targets)
-    elif config.targets == "all-linear":
-        targets = "all-linear"
-    else:
+    elif not isinstance(config.targets, str):
         targets = list(config.targets)
     return LoraConfig(
         r=config.lora_rank,
@@ -51,9 +52,18 @@ def lora_config(config: AdapterConfig, model_type: str):
     )
 
 
-def add_adapter(model: nn.Module, config: AdapterConfig) -> nn.Module:
-    """Make only that of `model` (still on the meta device) trainable which `config` says: an adapter around
-    it, some blocks, or everything.
+def add_adapter(model: "PreTrainedModel", config: AdapterConfig) -> "PreTrainedModel":
+    """Make trainable what `config` says, and nothing else: a LoRA adapter that is added, some blocks, or the
+    whole model.
+
+    Args:
+        model: on the meta device.
+
+    Returns:
+        the model, with LoRA wrapped in PEFT's, which passes its attributes through.
+
+    Raises:
+        ModelError: the model has no such modules or blocks.
     """
     if config.method == "full":
         return model
@@ -87,12 +97,12 @@ def add_adapter(model: nn.Module, config: AdapterConfig) -> nn.Module:
     for name, parameter in wrapped.named_parameters():
         if is_adapter(name):
             parameter.data = parameter.data.to(model.dtype)
-    return wrapped
+    return cast("PreTrainedModel", wrapped)  # whose attributes PEFT passes through
 
 
-def _check_targets(model: nn.Module, targets: Iterable[str], asked: str) -> None:
-    """That every name stands for some module, as PEFT finds them: by a whole name or its end. PEFT itself is
-    content if one of them does.
+def _check_targets(model: "PreTrainedModel", targets: Iterable[str], asked: str) -> None:
+    """Raise ModelError where a target matches no module by its whole name or the end of it. PEFT itself asks
+    for one match among all targets only.
     """
     names = [name for name, _ in model.named_modules()]
     if absent := [
@@ -106,7 +116,7 @@ def _check_targets(model: nn.Module, targets: Iterable[str], asked: str) -> None
 
 
 def _adaptable(model: nn.Module) -> list[str]:
-    """The last parts of the names of all modules that LoRA can stand beside, in the order of the model."""
+    """Return the last parts of the names of all modules that LoRA can adapt, in the order of the model."""
     from transformers.pytorch_utils import Conv1D
 
     return list(
@@ -119,29 +129,29 @@ def _adaptable(model: nn.Module) -> list[str]:
 
 
 def is_adapter(name: str) -> bool:
+    """Tell whether a parameter belongs to a LoRA adapter."""
     return ".lora_" in name
 
 
 def base_name(name: str) -> str:
-    """The name a wrapped parameter has in the base model's own files."""
+    """Return the name that a wrapped parameter has in the files of the base."""
     return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
 def portable_name(name: str) -> str:
-    """The name a trainable parameter has in an exported folder: PEFT's without the adapter's name, or the
-    base model's own.
+    """Return the name that a trainable parameter has in an exported folder: PEFT's without the name of the
+    adapter, or that of the base.
     """
     return name.replace(".default", "") if is_adapter(name) else name
 
 
 def initial_adapter(name: str, shape: torch.Size, seed: int) -> torch.Tensor:
-    """LoRA's start (Hu et al., 2021): A drawn, B zero, so that B A = 0.
+    """Return the initial value of a LoRA factor (Hu et al., 2021): A is drawn and B is zero, so that B A = 0.
 
-    A is uniform as torch's Linear draws it; beside an embedding it is normal, as torch's Embedding is. (PEFT
-    draws B there and leaves A zero; but the rules that freeze a factor begin by freezing A, and B has no
-    gradient while A is zero.)
-    Drawn from the name and the seed alone, in fp32: every rank of every client makes the same one without a
-        word to another.
+    A is uniform as the weight of torch's Linear, and normal for an embedding, as the weight of torch's
+    Embedding. (For embeddings PEFT draws B and leaves A zero; but methods that freeze a factor begin with A,
+    and B has no gradient while A is zero.) The draw depends on the name and the seed alone and is made in
+    fp32, so that all ranks of all clients get the same value without communication.
     """
     if is_factor_a(name):
         generator = torch.Generator().manual_seed((seed << 32) ^ zlib.crc32(name.encode()))

@@ -86,10 +86,10 @@ def _stored_name(name: str, stored: Mapping[str, Stored], family: Family) -> str
 
 
 def base_shape(folder: Path, pretrained: bool = True) -> ModelShape:
-    """The dimensions of a local base; its head is tied as its files say, not only as its config.json does.
+    """Return the dimensions of a local base. Whether its head is tied is decided by its files too.
 
     Args:
-        pretrained: False: the weights are drawn, and what the folder holds of them is of no consequence.
+        pretrained: False: the weights are drawn, and those in the folder do not matter.
 
     Raises:
         ModelError: config.json or the files cannot be read.
@@ -101,7 +101,7 @@ def base_shape(folder: Path, pretrained: bool = True) -> ModelShape:
 
 
 def check_base(folder: Path) -> tuple[ModelShape, dict[str, Stored], list[str]]:
-    """(dimensions, tensors in the files, what is to be said about them) of a local pretrained base.
+    """Check the files of a local pretrained base. Return (dimensions, tensors in the files, notes).
 
     Raises:
         ModelError: the files do not hold the model that config.json describes.
@@ -121,8 +121,8 @@ def _notes(
     if config.tied and not shape.tied:
         notes.append(
             f"{folder}: config.json ties the head to the embedding, but the files hold a "
-            f"{FAMILIES[shape.family].head} that differs; both are kept apart, as in transformers (tie_word_embeddings: false in "
-            "config.json would say so)"
+            f"{FAMILIES[shape.family].head} that differs; both are kept apart, as in transformers "
+            "(tie_word_embeddings: false in config.json would say so)"
         )
     if fitted.unused:
         count = len(fitted.unused)

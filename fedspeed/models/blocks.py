@@ -26,7 +26,7 @@ class Anatomy:
     """
 
     family: Family
-    decoder: nn.Module
+    decoder: "PreTrainedModel"
     blocks_name: str
     blocks: nn.ModuleList
     embedding: nn.Embedding

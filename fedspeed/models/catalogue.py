@@ -92,7 +92,7 @@ KNOWN = {name: from_config(config, name, name) for name, config in _KNOWN.items(
 
 
 def shape_of(base: str) -> ModelShape:
-    """The dimensions of `model.base`: a known name, a folder with config.json, or a config.json.
+    """Return the dimensions of `model.base`: a known name, a folder with config.json, or a config.json.
 
     Raises:
         ModelError: none of these, or a configuration of another architecture.

@@ -1,6 +1,4 @@
-"""What can be checked of the base that a configuration names, before anything is started and without
-torch.
-"""
+"""Check the base that a configuration names, before anything is started and without torch."""
 
 from pathlib import Path
 
@@ -20,7 +18,11 @@ QUICKSTART_BASE = "runs/quickstart-base"  # pretrained on the spot where it is m
 
 
 def check_model(loaded: Loaded) -> list[str]:
-    """Check the base; returns what is to be said about it. Raises: ModelError."""
+    """Check the base. Return the lines to print about it.
+
+    Raises:
+        ModelError: it cannot be trained, or not with rows of this length.
+    """
     config = loaded.config
     return _base(loaded) + [
         f"note     {text}" for text in check_length(config.model.base, config.data.max_tokens)
@@ -59,14 +61,14 @@ def _base(loaded: Loaded) -> list[str]:
 
 
 def weight_notes(config: RunConfig) -> list[str]:
-    """What is to be said about the files of a base that is there."""
+    """Return notes on the files of a base that is on this machine."""
     base = local_base(config)
     return check_base(base)[2] if base is not None and config.model.init == "pretrained" else []
 
 
 def local_base(config: RunConfig) -> Path | None:
-    """The base's folder, None for a hub name that is not in the cache and for the quickstart's base before it
-    is made.
+    """Return the base's folder; None for a hub name that is not in the cache, and for the quickstart's base
+    before it is pretrained.
     """
     return local_folder(
         config.model.base, config.model.init == "pretrained", config.model.tokenizer == "auto"

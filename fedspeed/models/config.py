@@ -84,7 +84,8 @@ class AdapterConfig:
     targets: Literal["attention", "all-linear"] | tuple[str, ...] = field(
         default="attention",
         metadata={
-            "help": "attention (q and v), all-linear, or a list of module names, such as [q_proj, v_proj]"
+            "help": "attention (q and v, or the one matrix that holds them), all-linear, or a list of module "
+            "names, such as [q_proj, v_proj]"
         },
     )
     start_from: str = field(

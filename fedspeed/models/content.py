@@ -1,4 +1,4 @@
-"""What a model's files hold, as digests: whether two places, or one place at two moments, hold the same."""
+"""Digests of a model's files, to tell whether two folders, or one folder at two times, hold the same."""
 
 import hashlib
 import json
@@ -10,12 +10,12 @@ from fedspeed.files import json_value
 WHOLE_BYTES = 16 << 20  # files up to this size count with all of their content
 SAMPLES = 64  # larger ones with their size and so many samples, the first of the header of a safetensors file
 SAMPLE_BYTES = 64 << 10
-# Who has written a config.json, and where it was copied from, changes nothing about the model.
+# Keys that say by which version a config.json was written and where it came from, not what the model is.
 WITHOUT_MEANING = ("transformers_version", "_name_or_path")
 
 
 def of_config(path: Path) -> str:
-    """Digests what a config.json says of its model; empty if it cannot be read."""
+    """Return a digest of what a config.json says of its model; empty if it cannot be read."""
     try:
         values = json_value(path.read_bytes())
     except (OSError, ValueError):
@@ -26,25 +26,27 @@ def of_config(path: Path) -> str:
 
 
 def of_weights(folder: Path) -> str:
-    """Digests the safetensors of a base's folder; empty if it has none."""
+    """Return a digest of the safetensors of a base's folder; empty if it has none."""
     return of_files(sorted(folder.glob("*.safetensors")))
 
 
 def of_files(paths: Sequence[Path]) -> str:
-    """Digests names and contents of those files that are there; empty if none is, or one cannot be read."""
-    there = [path for path in paths if path.is_file()]
+    """Return a digest of the names and contents of those files that exist; empty if none does, or one
+    cannot be read.
+    """
+    existing = [path for path in paths if path.is_file()]
     state = hashlib.sha256()
     try:
-        for path in there:
+        for path in existing:
             for piece in _pieces(path):
                 state.update(piece)
     except OSError:
         return ""
-    return state.hexdigest() if there else ""
+    return state.hexdigest() if existing else ""
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
-    """Name, size, and all of the content; of a large file, samples from its beginning to its end."""
+    """Yield name, size, and all of the content; of a large file, samples from its beginning to its end."""
     size = path.stat().st_size
     yield json.dumps([path.name, size]).encode()
     with path.open("rb") as file:

@@ -1,9 +1,9 @@
-"""Which tensors of a LoRA adapter are the factors of a product. Names only, so that whoever aggregates arrays
-needs no model.
+"""The factors of the products in a LoRA adapter, by the names of its tensors, so that aggregation needs no
+model.
 
-A LoRA beside a matrix is B A. Beside an embedding PEFT calls the factors lora_embedding_A [r, vocabulary] and
-lora_embedding_B [hidden, r], and there too the product is B A. With PEFT's `lora_bias` B has a bias, which
-belongs to B's side and to no product.
+The product of an adapted matrix is B A. For an embedding PEFT calls the factors lora_embedding_A
+[r, vocabulary] and lora_embedding_B [hidden, r], and the product is B A too. With PEFT's `lora_bias` B has a
+bias, which is treated like B but is part of no product.
 """
 
 from collections.abc import Iterable
@@ -12,17 +12,17 @@ KINDS = ((".lora_A", ".lora_B"), (".lora_embedding_A", ".lora_embedding_B"))
 
 
 def is_factor_a(name: str) -> bool:
-    """Whether a tensor is the factor A of a product, by its parameter's name or by the one in a PEFT file."""
+    """Tell whether a tensor is the factor A of a product, by the name of its parameter or in a PEFT file."""
     return any(f"{a}." in f"{name}." for a, _ in KINDS)
 
 
 def is_factor_b(name: str) -> bool:
-    """Whether a tensor is the factor B of a product, or the bias that stands beside it."""
+    """Tell whether a tensor is the factor B of a product, or its bias."""
     return any(f"{b}." in f"{name}." for _, b in KINDS)
 
 
 def pairs(names: Iterable[str]) -> list[tuple[str, str]]:
-    """The (A, B) names of every adapted matrix and embedding, in sorted order."""
+    """Return the names (A, B) of the factors of every adapted matrix and embedding, sorted."""
     found = []
     for name in sorted(names):
         for a, b in KINDS:

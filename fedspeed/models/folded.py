@@ -1,17 +1,16 @@
-"""The folded adapter: a second adapter beside LoRA's, frozen and common to all clients, which an aggregate
-may grow.
+"""The folded adapter: a second adapter in addition to LoRA, frozen and common to all clients, which an
+aggregate may grow.
 
-A method whose exact aggregate is no LoRA of rank r (`stack`, `residual`) keeps what is beyond in it. Beside
-an adapted module of scale s = alpha / r that computes W x + s B A x, it adds s F x. F is kept as factors
+A method whose exact aggregate is no LoRA of rank r (`stack`, `residual`) keeps the remainder in it. To an
+adapted module of scale s = alpha / r that computes W x + s B A x, it adds s F x. F is kept as factors
 [out, R] and [R, in] while these are smaller than the product [out, in], and as the product from then on,
 which is exact and grows no further.
 
-It is never merged into the base. A copy of the base in 16 bit would round away most of a small F, a quantised
-one would have to be quantised anew in every round, and most tiers share the base among
-clients or ranks, or keep it where nothing is written; beside the base F is right on all of them, at the
-precision that the model computes in.
+It is never merged into the base. A base in 16 bits would round away most of a small F, a quantised one would
+have to be quantised anew in every round, and most tiers share the base among clients or ranks, or keep it in
+read-only memory. Apart from the base, F is right on all of them, at the precision that the model computes in.
 
-Names only and arrays, so that whoever aggregates, exports or computes with it reads it alike.
+This module works on names and arrays only, so that aggregation, export and engines interpret F alike.
 """
 
 from collections.abc import Mapping
@@ -39,7 +38,7 @@ def trainable(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def module_of(name: str) -> str:
-    """Return the path of the module that a factor A or B, or its bias, stands beside."""
+    """Return the path of the module that a factor A or B, or its bias, belongs to."""
     return name.partition(".lora_")[0]
 
 
@@ -75,24 +74,24 @@ def as_one_adapter(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return LoRA and folded adapter together as one LoRA of the same scale, whose factors have rank r + R in
     every module.
 
-    B becomes [B left] and A becomes [A; right]. PEFT knows one rank for all modules unless it is told
-    otherwise, so where R differs the factors are filled up with zeros.
+    B becomes [B left] and A becomes [A; right]. PEFT has one rank for all modules by default, so where
+    R differs the factors are padded with zeros.
     """
     folded = folded_parts(state)
-    own = trainable(state)
+    lora = trainable(state)
     if not folded:
-        return own
+        return lora
     found = {module: as_factors(parts) for module, parts in folded.items()}
     widest = max(left.shape[1] for left, _ in found.values())
-    joined = dict(own)
-    for a, b in pairs(own):
-        left, right = found.get(module_of(a), (np.zeros((len(own[b]), 0)), np.zeros((0, own[a].shape[1]))))
+    joined = dict(lora)
+    for a, b in pairs(lora):
+        left, right = found.get(module_of(a), (np.zeros((len(lora[b]), 0)), np.zeros((0, lora[a].shape[1]))))
         missing = widest - len(right)
-        joined[b] = np.concatenate([own[b], np.pad(left, ((0, 0), (0, missing)))], axis=1).astype(
-            own[b].dtype
+        joined[b] = np.concatenate([lora[b], np.pad(left, ((0, 0), (0, missing)))], axis=1).astype(
+            lora[b].dtype
         )
-        joined[a] = np.concatenate([own[a], np.pad(right, ((0, missing), (0, 0)))], axis=0).astype(
-            own[a].dtype
+        joined[a] = np.concatenate([lora[a], np.pad(right, ((0, missing), (0, 0)))], axis=0).astype(
+            lora[a].dtype
         )
     return joined
 

@@ -1,6 +1,4 @@
-"""Models of the Hugging Face hub: whether one is there, found out quickly, and its files in the hub's
-cache.
-"""
+"""Models of the Hugging Face hub: a quick check whether one exists, and its files in the hub's cache."""
 
 from pathlib import Path
 
@@ -10,7 +8,7 @@ from fedspeed.models.families.registry import family_of
 from fedspeed.models.local_config import cached_file, local_folder
 from fedspeed.models.stored import other_weights
 
-ANSWER_S = 5.0  # for the hub to answer; its client's own downloads try for half a minute
+ANSWER_S = 5.0  # timeout of a request to the hub; its client retries downloads for half a minute
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
 
 
@@ -50,10 +48,10 @@ def check_hub(name: str, weights: bool = True) -> None:
 
 
 def hub_config(name: str) -> Path:
-    """The config.json of a model on the hub, from the cache or downloaded.
+    """Return the config.json of a model on the hub, from the cache or downloaded.
 
     Raises:
-        ModelError: it is neither here nor to be had.
+        ModelError: it is not in the cache, and cannot be downloaded.
     """
     from huggingface_hub import hf_hub_download
 
@@ -67,8 +65,8 @@ def hub_config(name: str) -> Path:
 
 
 def model_folder(base: str, weights: bool = True, tokenizer: bool = False) -> Path:
-    """A local folder for `base`: itself, the folder of a config.json, one that FedSpeed ships, or a hub
-    name's cached or downloaded snapshot.
+    """Return a local folder for `base`: itself, the folder of a config.json, one that FedSpeed ships, or a
+    hub name's cached or downloaded snapshot.
 
     Args:
         weights: whether its weights are wanted. tokenizer: whether its tokenizer is.

@@ -1,6 +1,4 @@
-"""A JSON file that must hold an object, for whoever reads a model's or an adapter's configuration without its
-library.
-"""
+"""Reading of a JSON file that must hold an object, such as the configuration of a model or an adapter."""
 
 from pathlib import Path
 
@@ -9,7 +7,14 @@ from fedspeed.files import json_value
 
 
 def read_object(path: Path, what: str) -> dict:
-    """The JSON object in a file; `what` it should be, with its article."""
+    """Return the JSON object in a file.
+
+    Args:
+        what: the file should hold, with its article, for messages.
+
+    Raises:
+        ModelError: there is no such file, or it holds something else.
+    """
     try:
         content = json_value(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,15 +1,15 @@
-"""From a model folder to weights in place, one decoder block at a time, so that no rank ever holds the whole
+"""Loading of a model's weights, one decoder block at a time, so that no rank ever needs memory for the whole
 model.
 
 The model is built on the meta device, the adapter is added, and then each unit (a block, the embedding, the
-head) is read, handed to `place` (which keeps, moves or partitions it) and forgotten before the next one is
-read.
+head) is read and handed to `place`, which keeps, copies or partitions it, before the next one is read.
 """
 
 import zlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,7 +17,7 @@ from torch import nn
 
 from fedspeed import activity
 from fedspeed.errors import ModelError
-from fedspeed.models.adapter_keys import check_keys, places_of
+from fedspeed.models.adapter_keys import check_keys, names_in_files
 from fedspeed.models.adapters import add_adapter, base_name, initial_adapter, is_adapter, portable_name
 from fedspeed.models.base_files import base_shape, fit
 from fedspeed.models.blocks import units
@@ -27,9 +27,12 @@ from fedspeed.models.hub import model_folder
 from fedspeed.models.saved_adapter import WEIGHTS_FILE
 from fedspeed.models.stored import BASE_FILE, check_types, stored_tensors
 
-# What draws the weights of `model.init=random`. Benchmarks let the card do it, since a processor draws bf16
-# with one thread; but a card's draws depend on the card, and the ranks of a federation must begin with one
-# base.
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+# Device that draws the weights of `model.init=random`. Benchmarks choose the GPU, since a CPU draws bf16 with
+# one thread. Its draws depend on the kind of GPU, though, and all ranks of a federation need the same base.
 draw_device = "cpu"
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,7 +42,7 @@ class WeightFiles:
     """The safetensors of one folder, read tensor by tensor.
 
     Args:
-        keys: what some parameters are called in the files; others are called there as in the model.
+        keys: parameter -> its name in the files, where that differs.
 
     Raises:
         ModelError: the files are missing or damaged.
@@ -49,14 +52,19 @@ class WeightFiles:
         self._folder, self._stored, self._keys = folder, stored_tensors(folder, single), keys or {}
 
     def names(self) -> set[str]:
+        """Return the names of all tensors in the files."""
         return set(self._stored)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor that is there."""
+        """Return the shape of a tensor in the files."""
         return self._stored[name].shape
 
     def read(self, name: str, shape: torch.Size) -> torch.Tensor:
-        """The tensor `name` of the given shape."""
+        """Read a tensor.
+
+        Raises:
+            ModelError: it is not there, has another shape or another kind of type, or cannot be read.
+        """
         self.check(name, shape)
         key = self._keys.get(name, name)
         try:
@@ -68,7 +76,7 @@ class WeightFiles:
             ) from error
 
     def check(self, name: str, shape: torch.Size) -> None:
-        """Raises what `read` would raise, without reading the tensor."""
+        """Raise what `read` would raise, without reading the tensor."""
         key = self._keys.get(name, name)
         if key not in self._stored:
             raise ModelError(
@@ -83,9 +91,12 @@ class WeightFiles:
             )
 
 
-def meta_model(config: ModelConfig, adapter: AdapterConfig) -> nn.Module:
-    """The model with its adapter, without memory: every tensor on the meta device, in the dtype of the run,
-    which must have been decided.
+def meta_model(config: ModelConfig, adapter: AdapterConfig) -> "PreTrainedModel":
+    """Build the model with its adapter on the meta device, where tensors take no memory, in the dtype of the
+    run, which must have been decided.
+
+    Raises:
+        ModelError: config.json is missing or describes no model of FAMILIES, or the adapter does not fit it.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -100,23 +111,22 @@ def meta_model(config: ModelConfig, adapter: AdapterConfig) -> nn.Module:
         ) from error
     family_of(hf.model_type, str(folder / "config.json"))
     if (hf.pad_token_id or 0) >= hf.vocab_size:
-        hf.pad_token_id = (
-            None  # a pad token behind the vocabulary has no embedding, and needs none: padding is masked
-        )
+        hf.pad_token_id = None  # a pad token beyond the vocabulary needs no embedding: padding is masked
     hf.tie_word_embeddings = base_shape(folder, config.init == "pretrained").tied
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(hf, dtype=DTYPES[config.dtype])
-    model.config.use_cache = False  # training never reads it, and it keeps keys and values alive
+    model.config.use_cache = False  # training does not need the cache, which keeps keys and values
     with torch.device("meta"):
         model = add_adapter(model, adapter)
     return model
 
 
 Place = Callable[[str, nn.Parameter], nn.Parameter]
+_Entry = tuple[str, nn.Module, str, nn.Parameter]
 
 
 def materialise(
-    model: nn.Module,
+    model: "PreTrainedModel",
     config: ModelConfig,
     adapter: AdapterConfig,
     seed: int,
@@ -124,15 +134,19 @@ def materialise(
     *,
     only: Container[nn.Parameter] | None = None,
 ) -> None:
-    """Give every parameter of a meta model its value; `place(name, parameter)` returns what the model shall
-    hold instead of it. Where a rank needs a part of the model, `only` holds the parameters of it; nothing is
-    read for the others, which stay on the meta device.
+    """Give every parameter of a meta model its value. Tied parameters stay tied, and buffers, such as rotary
+    frequencies, are computed.
 
-    Tied parameters stay tied. Non-persistent buffers (rotary frequencies) are computed anew: strict loading
-    would leave them undefined.
+    Args:
+        seed: of the run, for weights that are drawn.
+        place: called with (name, parameter), returns the parameter that the model shall have instead.
+        only: parameters that this rank needs; the others are not read and stay on the meta device. None: all.
+
+    Raises:
+        ModelError: the files do not hold the model that config.json describes.
     """
     inner, files, started = _sources(model, config, adapter)
-    placed: dict[nn.Parameter, nn.Parameter] = {}  # meta parameter -> what stands for it now
+    placed: dict[nn.Parameter, nn.Parameter] = {}  # meta parameter -> the one with a value
     for unit_name, unit, recurse in activity.counted(
         list(units(model)), "the loading of the base" if files else "the drawing of weights", "part"
     ):
@@ -165,8 +179,8 @@ def materialise(
     assert not left, f"tensors without a value: {left}"
 
 
-def check_weights(model: nn.Module, config: ModelConfig, adapter: AdapterConfig) -> None:
-    """Raises the ModelError that `materialise` would raise about the files, without reading a weight."""
+def check_weights(model: "PreTrainedModel", config: ModelConfig, adapter: AdapterConfig) -> None:
+    """Raise the ModelError that `materialise` would raise about the files, without reading a weight."""
     _, files, _ = _sources(model, config, adapter)
     for name, meta in model.named_parameters():
         if not is_adapter(name) and files:
@@ -174,12 +188,13 @@ def check_weights(model: nn.Module, config: ModelConfig, adapter: AdapterConfig)
 
 
 def _sources(
-    model: nn.Module, config: ModelConfig, adapter: AdapterConfig
-) -> tuple[nn.Module, WeightFiles | None, WeightFiles | None]:
-    """(the model below the adapter, where its weights come from, where the adapter's come from); None: drawn.
-    What is in the adapter's file is what the model has a place for.
+    model: "PreTrainedModel", config: ModelConfig, adapter: AdapterConfig
+) -> tuple["PreTrainedModel", WeightFiles | None, WeightFiles | None]:
+    """Return (the model without its adapter, the files of its weights, the file of the adapter's); None for
+    what is drawn. The adapter's file holds exactly the tensors of the model's adapter.
     """
-    inner = model.base_model.model if adapter.method == "lora" else model
+    inner = cast("PeftModel", model).get_base_model() if adapter.method == "lora" else model
+    inner = cast("PreTrainedModel", inner)
     files = None
     if config.init == "pretrained":
         base = model_folder(config.base)
@@ -198,35 +213,41 @@ def _sources(
         for name, parameter in model.named_parameters()
         if is_adapter(name)
     }
-    check_keys(folder, started, wanted, places_of(model, f"{inner.base_model_prefix}."), files)
+    check_keys(folder, started, wanted, names_in_files(model, FAMILIES[inner.config.model_type]), files)
     return inner, files, started
 
 
 def _cast(name: str, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The value in the run's type.
+    """Convert a value to the run's type.
 
     Raises:
-        ModelError: it is beyond what the type can hold, as much of what was trained in bf16 is in fp16.
+        ModelError: it exceeds the range of the type, as often in fp16 what was trained in bf16.
     """
-    cast = value.to(dtype)
-    if dtype == torch.float16 and value.dtype != dtype and not torch.equal(cast.isfinite(), value.isfinite()):
+    converted = value.to(dtype)
+    if (
+        dtype == torch.float16
+        and value.dtype != dtype
+        and not torch.equal(converted.isfinite(), value.isfinite())
+    ):
         raise ModelError(
             f"{name}: has values up to {value.abs().max().item():.3g}, and fp16 ends at 65504; set "
             "model.dtype=bf16 or fp32"
         )
-    return cast
+    return converted
 
 
-def _parameters(unit_name: str, unit: nn.Module, recurse: bool):
-    """(full name, owner module, attribute, parameter) of a unit's parameters."""
+def _parameters(unit_name: str, unit: nn.Module, recurse: bool) -> Iterator[_Entry]:
+    """Yield (full name, module, attribute, parameter) of a unit's parameters."""
     for name, module in unit.named_modules() if recurse else [("", unit)]:
         for leaf, parameter in list(module.named_parameters(recurse=False)):
             yield ".".join(filter(None, (unit_name, name, leaf))), module, leaf, parameter
 
 
-def _draw(inner: nn.Module, unit: nn.Module, recurse: bool, fresh: list, seed: int) -> None:
+def _draw(
+    inner: "PreTrainedModel", unit: nn.Module, recurse: bool, fresh: Sequence[_Entry], seed: int
+) -> None:
     """Fill a unit's weights by the model's own initialisation, from a seed that depends only on the run's and
-    the unit's name. They lie where they are drawn until `place` puts them elsewhere.
+    the unit's name. They stay on `draw_device` until `place` moves them.
     """
     for _, parent, leaf, meta in fresh:
         setattr(
@@ -242,14 +263,14 @@ def _draw(inner: nn.Module, unit: nn.Module, recurse: bool, fresh: list, seed: i
                     inner._init_weights(module)
 
 
-def _compute_buffers(model: nn.Module, inner: nn.Module) -> None:
+def _compute_buffers(model: nn.Module, inner: "PreTrainedModel") -> None:
     """Compute the buffers that are on the meta device by transformers' own initialisation: in the supported
     families they are functions of the configuration. Parameters keep their values.
     """
     for module in model.modules():
-        own = list(module.named_buffers(recurse=False))
-        if any(buffer.is_meta for _, buffer in own):
-            for name, buffer in own:
+        buffers = list(module.named_buffers(recurse=False))
+        if any(buffer.is_meta for _, buffer in buffers):
+            for name, buffer in buffers:
                 setattr(module, name, torch.empty_like(buffer, device="cpu"))
             with _kept(list(module.parameters(recurse=False))):
                 inner._init_weights(module)

@@ -1,6 +1,4 @@
-"""Where a base is that can be read without a network: a folder, one that FedSpeed ships, or one in the hub's
-cache.
-"""
+"""Bases that can be read without a network: a folder, one that FedSpeed ships, or one in the hub's cache."""
 
 from pathlib import Path
 
@@ -25,19 +23,19 @@ TOKENIZER_SIGNS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer
 
 
 def shipped_names() -> list[str]:
-    """The names of models whose dimensions FedSpeed ships."""
+    """Return the names of the models whose config.json FedSpeed ships."""
     return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
 
 
 def tokenizer_place(model: ModelConfig) -> str:
-    """Where a run's tokenizer is: a folder or the name of a base; empty for the built-in one."""
+    """Return where a run's tokenizer is: a folder or the name of a base; empty for the built-in one."""
     places = {"auto": model.base, "bytes": ""}
     return places.get(model.tokenizer, model.tokenizer)
 
 
 def local_folder(base: str, weights: bool = True, tokenizer: bool = False) -> Path | None:
-    """The folder of `model.base`: itself, that of a config.json, one that FedSpeed ships, or a hub name's in
-    the hub's cache; None if none is at hand.
+    """Return the folder of `model.base`: itself, that of a config.json, one that FedSpeed ships, or that of a
+    hub name in the hub's cache; None if there is none on this machine.
 
     Args:
         weights: of the hub's cache, take only a folder that holds all weights.
@@ -57,8 +55,8 @@ def local_folder(base: str, weights: bool = True, tokenizer: bool = False) -> Pa
 
 
 def config_file(base: str) -> Path | None:
-    """The config.json of `model.base`: a folder's, the file itself, or that of a hub name that was downloaded
-    before; None if none is at hand.
+    """Return the config.json of `model.base`: that of a folder, the file itself, or that of a hub name that
+    was downloaded before; None if there is none on this machine.
     """
     if Path(base).is_file():
         return Path(base)
@@ -67,7 +65,7 @@ def config_file(base: str) -> Path | None:
 
 
 def cached_file(base: str, file: str) -> Path | None:
-    """A file of a hub name that was downloaded before."""
+    """Return a file of a hub name that was downloaded before; None if it was not."""
     if not is_hub_name(base):
         return None
     from huggingface_hub import try_to_load_from_cache
@@ -80,7 +78,7 @@ def cached_file(base: str, file: str) -> Path | None:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer's files."""
+    """Tell whether a folder holds the files of a tokenizer."""
     return any((folder / name).is_file() for name in TOKENIZER_SIGNS)
 
 

@@ -24,9 +24,9 @@ class DeviceTypes:
 
 
 def lowest_common(devices: Sequence[DeviceTypes]) -> NumericType:
-    """The type with the fewest bits that all devices have: on GPUs bf16, or fp16 where one is too old for
-    bf16. Where a CPU takes part, fp32: most CPUs emulate 16 bits, at a fraction of the speed, and many refuse
-    fp16 altogether.
+    """Return the type with the fewest bits that all devices have: on GPUs bf16, or fp16 where one is too old
+    for bf16. Where a CPU takes part, it is fp32: most CPUs emulate 16 bits, at a fraction of the speed, and
+    many refuse fp16 altogether.
     """
     if devices and all(device.kind == "gpu" for device in devices):
         candidates: tuple[NumericType, ...] = ("bf16", "fp16")
@@ -36,8 +36,8 @@ def lowest_common(devices: Sequence[DeviceTypes]) -> NumericType:
     return "fp32"
 
 
-def told(dtype: str, devices: Sequence[DeviceTypes]) -> str:
-    """What model.dtype=auto has come to, and for whose sake."""
+def explanation(dtype: str, devices: Sequence[DeviceTypes]) -> str:
+    """Describe the type that model.dtype=auto has become, and which devices decided it."""
     if dtype == "bf16":
         return "model.dtype=bf16 (auto: every GPU has it)"
     too_old = sorted({device.name for device in devices if dtype == "fp16" and "bf16" not in device.types})

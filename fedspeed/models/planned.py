@@ -1,4 +1,4 @@
-"""The dimensions of a model that is to be planned: it need not be here."""
+"""The dimensions of a model to plan for, which need not be on this machine."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +13,11 @@ from fedspeed.models.local_config import config_file, shipped_names
 
 
 def planned_shape(base: str) -> ModelShape:
-    """The dimensions of a folder, a config.json, a known model, or any model on the hub, of which config.json
-    alone is downloaded.
+    """Return the dimensions of a folder, a config.json, a known model, or any model on the hub, of which only
+    config.json is downloaded.
 
     Raises:
-        ModelError: there is none, with what is known; or it is no model that FedSpeed can train.
+        ModelError: there is no such model (the message lists the known ones), or FedSpeed cannot train it.
     """
     if base.lower() in {name.lower() for name in KNOWN}:
         return shape_of(base)
@@ -30,11 +30,11 @@ def planned_shape(base: str) -> ModelShape:
     if path is None:
         return shape_of(base)
     shape = shape_of(str(path))
-    if not Path(base).exists():  # not the place in the cache
+    if not Path(base).exists():  # the name that the user gave, not a path in the cache
         shape = replace(shape, name=base)
     try:
         return replace(shape, tied=base_shape(path.parent).tied)
-    except ModelError:  # no weights beside it, or none that can be read: a plan takes config.json at its word
+    except ModelError:  # no weights, or none that can be read: only config.json says whether the head is tied
         return shape
 
 

@@ -1,6 +1,6 @@
-"""How long a row may be for a base: a table of positions has an end, rotations that depend on the longest row of
-a micro-batch are refused, and rotated positions beyond those of pretraining are unknown to the model. Pure, from
-the values of a config.json.
+"""How long a row may be for a base: a table of positions has an end, rotations that depend on the longest row
+of a micro-batch are refused, and rotated positions beyond those of pretraining are unknown to the model.
+Pure, from the values of a config.json.
 """
 
 from collections.abc import Mapping
@@ -90,8 +90,8 @@ def _first(*places: Mapping[str, Any]) -> Any:
 
 
 def _learned(config: Mapping[str, Any]) -> tuple[str, int]:
-    """Return (key of the length of a base's table of learned positions, the length); an empty key if it has no
-    such table.
+    """Return (key of the length of a base's table of learned positions, the length); an empty key if it has
+    none.
     """
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None or family.table is None:
@@ -111,8 +111,8 @@ def _scalings(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def rotary_reach(config: Mapping[str, Any]) -> int:
-    """Return the number of positions that a base with rotary embeddings was made for, stretched by its scaling
-    if that has a factor; 0 if the file does not say.
+    """Return the number of positions that a base with rotary embeddings was made for, stretched by the factor
+    of its scaling if it has one; 0 if the file does not say.
     """
     known = config.get("max_position_embeddings")
     if not isinstance(known, int) or isinstance(known, bool):

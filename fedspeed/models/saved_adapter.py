@@ -1,6 +1,6 @@
 """The PEFT adapter that a run starts from: whether FedSpeed can train what its adapter_config.json describes,
-and whether it belongs to the base of this run. Reads JSON only; what needs the model itself is in
-`adapter_keys`.
+and whether it belongs to the base of this run. Reads JSON only; `adapter_keys` compares
+its tensors with the model.
 """
 
 import json
@@ -28,7 +28,7 @@ CONVERT = (
     "convert it where it was trained (PEFT: save_pretrained(FOLDER, "
     "path_initial_model_for_weight_conversion=INITIAL_ADAPTER)), or " + MERGE
 )
-# What a LoRA of plain A and B says; other keys are told, since a newer PEFT may mean something by them.
+# Keys of a LoRA with A and B alone. Others are reported, since a newer PEFT may give them a meaning.
 _PLAIN = frozenset((
     "peft_type",
     "task_type",
@@ -56,7 +56,7 @@ _PLAIN = frozenset((
     "runtime_config",
     "lora_bias",
 ))
-# Key -> what it makes of an adapter, and why that cannot be trained here.
+# Key -> what an adapter with it is, which cannot be trained here.
 _REFUSED = {
     "use_dora": "is DoRA, which also trains a magnitude for every row of a matrix",
     "trainable_token_indices": "also trains single rows of the embedding",
@@ -80,15 +80,15 @@ _REFUSED = {
     ),
     "is a variant of LoRA with an arithmetic of its own",
 )
-# Ways to draw the first A and B that leave the base alone; they are of no consequence once A and B are read
-# from the file.
+# Methods of initialising A and B that do not change the base. They do not matter once A and B are read from
+# the file.
 _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 _BASE_CHANGED = re.compile(r"pissa|olora|corda|loftq|lora_ga")
 _FAMILY_OF_CLASS = {family.architecture: family.model_type for family in FAMILIES.values()}
 
 
 def read_config(folder: Path) -> dict:
-    """The values of a folder's adapter_config.json, of a LoRA that can be trained on as it is.
+    """Return the values of a folder's adapter_config.json, of a LoRA that can be trained further as it is.
 
     Raises:
         ModelError: no such file, no LoRA, or one with more than A, B and B's bias.
@@ -133,16 +133,16 @@ def read_config(folder: Path) -> dict:
 
 
 def _check_start(path: Path, start: object) -> None:
-    """That A and B are relative to the base's own weights: some ways to draw them take their product off the
-    base, whenever it is loaded.
+    """Raise ModelError unless A and B belong to the base's own weights: some methods of initialisation
+    subtract the first product of A and B from the base whenever it is loaded.
     """
     if start in _STARTS:
         return
     if isinstance(start, str) and _BASE_CHANGED.match(start.lower()):
         raise ModelError(
-            f"{path}: init_lora_weights={start} means that A and B stand beside a base from which their "
+            f"{path}: init_lora_weights={start} means that A and B belong to a base from which their "
             "first product was taken; "
-            f"FedSpeed trains beside the base as it is. So {CONVERT}"
+            f"FedSpeed trains on the base as it is. So {CONVERT}"
         )
     if start == "mica":
         raise ModelError(
@@ -151,13 +151,13 @@ def _check_start(path: Path, start: object) -> None:
             "if that is meant"
         )
     raise ModelError(
-        f"{path}: init_lora_weights={json.dumps(start)} is unknown here, so that nobody can say what became "
-        f"of the base; {MERGE}"
+        f"{path}: init_lora_weights={json.dumps(start)} is unknown, and so is what it did to the "
+        f"base; {MERGE}"
     )
 
 
 def check_modules(folder: Path, saved: Mapping, names: Iterable[str], base: str, shape: ModelShape) -> None:
-    """That the modules an adapter's tensors stand beside are names of this family.
+    """Check that the modules that an adapter changes are modules of this family.
 
     Args:
         names: of the tensors in the adapter's file. base: the base of this run, for the message.
@@ -165,9 +165,9 @@ def check_modules(folder: Path, saved: Mapping, names: Iterable[str], base: str,
     Raises:
         ModelError: they are another family's.
     """
-    beside = {name.partition(".lora_")[0].rpartition(".")[2] for name in names if ".lora_" in name}
+    adapted = {name.partition(".lora_")[0].rpartition(".")[2] for name in names if ".lora_" in name}
     outside = FAMILIES[shape.family].outside_blocks
-    if strange := sorted(beside - {*shape.linear_names, *outside}):
+    if strange := sorted(adapted - {*shape.linear_names, *outside}):
         raise ModelError(
             f"adapter.start_from={folder}: is on {', '.join(strange)}, but a block of model.base={base} "
             f"({shape.family}) has "
@@ -177,8 +177,8 @@ def check_modules(folder: Path, saved: Mapping, names: Iterable[str], base: str,
 
 
 def outside_blocks(adapter: AdapterConfig) -> str:
-    """A target of an adapter that is an embedding or the head, empty if it has none; by name only, so a
-    pattern has none.
+    """Return a target of an adapter that is an embedding or the head; empty if it has none. Only names are
+    looked at, not patterns.
     """
     targets: object = [adapter.targets] if isinstance(adapter.targets, str) else list(adapter.targets)
     if adapter.start_from:
@@ -189,21 +189,21 @@ def outside_blocks(adapter: AdapterConfig) -> str:
 
 
 def _named(saved: Mapping) -> str:
-    """What an adapter says of its base, for a message about it."""
+    """Return what an adapter says of its base, for a message."""
     named = saved.get("base_model_name_or_path")
     return f" (its base_model_name_or_path is {named})" if named else ""
 
 
 def check_family(folder: Path, saved: Mapping, base: str, family: str) -> None:
-    """That the adapter was trained on a base of this family, as far as it says or its base can be looked up
-    without a network.
+    """Check that the adapter was trained on a base of this family, as far as the adapter says so or its base
+    can be looked up without a network.
 
     Raises:
         ModelError: it was trained on another.
     """
     mapping = saved.get("auto_mapping")
     of_class = mapping.get("base_model_class") if isinstance(mapping, dict) else None
-    theirs = _FAMILY_OF_CLASS.get(of_class, of_class) or _family_of(
+    theirs = _FAMILY_OF_CLASS.get(str(of_class), of_class) or _family_of(
         str(saved.get("base_model_name_or_path") or "")
     )
     if theirs and theirs != family:
@@ -215,7 +215,7 @@ def check_family(folder: Path, saved: Mapping, base: str, family: str) -> None:
 
 
 def _family_of(named: str) -> str | None:
-    """The model_type of a base that an adapter names; None if it is not at hand."""
+    """Return the model_type of a base that an adapter names; None if the base is not on this machine."""
     if named in KNOWN:
         return KNOWN[named].family
     path = config_file(named) if named else None
@@ -227,31 +227,29 @@ def _family_of(named: str) -> str | None:
 
 
 def notes(folder: Path, saved: Mapping, base: str) -> list[str]:
-    """What the adapter says that does not keep a run from starting: another name of its base, keys that
-    nobody here knows.
-    """
-    told = []
+    """Return notes on what does not keep a run from starting: another name of its base, and unknown keys."""
+    texts = []
     named = saved.get("base_model_name_or_path")
     if named and not _same(str(named), base):
-        told.append(
+        texts.append(
             f"adapter.start_from={folder}: was trained on {named}, but model.base is {base}; it belongs "
             "there only if both are the same weights"
         )
     if unknown := sorted(
         key for key, value in saved.items() if key not in _PLAIN and key not in _REFUSED and value
     ):
-        told.append(
+        texts.append(
             f"{folder / CONFIG_FILE}: {', '.join(unknown)}: not known to this version, and passed over, as "
             "PEFT does"
         )
-    return told
+    return texts
 
 
 def dropout_notes(folder: Path, saved: Mapping, dropout: float) -> list[str]:
-    """What is to be said where the run would train an adapter with another dropout than it was trained with.
+    """Return notes where the run would train an adapter with another dropout than it was trained with.
 
     Args:
-        dropout: the run's, which its configuration does not name.
+        dropout: of the run, whose configuration does not name one.
     """
     earlier = saved.get("lora_dropout") or 0.0
     if earlier == dropout:
@@ -263,9 +261,9 @@ def dropout_notes(folder: Path, saved: Mapping, dropout: float) -> list[str]:
 
 
 def _same(one: str, other: str) -> bool:
-    """Whether two names may well mean one base. Two folders that are here must be one, or hold equal
-    configurations and weights; else the last part of the name decides, be it a hub name, a path
-    of another machine or a snapshot in the hub's cache.
+    """Tell whether two names probably mean one base. Two folders on this machine must be the same, or have
+    equal configurations and weights. Otherwise the last part of the name decides, whether it is a hub name,
+    a path on another machine or a snapshot in the hub's cache.
     """
     first = Path(one)
     second = Path(other)

@@ -1,4 +1,4 @@
-"""Tensors in safetensors files, from the files' headers: no torch is needed, and no weight is read."""
+"""The tensors in safetensors files, read from the files' headers without torch."""
 
 import math
 import re
@@ -15,7 +15,7 @@ BASE_FILE = "model.safetensors"
 # Stored types that hold weights as they are.
 FLOATS = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 _OTHER_FORMATS = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".ckpt")
-# What trainers leave beside weights in the same formats.
+# Files that trainers write in the same formats, and that hold no weights.
 _NO_WEIGHTS = ("optimizer", "scheduler", "scaler", "sampler", "rng_state", "training_args")
 COMPARED_BYTES = 1 << 24  # at a time
 
@@ -34,8 +34,8 @@ class Stored:
 
 
 def weight_files(folder: Path, single: str) -> list[Path]:
-    """The safetensors that belong to a folder: the one called `single`, or the shards of its index, where
-    transformers looks for them.
+    """Return the safetensors files of a folder where transformers looks for them: the one called `single`, or
+    the shards of its index.
 
     Raises:
         ModelError: there are none, or the index cannot be read.
@@ -59,8 +59,8 @@ def weight_files(folder: Path, single: str) -> list[Path]:
 
 
 def other_weights(names: Iterable[str], single: str = BASE_FILE) -> list[str]:
-    """Which files hold weights in a format that FedSpeed does not read, those with a library's own names
-    first.
+    """Return the files that hold weights in a format that FedSpeed does not read; those with the names that
+    libraries use come first.
 
     Args:
         names: of files, perhaps with folders before them. single: what the file would be called as
@@ -80,7 +80,7 @@ def other_weights(names: Iterable[str], single: str = BASE_FILE) -> list[str]:
 
 
 def stored_tensors(folder: Path, single: str = BASE_FILE) -> dict[str, Stored]:
-    """Every tensor of a folder's safetensors by its name.
+    """Return every tensor of a folder's safetensors by its name.
 
     Raises:
         ModelError: a file is missing or cut, or lacks what the index says it holds.
@@ -90,16 +90,17 @@ def stored_tensors(folder: Path, single: str = BASE_FILE) -> dict[str, Stored]:
         found.update(read_header(file))
     index = folder / f"{single}.index.json"
     if not (folder / single).is_file():
-        for name, file in _weight_map(index).items():
+        for name, shard in _weight_map(index).items():
             if name not in found:
                 raise ModelError(
-                    f"{folder / file}: has no {name}, which {index.name} says it holds; copy the folder again"
+                    f"{folder / shard}: has no {name}, which {index.name} says it holds; copy the folder "
+                    "again"
                 )
     return found
 
 
 def read_header(path: Path) -> dict[str, Stored]:
-    """Read what tensors one file holds; the library checks that it is as long as its header says.
+    """Read the header of one file; the library checks that the file is as long as the header says.
 
     Raises:
         ModelError: it is missing, cut, or another kind of file.
@@ -124,16 +125,16 @@ def read_header(path: Path) -> dict[str, Stored]:
 
 
 def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """Bytes of a tensor; the first number in a type's name is its bits (F32, BF16, F8_E4M3), and BOOL has
-    eight.
+    """Return the bytes of a tensor. The first number in the name of a type is its bits (F32, BF16, F8_E4M3);
+    BOOL has eight.
     """
     bits = re.search(r"\d+", dtype)
     return (int(bits[0]) if bits else 8) * math.prod(shape) // 8
 
 
 def check_types(tensors: Iterable[tuple[str, Stored]]) -> None:
-    """Refuse tensors whose numbers are not the weights themselves: quantised ones need their scales, which
-    nobody would apply.
+    """Refuse tensors of types that do not hold the weights themselves, such as quantised ones, which need
+    scales.
 
     Raises:
         ModelError: some are stored in another type than fp64, fp32, fp16 or bf16.
@@ -152,14 +153,14 @@ def check_types(tensors: Iterable[tuple[str, Stored]]) -> None:
 
 
 def key_of(name: str, keys: Iterable[str], prefix: str) -> str | None:
-    """The key under which a model's parameter `name` is stored. Files may leave out the decoder's `prefix`
-    ("model."), or put it before what is outside the decoder.
+    """Return the key under which a model's parameter `name` is stored, None if it is not. Files may leave
+    out the decoder's `prefix` ("model."), or put it before what is outside the decoder.
     """
     return next((key for key in (name, name.removeprefix(prefix), prefix + name) if key in keys), None)
 
 
 def same_bytes(one: Stored, other: Stored) -> bool:
-    """Whether two tensors hold the same numbers in the same type and shape."""
+    """Tell whether two tensors hold the same numbers in the same type and shape."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     left = one.end - one.begin
@@ -176,7 +177,8 @@ def same_bytes(one: Stored, other: Stored) -> bool:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        shards = json_value(index.read_text(encoding="utf-8"))["weight_map"]
+        content = json_value(index.read_text(encoding="utf-8"))
+        shards = content["weight_map"] if isinstance(content, dict) else None
         if (
             not isinstance(shards, dict)
             or not shards

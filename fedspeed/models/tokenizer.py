@@ -1,22 +1,26 @@
 """The tokenizer of a run: the base's own, one from a folder, or the built-in one over bytes."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedspeed.errors import ModelError
 from fedspeed.models.config import ModelConfig
 from fedspeed.models.hub import model_folder
 from fedspeed.models.local_config import TOKENIZER_SIGNS, has_tokenizer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 # Special tokens follow the 256 bytes, whose ids are their values.
 _SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
 
 
-def byte_tokenizer():
-    """A tokenizer that needs no file: ids 0 to 255 are the bytes of the UTF-8 text, then pad, bos, eos, unk.
+def byte_tokenizer() -> "PreTrainedTokenizerBase":
+    """Return a tokenizer that needs no file: ids 0 to 255 are the bytes of the UTF-8 text, then pad, bos,
+    eos, unk.
 
-    Lossless for any text: nothing is normalised, merged or cleaned, and the names of the special tokens in a
-        text
-    are read as ordinary bytes. A text begins with bos, as with Llama.
+    It is lossless for any text: nothing is normalised, merged or cleaned, and the names of special tokens in
+    a text are read as ordinary bytes. A text begins with bos, as with Llama.
 
     Returns:
         a transformers PreTrainedTokenizerFast; `save_pretrained` writes a folder that AutoTokenizer reads
@@ -43,8 +47,8 @@ def byte_tokenizer():
     )
 
 
-def load_tokenizer(config: ModelConfig):
-    """The tokenizer that `model.tokenizer` names, with a pad token.
+def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer that `model.tokenizer` names, with a pad token.
 
     Raises:
         ModelError: there is no tokenizer at that place, it cannot be read, or it has no end-of-sequence
@@ -66,8 +70,8 @@ def load_tokenizer(config: ModelConfig):
 
 
 def check_ids(largest: int, config: ModelConfig) -> None:
-    """Raises ModelError if the base has no embedding for the largest token id of the data: an index error
-    deep in the first pass.
+    """Raise ModelError if the base has no embedding for the largest token id of the data, which would end the
+    first forward pass with an index error.
     """
     from transformers import AutoConfig
 
@@ -83,7 +87,7 @@ def check_ids(largest: int, config: ModelConfig) -> None:
         )
 
 
-def _read(key: str, place: str):
+def _read(key: str, place: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     remedy = "give a folder with tokenizer.json in model.tokenizer, or use model.tokenizer=bytes"
@@ -96,30 +100,27 @@ def _read(key: str, place: str):
         raise ModelError(f"{key}={place}: no such folder; {remedy}")
     try:
         return AutoTokenizer.from_pretrained(place)
-    except (
-        Exception
-    ) as error:  # what a damaged or absent tokenizer raises differs by its class and by the library's version
+    except Exception as error:  # which one a damaged tokenizer raises differs by its class and version
         raise ModelError(
             f"{key}={place}: the tokenizer cannot be read ({type(error).__name__}: {error}); {remedy}"
         ) from error
 
 
-def _with_pad(tokenizer, place: str):
+def _with_pad(tokenizer: "PreTrainedTokenizerBase", place: str) -> "PreTrainedTokenizerBase":
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"{place}: the tokenizer has no end-of-sequence token, so no answer could end; "
             "add eos_token to its tokenizer_config.json"
         )
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = (
-            tokenizer.eos_token
-        )  # padding is masked in attention and in the loss, so its id is of no consequence
+        # Padding is masked in attention and in the loss, so its id does not matter.
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def _byte_characters() -> list[str]:
-    """The printable stand-in of each byte, by byte value, as the ByteLevel pre-tokenizer writes them (GPT-2's
-    table).
+    """Return the printable character for each byte, by byte value, as the ByteLevel pre-tokenizer writes them
+    (GPT-2's table).
 
     Printable Latin-1 bytes stand for themselves, the other 68 for the characters from U+0100 on.
     """

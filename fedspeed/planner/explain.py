@@ -78,7 +78,10 @@ def as_values(plan: Plan) -> dict:
             },
         }
 
+    shape = plan.task.shape
+    dimensions = {field.name: getattr(shape, field.name) for field in dataclasses.fields(shape) if field.repr}
     task = dataclasses.asdict(plan.task) | {
+        "shape": dimensions,
         "parameters": plan.task.shape.total,
         "trainable": plan.task.trainable,
     }

@@ -46,7 +46,7 @@ def sizes(shape: ModelShape, type_bytes: int) -> Sizes:
         _aligned(shape.block * type_bytes),
         _aligned(shape.embedding * type_bytes),
         _aligned(shape.head * type_bytes),
-        shape.beside * type_bytes,
+        shape.other * type_bytes,
     )
 
 

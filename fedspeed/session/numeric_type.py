@@ -15,7 +15,7 @@ from fedspeed.cluster.topology import topology_of
 from fedspeed.config.load import Loaded
 from fedspeed.engine import device_types
 from fedspeed.errors import JournalError, PlanError
-from fedspeed.models.numeric_types import NAMES, DeviceTypes, NumericType, lowest_common, told
+from fedspeed.models.numeric_types import NAMES, DeviceTypes, NumericType, explanation, lowest_common
 from fedspeed.planner.hardware import Device, common_type, node_of
 from fedspeed.session.coordination import CheckIn
 from fedspeed.session.measured import read_probe_file
@@ -95,7 +95,7 @@ def _reason(dtype: str, original: str | None, devices: list[DeviceTypes], reques
     return (
         f"model.dtype={dtype} (auto: the run in {request.folder} began in it)"
         if original
-        else told(dtype, devices)
+        else explanation(dtype, devices)
     )
 
 

@@ -185,7 +185,7 @@ def test_a_folder_its_file_and_a_name_in_any_case(tmp_path):
     [
         (
             {"model_type": "mamba"},
-            "model_type is 'mamba', which FedSpeed does not train; it trains llama, qwen2, gpt2.*extending.md",
+            "model_type is 'mamba', which FedSpeed does not.*; it trains llama, qwen2, gpt2.*extending.md",
         ),
         ({**SMALL["llama"], "hidden_size": None}, "hidden_size is None"),
         ({**SMALL["llama"], "vocab_size": "many"}, "vocab_size is 'many'"),

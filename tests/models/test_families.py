@@ -2,11 +2,14 @@
 logits, and what cannot be trained.
 """
 
+import ast
+
 import pytest
 
 from fedspeed.errors import ModelError
 from fedspeed.models.catalogue import from_config
 from fedspeed.models.families.registry import FAMILIES
+from tests.conftest import ROOT
 from tests.models.test_catalogue import SMALL, hold, meta
 from tests.models.tiny_families import TINY
 
@@ -147,6 +150,12 @@ REFUSED = [
     ("mistral", {"layer_types": ["full_attention"] * 3}, "layer_types=.*ministral"),
     ("qwen3", {"layer_types": ["chunked_attention"] * 3}, "layer_types is .*for each of the 3 blocks"),
     ("qwen3", {"layer_types": ["full_attention"]}, "layer_types is .*for each of the 3 blocks"),
+    (
+        "qwen3-tied",
+        {"layer_types": ["sliding_attention"] * 3},
+        "layer_types=.*use_sliding_window is not true",
+    ),
+    ("smollm3", {"sliding_window": None, "layer_types": ["sliding_attention"] * 3}, "layer_types=.*not set"),
     ("olmo2", {"num_key_value_heads": 3}, "num_key_value_heads=3 does not divide num_attention_heads=4"),
     ("gpt_neox", {"num_attention_heads": 5}, "5 heads do not divide a hidden size of 64"),
     ("granite", {"quantization_config": {"bits": 4}}, ".*the weights are quantised.*unquantised original"),
@@ -158,3 +167,25 @@ REFUSED = [
 def test_what_cannot_be_trained_exactly_is_refused(name, changes, message):
     with pytest.raises(ModelError, match=f"^config.json: {message}"):
         shape_of(name, **changes)
+
+
+def test_nothing_but_the_families_compares_model_types():
+    """Whatever differs by family is said in its module; elsewhere no name of one stands in the code."""
+    package = ROOT / "fedspeed"
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        if path.is_relative_to(package / "models" / "families"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            values = []
+            if isinstance(node, ast.Compare):
+                values = [node.left, *node.comparators]
+            elif isinstance(node, ast.Dict):
+                values = node.keys
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                values = node.args if node.func.attr == "startswith" else []
+            names = [
+                v.value for value in values if value for v in ast.walk(value) if isinstance(v, ast.Constant)
+            ]
+            found += [f"{path}:{node.lineno}: {name}" for name in names if name in FAMILIES]
+    assert found == []

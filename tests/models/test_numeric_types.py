@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedspeed.models.numeric_types import DeviceTypes, lowest_common, told
+from fedspeed.models.numeric_types import DeviceTypes, explanation, lowest_common
 from fedspeed.planner.cards import CARDS
 from fedspeed.planner.hardware import common_type, published_device
 
@@ -35,7 +35,7 @@ CPU, FAST_CPU = (
 )
 def test_the_type_of_the_fewest_bits_that_all_have(devices, dtype, whose):
     assert lowest_common(devices) == lowest_common(devices[::-1]) == dtype
-    said = told(dtype, devices)
+    said = explanation(dtype, devices)
     assert f"model.dtype={dtype} (auto: " in said and whose in said
     others = {"ampere", "turing", "pascal", "cpu", "amx"} - {whose}
     assert not [name for name in others if name in said]

@@ -43,8 +43,8 @@ class SavedBytes:
 
     Attributes:
         type_bytes: of one number in the model's type.
-        kv_heads: heads of keys and values as attention saves them: it repeats them for each head of q on cards
-            before Ampere, and where it is given a mask.
+        kv_heads: heads of keys and values as attention saves them: it repeats them for each head of q on
+            cards before Ampere, and where it is given a mask.
     """
 
     type_bytes: int

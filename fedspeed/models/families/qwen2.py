@@ -10,11 +10,12 @@ from fedspeed.models.families.values import ConfigValues
 
 def upper_window(values: ConfigValues) -> tuple[int, int]:
     """Read (length of the sliding window, number of blocks that have it) of a Qwen2 or Qwen3."""
-    if not values.flag("use_sliding_window", False):
-        return 0, 0
     window = values.optional_number("sliding_window", 4096)
+    if not window or not values.flag("use_sliding_window", False):
+        values.check_no_window()
+        return 0, 0
     full = values.number("max_window_layers", 28)
-    return window, values.windowed_blocks(max(0, values.layers() - full) if window else 0)
+    return window, values.windowed_blocks(max(0, values.layers() - full))
 
 
 def shape(values: ConfigValues, name: str) -> ModelShape:

@@ -118,14 +118,14 @@ class ModelShape:
         return 0 if self.tied else self.embedding
 
     @property
-    def beside(self) -> int:
+    def other(self) -> int:
         """Count the parameters outside blocks, embedding and head: final norm and table of positions."""
         return self.final_norm.parameters + self.positions * self.hidden
 
     @property
     def total(self) -> int:
         """Count all parameters, tied ones once."""
-        return self.layers * self.block + self.embedding + self.head + self.beside
+        return self.layers * self.block + self.embedding + self.head + self.other
 
     def adapted(self, targets: str | tuple[str, ...]) -> tuple[Linear, ...]:
         """Return the linear modules of a block to which LoRA adds an adapter.

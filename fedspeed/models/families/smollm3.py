@@ -10,7 +10,8 @@ def shape(values: ConfigValues, name: str) -> ModelShape:
     """Read the dimensions of a SmolLM3."""
     bias = values.flag("attention_bias", False)
     window = values.optional_number("sliding_window", 0)
-    if not values.flag("use_sliding_window", False):
+    if not window or not values.flag("use_sliding_window", False):
+        values.check_no_window()
         window = 0
     return gated_shape(
         values,

@@ -70,6 +70,15 @@ class ConfigValues:
             )
         return kinds.count("sliding_attention")
 
+    def check_no_window(self) -> None:
+        """Raise ModelError where layer_types names sliding windows that the other keys leave out."""
+        if self.windowed_blocks(0):
+            self.refuse(
+                "layer_types",
+                "it names sliding_attention, but use_sliding_window is not true or sliding_window is not set",
+                "correct one of them",
+            )
+
     def flag(self, key: str, default: bool) -> bool:
         """Return true or false.
 

@@ -1,0 +1,104 @@
+"""The section `A new model family` of docs/extending.md, run exactly as it is printed there: in a copy of the
+package, with the new file and the one line.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from fedspeed.errors import ModelError
+from fedspeed.models.catalogue import from_config
+from tests.conftest import ROOT
+from tests.limits import LIMIT_S
+
+COHERE = {
+    "model_type": "cohere",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 176,
+    "vocab_size": 97,
+    "attention_bias": True,
+    "logit_scale": 0.5,
+}
+# Compares the new family with transformers' model of the same configuration.
+USE = """
+import json, sys
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+import fedspeed
+from fedspeed.errors import ModelError
+from fedspeed.models.blocks import anatomy
+from fedspeed.models.catalogue import from_config
+from fedspeed.models.families.registry import FAMILIES
+
+values = json.loads(sys.argv[1])
+shape = from_config(values, "cohere", "config.json")
+config = AutoConfig.for_model(**values, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+model = AutoModelForCausalLM.from_config(config).eval()
+parts = anatomy(model)
+theirs = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+ids = torch.tensor([[3, 4, 5, 6]])
+with torch.no_grad():
+    rows = parts.family.embed(parts.embedding.weight[ids], model.config)
+    logits = parts.family.logits(parts.head(parts.decoder(inputs_embeds=rows)[0]), model.config)
+    same = torch.equal(logits, model(ids).logits)
+try:
+    from_config(values | {"use_qk_norm": True}, "cohere", "config.json")
+    refused = ""
+except ModelError as error:
+    refused = str(error)
+print(json.dumps({
+    "package": fedspeed.__file__,
+    "exact": dict(FAMILIES["cohere"].parameters(shape)) == theirs,
+    "total": shape.total == sum(p.numel() for p in model.parameters()),
+    "same": same,
+    "refused": refused,
+}))
+"""
+
+
+def section() -> str:
+    """Return the section of the page."""
+    page = (ROOT / "docs" / "extending.md").read_text()
+    return page.partition("## A new model family\n")[2].partition("\n## ")[0]
+
+
+def add_family(folder):
+    """Copy the package into a folder, with the page's new file and its one line."""
+    path = re.search(r"One new file, `(\S+)`:", section())[1]
+    new_file, line = re.findall(r"```python\n(.*?)```", section(), re.S)
+    shutil.copytree(ROOT / "fedspeed", folder / "fedspeed", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / path).write_text(new_file)
+    registry = folder / "fedspeed" / "models" / "families" / "registry.py"
+    before = registry.read_text()
+    registry.write_text(before.replace("MODULES = (\n", f"MODULES = (\n{line}", 1))
+    assert len(set(registry.read_text().splitlines()) - set(before.splitlines())) == 1, "the one line"
+    return folder
+
+
+def test_without_it_the_model_is_refused_with_a_pointer_to_the_page():
+    with pytest.raises(ModelError, match=r"model_type is 'cohere', which.*docs/extending.md"):
+        from_config(COHERE, "cohere", "config.json")
+
+
+def test_the_example_of_a_new_family_works_as_it_is_printed(tmp_path):
+    add_family(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", USE, json.dumps(COHERE)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found.pop("package").startswith(str(tmp_path))
+    assert "use_qk_norm=True" in found.pop("refused")
+    assert found == {"exact": True, "total": True, "same": True}
