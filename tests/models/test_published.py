@@ -67,16 +67,12 @@ def test_it_is_planned(name, capsys):
 @pytest.mark.parametrize("name", ONE_EACH)
 def test_the_dry_run_accepts_it(name, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rows = [{"instruction": f"Say {n}.", "input": "", "output": f"{n}"} for n in range(24)]
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
     words = [
         f"model.base={CONFIGS / name}",
         "model.init=random",
         "model.tokenizer=bytes",
-        "data.task=file",
-        "data.path=rows.json",
-        "data.clients=2",
-        "data.val_fraction=0.1",
+        "data.max_rows=60",
+        "data.split=iid",
         "data.max_tokens=64",
     ]
     assert main(["run", "--dry-run", *words]) == 0, capsys.readouterr().err

@@ -64,22 +64,46 @@ def gated_shape(
         final_norm=Norm("norm", hidden),
         attention_targets=TARGETS,
     )
-    query = heads * width
-    key = shape.kv_heads * width
-    inner = shape.intermediate
-    linears = (
-        Linear("self_attn.q_proj", hidden, query, attention_bias, attention_reads),
-        Linear("self_attn.k_proj", hidden, key, attention_bias, attention_reads),
-        Linear("self_attn.v_proj", hidden, key, attention_bias, attention_reads),
-        Linear("self_attn.o_proj", query, hidden, output_bias, "attended"),
-        Linear("mlp.gate_proj", hidden, inner, mlp_bias, "mlp"),
-        Linear("mlp.up_proj", hidden, inner, mlp_bias, "mlp"),
-        Linear("mlp.down_proj", inner, hidden, mlp_bias, "gated"),
+    biases = (attention_bias, output_bias, mlp_bias)
+    inner_norms = _head_norms(shape, head_norms)
+    return replace(
+        shape,
+        linears=_linears(shape, biases, attention_reads),
+        norms=(*inner_norms, *(Norm(norm, hidden) for norm in norms)),
     )
-    inside = {"": (), "each": (width, width), "all": (query, key)}[head_norms]
-    names = ("self_attn.q_norm", "self_attn.k_norm")
-    over = [Norm(n, size, width=total) for n, size, total in zip(names, inside, (query, key))]
-    return replace(shape, linears=linears, norms=(*over, *(Norm(norm, hidden) for norm in norms)))
+
+
+def _linears(shape: ModelShape, biases: tuple[bool, bool, bool], attention_reads: str) -> tuple[Linear, ...]:
+    """Return the linear modules of a block. `biases`: of q, k and v, of the attention's output, of the
+    MLP.
+    """
+    hidden = shape.hidden
+    inner = shape.intermediate
+    query = shape.heads * shape.head_dim
+    key = shape.kv_heads * shape.head_dim
+    attention, output, mlp = biases
+    return (
+        Linear("self_attn.q_proj", hidden, query, attention, attention_reads),
+        Linear("self_attn.k_proj", hidden, key, attention, attention_reads),
+        Linear("self_attn.v_proj", hidden, key, attention, attention_reads),
+        Linear("self_attn.o_proj", query, hidden, output, "attended"),
+        Linear("mlp.gate_proj", hidden, inner, mlp, "mlp"),
+        Linear("mlp.up_proj", hidden, inner, mlp, "mlp"),
+        Linear("mlp.down_proj", inner, hidden, mlp, "gated"),
+    )
+
+
+def _head_norms(shape: ModelShape, kind: str) -> list[Norm]:
+    """Return the norms of q and k: none, one over each head, or one over all heads."""
+    if not kind:
+        return []
+    widths = {
+        "self_attn.q_norm": shape.heads * shape.head_dim,
+        "self_attn.k_norm": shape.kv_heads * shape.head_dim,
+    }
+    return [
+        Norm(name, shape.head_dim if kind == "each" else width, width=width) for name, width in widths.items()
+    ]
 
 
 def gated_saved_bytes(shape: ModelShape, saved: SavedBytes) -> int:
