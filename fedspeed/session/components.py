@@ -71,7 +71,7 @@ def preload() -> None:
             gc.enable()
 
 
-def make_engine(job: Job, clock: StageClock | None, sharers: int) -> "ClientEngine":
+def make_engine(job: Job, clock: StageClock, sharers: int) -> "ClientEngine":
     """Build this rank's engine. Collective over its torch world.
 
     Args:
