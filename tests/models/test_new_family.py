@@ -29,9 +29,12 @@ COHERE = {
 # Compares the new family with transformers' model of the same configuration.
 USE = """
 import json, sys
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 import fedspeed
+from fedspeed.data.batches import Batch
+from fedspeed.engine.compute.micro_batches import MicroBatchModel, MicroBatchTask
 from fedspeed.errors import ModelError
 from fedspeed.models.blocks import anatomy
 from fedspeed.models.catalogue import from_config
@@ -48,6 +51,23 @@ with torch.no_grad():
     rows = parts.family.embed(parts.embedding.weight[ids], model.config)
     logits = parts.family.logits(parts.head(parts.decoder(inputs_embeds=rows)[0]), model.config)
     same = torch.equal(logits, model(ids).logits)
+
+# One micro-batch forwards and backwards, block by block, as the engine computes it.
+tokens = np.random.default_rng(0).integers(3, 97, (2, 12))
+task = MicroBatchTask(Batch(tokens, tokens, np.ones_like(tokens), 22), owner=0)
+compute = MicroBatchModel(model, parts)
+entered, calls = compute.enter(task, parts.embedding.weight.detach())
+hidden = entered.requires_grad_()
+for b in range(len(parts.blocks)):
+    hidden = compute.block(b, task, calls, hidden)
+score, downward = compute.head(hidden.detach(), task)
+[gradient] = torch.autograd.grad(hidden, entered, downward)
+plain = entered.detach().requires_grad_()
+raw = model(inputs_embeds=plain).logits[:, :-1].flatten(0, 1)
+loss = torch.nn.functional.cross_entropy(raw, torch.from_numpy(tokens[:, 1:]).flatten(), reduction="sum")
+[expected] = torch.autograd.grad(loss, plain)
+off = float((gradient - expected).abs().max() / expected.abs().max())
+trains = abs(float(score.loss) / loss.item() - 1) < 1e-5 and off < 1e-5
 try:
     from_config(values | {"use_qk_norm": True}, "cohere", "config.json")
     refused = ""
@@ -58,6 +78,7 @@ print(json.dumps({
     "exact": dict(FAMILIES["cohere"].parameters(shape)) == theirs,
     "total": shape.total == sum(p.numel() for p in model.parameters()),
     "same": same,
+    "trains": trains,
     "refused": refused,
 }))
 """
@@ -101,4 +122,4 @@ def test_the_example_of_a_new_family_works_as_it_is_printed(tmp_path):
     found = json.loads(done.stdout)
     assert found.pop("package").startswith(str(tmp_path))
     assert "use_qk_norm=True" in found.pop("refused")
-    assert found == {"exact": True, "total": True, "same": True}
+    assert found == {"exact": True, "total": True, "same": True, "trains": True}
