@@ -21,7 +21,9 @@ import numpy as np
 from fedspeed.models.factors import is_factor_a, pairs
 
 PREFIX = "folded:"
-LEFT, RIGHT, WHOLE = "left", "right", "whole"  # [out, R], [R, in], and [out, in] in their place
+LEFT = "left"  # [out, R]
+RIGHT = "right"  # [R, in]
+WHOLE = "whole"  # [out, in], instead of the other two
 
 
 def is_folded(name: str) -> bool:

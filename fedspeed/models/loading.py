@@ -49,7 +49,9 @@ class WeightFiles:
     """
 
     def __init__(self, folder: Path, single: str = BASE_FILE, keys: Mapping[str, str] | None = None):
-        self._folder, self._stored, self._keys = folder, stored_tensors(folder, single), keys or {}
+        self._folder = folder
+        self._stored = stored_tensors(folder, single)
+        self._keys = keys or {}
 
     def names(self) -> set[str]:
         """Return the names of all tensors in the files."""
