@@ -37,14 +37,13 @@ def check_routing(config: RunConfig, topology: Topology) -> tuple[RoutingConfig,
     if routing.anonymous and find_spec("cryptography") is None:
         raise ConfigError(
             f"routing.mode={routing.mode} needs the package cryptography, which is not "
-            f"installed for {sys.executable}: pip install "
-            "cryptography, or set routing.mode=plain inside one trust domain"
+            f"installed for {sys.executable}: pip install cryptography, or set routing.mode=plain inside one "
+            "trust domain"
         )
     if config.has_server and find_spec("cryptography") is None:
         raise ConfigError(
             f"federation.method={config.federation.method.name} has a server, whose results are signed by "
-            "the "
-            f"package cryptography, which is not installed for {sys.executable}: pip install cryptography"
+            f"the package cryptography, which is not installed for {sys.executable}: pip install cryptography"
         )
     if routing.anonymous and count < routing.min_participants:
         raise ConfigError(

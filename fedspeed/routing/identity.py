@@ -265,8 +265,7 @@ def membership(config: RoutingConfig) -> tuple[Ed25519PrivateKey, Roster]:
     if (public := public_bytes(private)) not in roster.keys:
         raise FedSpeedError(
             f"{config.identity}: its key {fingerprint(public)} is in no card of the roster (epoch "
-            f"{roster.epoch}); ask for a roster with "
-            "this site in it"
+            f"{roster.epoch}); ask for a roster with this site in it"
         )
     return private, roster
 

@@ -81,9 +81,8 @@ def open_port(address: ListenAddress) -> socket.socket:
         return socket.create_server((address.host, address.port), backlog=64)
     except OSError as error:
         reason = error.strerror or str(error)
-        if (
-            error.errno is not None and error.errno in errno.errorcode
-        ):  # name services have numbers of their own
+        # Name services have numbers of their own, which os.strerror does not know.
+        if error.errno is not None and error.errno in errno.errorcode:
             reason = os.strerror(error.errno)
         raise ConfigError(
             f"cannot listen on {address}, which {address.source} says: {reason}; {_remedy(error, address)}"

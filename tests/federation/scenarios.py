@@ -136,15 +136,24 @@ def ranks_apart(world, base, folder):
             )
         out.play("plain two rounds", lambda: plain.fedavg(two_rounds(base), out["two rounds"].states[0]))
         out.play("plain alone", lambda: plain.alone(two_rounds(base), out["two rounds"].states[0]))
-        out.play("on one rank", course, world, "one", two_rounds(base), {0: (0, 1, 2)}, folder)
+        out.play("on one rank", course, world, "one", two_rounds(base), carries={0: (0, 1, 2)}, folder=folder)
         out.play(
-            "in one pass", course, world, "in-one-pass", two_rounds(base), {0: (0, 1, 2)}, folder, kind="ram"
+            "in one pass",
+            course,
+            world,
+            "in-one-pass",
+            two_rounds(base),
+            carries={0: (0, 1, 2)},
+            folder=folder,
+            kind="ram",
         )
-        out.play("sampled", course, world, "sampled", sampled(base), {0: (0, 1, 2)}, folder)
+        out.play("sampled", course, world, "sampled", sampled(base), carries={0: (0, 1, 2)}, folder=folder)
     elif world.rank == 1:
         for case in product(("zero0", "zero2", "zero3"), KEPT, ("keep", "reset", "one round")):
             stage, optimizer, how = case
-            out.play(case, run_with_kept_optimizer, world, base, folder, stage, optimizer, how=how)
+            out.play(
+                case, run_with_kept_optimizer, world, base, folder, kind=stage, optimizer=optimizer, how=how
+            )
     else:
         for kind, seed in product(("adam", "yogi"), range(3)):
             out.play(
@@ -153,11 +162,11 @@ def ranks_apart(world, base, folder):
                 world,
                 f"{kind}-{seed}",
                 default_server_optimizer(base, kind, seed),
-                {2: (0, 1, 2)},
-                folder,
+                carries={2: (0, 1, 2)},
+                folder=folder,
             )
         constant = settings(base, clients=1, train={"lr": 0.0}, federation={"rounds": 9, "patience": 2})
-        out.play("constant", course, world, "constant", constant, {2: (0,)}, folder)
+        out.play("constant", course, world, "constant", constant, carries={2: (0,)}, folder=folder)
     return out
 
 

@@ -116,28 +116,28 @@ def all_cases(world, base, folder):
     METHODS["control_variates"] = Entry(module="tests.federation.methods.control_variates", adds_deltas=True)
     METHOD_VARIANTS["control_variates"] = variant_of("control_variates")
     for name in CASES:
-        out.play(name, once_and_again, world, base, folder, name)
+        out.play(name, once_and_again, world, base, folder, case=name)
     return out
 
 
-def once_and_again(world, base, folder, name):
-    kind, sections = CASES[name]
+def once_and_again(world, base, folder, *, case):
+    """Return the run of a case at once, the same one interrupted after two rounds, and its resumption."""
+    kind, sections = CASES[case]
     config = settings(
         base,
         train=sections["train"],
         adapter=sections.get("adapter"),
         federation={"rounds": 4, **sections["federation"]},
     )
-    with federation(world, f"{name}, at once", config, carries=ALONE, folder=folder, kind=kind) as fed:
+    with federation(world, f"{case}, at once", config, carries=ALONE, folder=folder, kind=kind) as fed:
         whole = fed.run(begin(fed))
-    with federation(world, name, config, carries=ALONE, folder=folder, kind=kind, stop=lambda: True) as fed:
+    with federation(world, case, config, carries=ALONE, folder=folder, kind=kind, stop=lambda: True) as fed:
         early = begin(fed)
         while early.round < 2:
             early = fed.run(early)
     notes = Notes()
-    with federation(
-        world, name, config, carries=ALONE, folder=folder, kind=kind, notes=notes
-    ) as fed:  # as a new process would
+    # As a new process would do it.
+    with federation(world, case, config, carries=ALONE, folder=folder, kind=kind, notes=notes) as fed:
         late = fed.run(from_journal(fed))
     return {"whole": whole, "early": early, "late": late, "rounds": [r.round for r in notes.records]}
 

@@ -47,7 +47,7 @@ def all_runs(world, base, folder):
             world,
             f"plain {steps}",
             configured(base, "lora_average", rounds=1, local_steps=steps),
-            folder,
+            folder=folder,
         )
     out.play(
         "plain, three rounds",
@@ -55,10 +55,15 @@ def all_runs(world, base, folder):
         world,
         "plain 3",
         configured(base, "lora_average", rounds=3, local_steps=1),
-        folder,
+        folder=folder,
     )
     out.play(
-        "proximal", whole, world, "proximal", configured(base, "proximal", rounds=1, local_steps=2), folder
+        "proximal",
+        whole,
+        world,
+        "proximal",
+        configured(base, "proximal", rounds=1, local_steps=2),
+        folder=folder,
     )
     out.play(
         "every step",
@@ -66,7 +71,7 @@ def all_runs(world, base, folder):
         world,
         "every step",
         configured(base, "every_step", rounds=1, local_steps=3),
-        folder,
+        folder=folder,
     )
     out.play("compared", compared, world, base, folder)
     out.play("variates", variates, world, base, folder)

@@ -1,9 +1,10 @@
 """The first messages of an attempt: fresh public keys with commitments, and the sealed shares. Pure.
 
     announcement    onion key, mask key, commitment to a contribution to the beacon, commitment to the secret
-                    of the self mask; signed with the identity key under b"announce" and the parameters'
-    context reveal          the contribution; a share of that secret, sealed to one member with a key from the
-                    mask keys of both under b"share", the parameters' context, giver and holder
+                    of the self mask; signed with the identity key under b"announce" and the context of
+                    the parameters
+    reveal          the contribution; a share of that secret, sealed to one member with a key from the mask
+                    keys of both under b"share", the context of the parameters, giver and holder
 
 The commitments make everybody choose its contribution before it can know the others', so nobody can steer the
 paths, and let everybody check later that a revealed or reconstructed secret is the right one.

@@ -3,8 +3,8 @@
 Each source reveals the ephemeral keys of its cell of this chunk, from which anyone can compute what each
 member of the path had to receive and to send. Each member of the path reveals digests of what it received and
 sent. A member whose transcript contradicts itself is blamed alone. Where the transcripts of a sender and a
-receiver
-contradict each other, both are blamed: one of the two lies, or the connection between them changed the cell.
+receiver contradict each other, both are blamed: one of the two lies, or the connection between them changed
+the cell.
 
 Nothing of this endangers an update: the attempt has failed before anything was unmasked, its keys are never
 used again, and the integers of the revealed cells are masked.

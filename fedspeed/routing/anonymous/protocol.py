@@ -1,9 +1,7 @@
 """One attempt at an anonymous sum, as one member plays it.
 
-A generator that yields what it sends and is sent what arrived. It knows neither sockets nor clocks, and all
-it
-draws is random keys: so any number of members can be played in one process, with any message changed on its
-way. Its phases, in order:
+A generator that yields what it sends and is sent what arrived. It knows neither sockets nor clocks, so that
+any number of members can be played in one process, with any message changed on its way. Its phases, in order:
 
     announce   fresh public keys, signed with the identity key; a commitment to a contribution to the beacon,
                and one to the secret of the self mask
