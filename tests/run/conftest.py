@@ -23,7 +23,9 @@ def workshop(shared_workshop):
 @pytest.fixture(scope="session")
 def whole(shared_workshop):
     """(how it ended, its folder) of an uninterrupted run with `--json`."""
-    return shared_workshop.finish("--json", "run.name=whole", launcher=COLD), shared_workshop.runs / "whole"
+    return shared_workshop.finish_run(
+        "--json", "run.name=whole", launcher=COLD
+    ), shared_workshop.runs / "whole"
 
 
 @pytest.fixture
@@ -41,5 +43,5 @@ def rises(shared_workshop):
     """The folder of a run with server steps so long that the held-out loss rises in the end: its best round
     is not its last.
     """
-    shared_workshop.finish("run.name=rises", "federation.server_lr=3", "monitor.plot=false")
+    shared_workshop.finish_run("run.name=rises", "federation.server_lr=3", "monitor.plot=false")
     return shared_workshop.runs / "rises"

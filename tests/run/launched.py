@@ -234,7 +234,7 @@ class Workshop:
         path.write_text(yaml.safe_dump(settings))
         return path
 
-    def start(
+    def start_run(
         self, *words: str, launcher: tuple[str, ...] = (), config: Path | None = None, env: dict | None = None
     ) -> Started:
         """`launcher launch.py --config CONFIG words...`, in a session of its own; without a launcher as
@@ -265,9 +265,9 @@ class Workshop:
         return self._started[-1]
 
     def run(self, *words: str, limit_s: float = LIMIT_S, **options) -> Ended:
-        return self.start(*words, **options).wait(limit_s)
+        return self.start_run(*words, **options).wait(limit_s)
 
-    def finish(self, *words: str, **options) -> Ended:
+    def finish_run(self, *words: str, **options) -> Ended:
         """A run that must end well."""
         ended = self.run(*words, **options)
         assert ended.code == 0, ended.text

@@ -14,7 +14,8 @@ class Meeting:
     """The ranks' store, in one process."""
 
     def __init__(self):
-        self._texts, self._there = {}, threading.Condition()
+        self._texts = {}
+        self._there = threading.Condition()
 
     def put(self, key, text):
         with self._there:

@@ -173,7 +173,9 @@ def test_a_full_device_is_no_lack_of_ram_while_loading(monkeypatch, error, raise
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     monkeypatch.setenv("LOCAL_SIZE", "1")
     job = job_of()
-    job.topology, job.place, job.world = SimpleNamespace(clients=()), SimpleNamespace(clients=(0,)), (0,)
+    job.topology = SimpleNamespace(clients=())
+    job.place = SimpleNamespace(clients=(0,))
+    job.world = (0,)
     monkeypatch.setattr(components, "swap_folder", lambda job: None)
     with pytest.raises(raised, match=text):
         components.make_engine(job, None, 1)
@@ -196,7 +198,7 @@ def test_a_run_whose_device_is_full_ends_with_what_to_set(workshop):
 
 def test_a_plain_run_needs_no_cryptography(workshop):
     """And runs under engine.deterministic: none of its operations is one that torch refuses then."""
-    ended = workshop.finish(
+    ended = workshop.finish_run(
         "run.name=plain",
         "federation.rounds=1",
         "engine.deterministic=true",

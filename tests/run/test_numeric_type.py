@@ -48,7 +48,7 @@ def begin(order: RunRequest, dtype: str) -> None:
 
 
 def gpus(monkeypatch, *types: tuple[str, ...]) -> None:
-    """This machine has GPUs of these types, as far as the rule is concerned."""
+    """Make the rule see GPUs of these types on the machine."""
     found = [
         DeviceTypes(f"cuda:{i} of here", "gpu", frozenset({"fp32", *has})) for i, has in enumerate(types)
     ]

@@ -23,7 +23,7 @@ from tests.limits import LIMIT_S
 SOON_S = 120.0  # found before any rank starts; takes half a second on an idle machine
 
 
-def refuse(
+def assert_refused(
     workshop, *words: str, named: tuple[str, ...], limit_s: float = 120.0, run: str = "refused", **options
 ) -> Ended:
     """Runs, and holds the refusal to what every refusal owes its reader."""
@@ -72,7 +72,7 @@ def cut(path: Path, bytes_left: int) -> None:
     ],
 )
 def test_command_line(workshop, words, named):
-    refuse(workshop, *words, named=named, limit_s=SOON_S)
+    assert_refused(workshop, *words, named=named, limit_s=SOON_S)
 
 
 def test_unknown_option(workshop):
@@ -90,7 +90,7 @@ def test_one_client_whose_answers_are_all_cut_away_ends_every_rank(workshop):
     rows = [{"instruction": "1 + 1 =", "output": "2", "category": "short"}] * 20
     rows += [{"instruction": "one " * 50 + "=", "output": "50", "category": "long"}] * 20
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    ended = refuse(
+    ended = assert_refused(
         workshop,
         "--json",
         "data.task=file",
@@ -111,7 +111,7 @@ def test_tokenizer_with_more_ids_than_the_base_knows(workshop):
         "small-vocabulary",
         {**LLAMA, "vocab_size": 10, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
     )
-    refuse(
+    assert_refused(
         workshop,
         f"model.base={folder}",
         named=(f"model.base={folder}", "vocab_size=10", "ids up to 258", "model.tokenizer=bytes"),
@@ -126,7 +126,7 @@ def test_adapter_whose_files_disagree(workshop, whole):
     folder = adapter_folder(workshop, whole, "adapter-r")
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, "r": 16}))
-    refuse(
+    assert_refused(
         workshop,
         f"adapter.start_from={folder}",
         named=(str(folder / "adapter_model.safetensors"), "r=16", "shape (4, 64)"),
@@ -136,7 +136,7 @@ def test_adapter_whose_files_disagree(workshop, whole):
 
 def test_adapter_of_another_lora_rank_than_the_run_asks_for(workshop, whole):
     folder = adapter_folder(workshop, whole, "adapter-8")
-    refuse(
+    assert_refused(
         workshop,
         f"adapter.start_from={folder}",
         "adapter.lora_rank=8",
@@ -153,9 +153,9 @@ def test_adapter_on_other_targets_than_the_run_asks_for(workshop, whole, targets
     folder = adapter_folder(workshop, whole, f"adapter-on-{targets}")
     words = (f"adapter.start_from={folder}", f"adapter.targets={targets}")
     if good:
-        workshop.finish("--dry-run", *words)
+        workshop.finish_run("--dry-run", *words)
     else:
-        refuse(
+        assert_refused(
             workshop,
             *words,
             named=(f"adapter.targets={targets}", str(folder), "is on [q_proj, v_proj]"),
@@ -183,7 +183,7 @@ def test_adapter_that_is_not_a_number(workshop, whole):
 def test_truncated_adapter(workshop, whole):
     folder = adapter_folder(workshop, whole, "adapter-cut")
     cut(folder / "adapter_model.safetensors", 500)
-    refuse(
+    assert_refused(
         workshop,
         f"adapter.start_from={folder}",
         named=(str(folder / "adapter_model.safetensors"), "truncated"),
@@ -193,7 +193,7 @@ def test_truncated_adapter(workshop, whole):
 
 def test_16_bit_type_that_the_processor_lacks(workshop):
     """The variable lets this processor pass for an older one."""
-    refuse(
+    assert_refused(
         workshop,
         "model.dtype=fp16",
         named=("model.dtype=fp16", "choose fp32"),
@@ -211,7 +211,7 @@ def test_truncated_journal(workshop, copy_of_whole, file, bytes_left):
     run = copy_of_whole(f"journal-{file}-{bytes_left}")
     path = last_round(run) / file
     cut(path, bytes_left)
-    refuse(
+    assert_refused(
         workshop,
         "federation.rounds=9",
         run=run.name,
@@ -224,7 +224,7 @@ def test_missing_state(workshop, copy_of_whole):
     run = copy_of_whole("journal-gone")
     path = last_round(run) / "state.safetensors"
     path.unlink()
-    refuse(
+    assert_refused(
         workshop, "federation.rounds=9", run=run.name, named=(str(path), "damaged", "--fresh"), limit_s=SOON_S
     )
 
@@ -237,7 +237,7 @@ def test_best_round_that_is_lost(workshop, rises, damage):
         path = max((run / "journal").glob("best-*.safetensors"))
         damage(path)
         for words in (("federation.rounds=9",), ("federation.rounds=9", "--dry-run")):
-            refuse(
+            assert_refused(
                 workshop,
                 *words,
                 "federation.server_lr=3",
@@ -255,7 +255,7 @@ def test_best_round_that_is_lost_but_is_the_newest(workshop, copy_of_whole):
     content = best.read_bytes()
     best.unlink()
     shutil.rmtree(run / "adapter")
-    workshop.finish("run.name=best-newest", "monitor.plot=false")
+    workshop.finish_run("run.name=best-newest", "monitor.plot=false")
     assert best.read_bytes() == content
 
 
@@ -287,7 +287,7 @@ def test_name_that_is_taken(workshop, make, named):
     workshop.runs.mkdir(exist_ok=True)
     make(run)
     try:
-        refuse(workshop, run="taken", named=(str(run), *named), limit_s=SOON_S)
+        assert_refused(workshop, run="taken", named=(str(run), *named), limit_s=SOON_S)
     finally:
         shutil.rmtree(run) if run.is_dir() else run.unlink()
 
@@ -297,7 +297,7 @@ def test_run_that_another_process_is_at_work_on(workshop, copy_of_whole):
     held = os.open(run, os.O_RDONLY)
     try:
         fcntl.flock(held, fcntl.LOCK_EX)
-        refuse(
+        assert_refused(
             workshop,
             "--dry-run",
             run="claimed",
@@ -329,7 +329,7 @@ def test_dry_run_finds_what_the_run_would_refuse(workshop, whole, words, named):
 
 
 def test_changed_keys_that_matter_are_told_alone(workshop, whole):
-    ended = refuse(
+    ended = assert_refused(
         workshop,
         "train.lr=1",
         "federation.rounds=9",
@@ -419,7 +419,7 @@ def test_full_disk(workshop, small_disk):
     run = small_disk / "full"
     number = int(last_round(run).name[-6:])
     assert 0 < number < 29
-    workshop.finish(*words, f"federation.rounds={number + 1}")
+    workshop.finish_run(*words, f"federation.rounds={number + 1}")
     assert (run / "adapter" / "adapter_model.safetensors").exists()
     assert SETTINGS["federation"]["rounds"] < 30
 
@@ -427,14 +427,14 @@ def test_full_disk(workshop, small_disk):
 def test_it_is_all_of_a_refusal_that_is_checked(workshop):
     """`refuse` itself fails where a message lacks a word, and where a run is not refused."""
     with pytest.raises(AssertionError):
-        refuse(workshop, "train.lr=fast", named=("no such word",), limit_s=SOON_S)
+        assert_refused(workshop, "train.lr=fast", named=("no such word",), limit_s=SOON_S)
     with pytest.raises(AssertionError):
-        refuse(workshop, "--dry-run", named=(), limit_s=SOON_S)
+        assert_refused(workshop, "--dry-run", named=(), limit_s=SOON_S)
 
 
 def test_what_a_forecast_does_not_know_ends_no_run(workshop):
     """PEFT takes a part of a name, the planner may not: the run is trained and exported all the same."""
-    workshop.finish(
+    workshop.finish_run(
         "adapter.targets=[layers.0.self_attn.q_proj,v_proj]", "run.name=parts", "federation.rounds=1"
     )
     assert (workshop.runs / "parts" / "adapter" / "adapter_model.safetensors").exists()

@@ -182,12 +182,12 @@ def test_pretrain_base_leaves_a_whole_one_alone(tmp_path):
 def test_a_warm_up_that_never_ends_is_noted_by_dry_run(workshop):
     assert (
         "note     train.warmup_steps=99, but the run has only 4 x 3 local steps"
-        in workshop.finish("--dry-run", "train.warmup_steps=99").out
+        in workshop.finish_run("--dry-run", "train.warmup_steps=99").out
     )
 
 
 def test_dry_run_tells_what_would_run_where(workshop):
-    ended = workshop.finish("--dry-run", "data.clients=4")
+    ended = workshop.finish_run("--dry-run", "data.clients=4")
     for line in (
         "(llama, weights drawn from run.seed)",
         "builtin: 4 clients",
@@ -206,11 +206,11 @@ def test_dry_run_gathers_the_faults_of_all_parts(workshop):
 
 
 def test_print_config_loads_back_to_the_same(workshop):
-    first = workshop.finish("--print-config", "train.lr=0.5").out
+    first = workshop.finish_run("--print-config", "train.lr=0.5").out
     assert "lr: 0.5" in first and "# command line" in first and f"# {workshop.config}:" in first
     path = workshop.folder / "printed.yaml"
     path.write_text(first)
-    again = workshop.finish("--print-config", config=path).out
+    again = workshop.finish_run("--print-config", config=path).out
 
     def values(text: str) -> list[str]:
         return [line.partition("  # ")[0].rstrip() for line in text.splitlines()]
@@ -219,7 +219,7 @@ def test_print_config_loads_back_to_the_same(workshop):
 
 
 def test_overrides_and_options_stand_in_any_order(workshop):
-    ended = workshop.finish(
+    ended = workshop.finish_run(
         "data.clients=2", "--dry-run", "federation.rounds=7", "--json", "data.split=iid", "data.max_rows=100"
     )
     assert "2 clients, training + held-out rows 45+5, 45+5" in ended.out and "7 rounds" in ended.out

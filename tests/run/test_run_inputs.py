@@ -245,10 +245,8 @@ def test_a_run_with_a_changed_base_is_refused_before_it_starts(workshop, copy_of
         for words in ((), ("federation.rounds=9",)):
             ended = workshop.run("run.name=rebased", *words)
             assert ended.code == 2 and "Traceback" not in ended.text
-            assert (
-                f"since its round {ROUNDS}: the config.json of model.base={workshop.folder / 'model'}. Restore"
-                in ended.err
-            )
+            base = workshop.folder / "model"
+            assert f"since its round {ROUNDS}: the config.json of model.base={base}. Restore" in ended.err
         with pytest.raises(JournalError, match="the config.json of model.base"):
             dry_run(RunRequest(load(workshop.config, ["run.name=rebased"])))
     finally:
@@ -261,7 +259,7 @@ def test_an_earlier_versions_journal_goes_on_and_keeps_the_inputs_from_then_on(w
     entry = json.loads(path.read_text())
     expected = entry["config"].pop("inputs")
     path.write_text(json.dumps(entry))
-    ended = workshop.finish("run.name=earlier", f"federation.rounds={ROUNDS + 1}", "monitor.plot=false")
+    ended = workshop.finish_run("run.name=earlier", f"federation.rounds={ROUNDS + 1}", "monitor.plot=false")
     assert "is of an earlier version" in ended.err
     assert json.loads((last_round(run) / "entry.json").read_text())["config"]["inputs"] == expected
 

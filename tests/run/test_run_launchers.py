@@ -25,7 +25,7 @@ QUIET = ("monitor.plot=false", "monitor.tensorboard=false")
 def test_mpirun_over_mpi(workshop, whole, copy_of_whole):
     """`--fresh` is one rank's to obey: the run of that name is moved aside once, and a new one made."""
     before = tree(copy_of_whole("mpi"))
-    ended = workshop.finish(
+    ended = workshop.finish_run(
         "run.name=mpi", "--fresh", "--json", *QUIET, launcher=MPIRUN, env={"DS_ACCELERATOR": ""}
     )  # as where nobody has set it
     assert "WARNING" not in ended.err, "DeepSpeed warns on every rank that it has found no GPU"
@@ -43,7 +43,7 @@ def test_mpi_survivors_go_on_without_a_killed_rank(workshop):
     the others'.
     """
     run = workshop.runs / "ulfm"
-    started = workshop.start(
+    started = workshop.start_run(
         "run.name=ulfm",
         "data.clients=4",
         "routing.mode=mix+mask",
@@ -83,7 +83,7 @@ def test_what_masked_sums_forbid_is_refused_under_every_launcher(workshop):
 
 
 def test_deepspeed_over_gloo(workshop, whole):
-    workshop.finish("run.name=deepspeed", *QUIET, launcher=DEEPSPEED)
+    workshop.finish_run("run.name=deepspeed", *QUIET, launcher=DEEPSPEED)
     assert_same_run(workshop.runs / "deepspeed", whole[1])
     assert "launched by deepspeed" in (workshop.runs / "deepspeed" / "report.md").read_text()
 
@@ -100,7 +100,7 @@ def test_an_idle_rank_0_holds_the_store_until_all_have_left(workshop):
     """
     hosts = rank_0_without_clients(workshop, more="gamma slots=2\n")
     words = ("--hostfile", str(hosts), "cluster.ranks_per_client=2", "federation.rounds=2", *QUIET)
-    ended = workshop.finish("run.name=idle", *words)
+    ended = workshop.finish_run("run.name=idle", *words)
     assert "1 rank idle" in ended.err
     assert [record["received"] for record in records(workshop.runs / "idle")] == [0, 3, 3]
 
@@ -108,7 +108,7 @@ def test_an_idle_rank_0_holds_the_store_until_all_have_left(workshop):
 @pytest.mark.slow
 def test_an_idle_rank_0_ends_when_a_worker_is_lost(workshop):
     run = workshop.runs / "idle-lost"
-    started = workshop.start(
+    started = workshop.start_run(
         "run.name=idle-lost",
         "--hostfile",
         str(rank_0_without_clients(workshop)),
@@ -126,7 +126,7 @@ def test_an_idle_rank_0_ends_when_a_worker_is_lost(workshop):
 
 def test_comparing_with_clients_alone_on_two_ranks_a_client(workshop):
     """ZeRO-3: every pass is matched between the ranks of a client, those for the comparison too."""
-    ended = workshop.finish(
+    ended = workshop.finish_run(
         "run.name=compared",
         "cluster.ranks_per_client=2",
         "federation.compare_alone=true",
@@ -141,7 +141,7 @@ def test_comparing_with_clients_alone_on_two_ranks_a_client(workshop):
 
 @pytest.mark.slow
 def test_torchrun_over_gloo(workshop, whole):
-    workshop.finish("run.name=torchrun", *QUIET, launcher=TORCHRUN)
+    workshop.finish_run("run.name=torchrun", *QUIET, launcher=TORCHRUN)
     assert_same_run(workshop.runs / "torchrun", whole[1])
     assert "launched by torchrun" in (workshop.runs / "torchrun" / "report.md").read_text()
 
@@ -150,21 +150,21 @@ def test_torchrun_over_gloo(workshop, whole):
 def test_a_run_goes_from_one_launcher_to_the_next(workshop, whole):
     """Preempted under mpirun, finished by a plain start: the journal knows no launcher."""
     run = workshop.runs / "moved"
-    started = workshop.start("run.name=moved", *QUIET, launcher=MPIRUN, env=SLOW)
+    started = workshop.start_run("run.name=moved", *QUIET, launcher=MPIRUN, env=SLOW)
     started.until(lambda: rounds_seen(run) == 1)
     for pid in {started.rank_pid("OMPI_COMM_WORLD_RANK", rank) for rank in (0, 1)}:
         os.kill(pid, signal.SIGTERM)
     ended = started.wait()
     assert ended.code == 75, ended.text
     assert headline(run) == "# Run `moved`: preempted"
-    workshop.finish("run.name=moved", *QUIET)
+    workshop.finish_run("run.name=moved", *QUIET)
     assert_same_run(run, whole[1])
 
 
 def killed_rank(workshop, name: str, launcher, variable: str):
     """A run under a launcher of which rank 1 is killed in mid-round."""
     run = workshop.runs / name
-    started = workshop.start(f"run.name={name}", *QUIET, launcher=launcher, env=SLOW)
+    started = workshop.start_run(f"run.name={name}", *QUIET, launcher=launcher, env=SLOW)
     started.until(lambda: rounds_seen(run) == 1)
     os.kill(started.rank_pid(variable, 1), signal.SIGKILL)
     return started, started.wait()
@@ -198,7 +198,7 @@ def test_bad_input_of_one_client_ends_all_ranks(workshop, launcher, sign):
     rows = ['{"instruction": "1 + 1 =", "output": "2", "category": "short"}\n'] * 20
     rows += [f'{{"instruction": "{"one " * 50}", "output": "50", "category": "long"}}\n'] * 20
     path.write_text("".join(rows))
-    started = workshop.start(
+    started = workshop.start_run(
         "--json",
         "run.name=one-bad",
         "data.task=file",
@@ -219,7 +219,7 @@ def test_bad_input_of_one_client_ends_all_ranks(workshop, launcher, sign):
 
 @pytest.mark.parametrize("launcher", [MPIRUN, DEEPSPEED])
 def test_a_bad_configuration_ends_all_ranks_at_once(workshop, launcher):
-    started = workshop.start("run.name=typo", "train.learning_rate=1", launcher=launcher)
+    started = workshop.start_run("run.name=typo", "train.learning_rate=1", launcher=launcher)
     ended = started.wait()
     assert ended.code not in (0, None) and "there is no key train.learning_rate" in ended.err, ended.text
     assert "Traceback" not in ended.text and not (workshop.runs / "typo").exists()
@@ -239,11 +239,11 @@ def test_clients_of_two_ranks(workshop, clients):
         "federation.rounds=3",
         *QUIET,
     )
-    started = workshop.start(*words, env=SLOW)
+    started = workshop.start_run(*words, env=SLOW)
     started.until(lambda: rounds_seen(workshop.runs / name) == 1)
     started.kill_all()  # the kept optimizers of a client of two ranks come back to both
-    workshop.finish(*words)
-    workshop.finish(f"run.name={name}-whole", *words[1:])
+    workshop.finish_run(*words)
+    workshop.finish_run(f"run.name={name}-whole", *words[1:])
     assert_same_run(workshop.runs / name, workshop.runs / f"{name}-whole")
     rounds = records(workshop.runs / name)
     assert [(client["client"], client["local_steps"]) for client in rounds[-1]["per_client"]] == [

@@ -26,14 +26,14 @@ WORDS = (
 
 @pytest.fixture(scope="module")
 def masked(shared_workshop):
-    ended = shared_workshop.finish(*WORDS, "run.name=masked")
+    ended = shared_workshop.finish_run(*WORDS, "run.name=masked")
     return ended, shared_workshop.runs / "masked"
 
 
 @pytest.fixture(scope="module")
 def clear(shared_workshop):
     """The folder of the same run in the clear."""
-    shared_workshop.finish(*WORDS, "run.name=clear", "routing.mode=plain")
+    shared_workshop.finish_run(*WORDS, "run.name=clear", "routing.mode=plain")
     return shared_workshop.runs / "clear"
 
 
@@ -112,7 +112,7 @@ def test_a_killed_rank_costs_a_restart_and_no_update(workshop, masked):
     keys and masks.
     """
     run = workshop.runs / "masked-killed"
-    started = workshop.start(*WORDS, "run.name=masked-killed", env=SLOW)
+    started = workshop.start_run(*WORDS, "run.name=masked-killed", env=SLOW)
     started.until(lambda: rounds_seen(run) == 1)
     os.kill(started.local_ranks()[1], signal.SIGKILL)
     ended = started.wait()
@@ -136,9 +136,9 @@ def test_updates_are_masked_unless_somebody_says_otherwise(workshop, ranks, line
 
 def test_too_few_to_mask_is_said_aloud(workshop):
     words = ("routing.mode=auto", "federation.local_optimizer=reset", "federation.rounds=1")
-    two = workshop.finish(*words, "cluster.local_ranks=2", "run.name=two")
+    two = workshop.finish_run(*words, "cluster.local_ranks=2", "run.name=two")
     assert "routing.mode=plain for 2 participants" in two.err and "in the clear" in two.err
-    three = workshop.finish(*words, "cluster.local_ranks=3", "run.name=three")
+    three = workshop.finish_run(*words, "cluster.local_ranks=3", "run.name=three")
     assert "in the clear" not in three.err
     assert (
         records(workshop.runs / "two")[-1]["per_client"]

@@ -39,11 +39,11 @@ class Federation:
         self.places = free_ports(size)
         cards = []
         for i, port in enumerate(self.places):
-            self.keys(
+            self.run_keys(
                 "new", f"site{i}", "--address", f"127.0.0.1:{port}", "--out", str(self.folder / f"keys{i}")
             )
             cards.append(str(self.folder / f"keys{i}" / f"site{i}.json"))
-        self.keys("new", "operator", "--address", "127.0.0.1:1", "--out", str(self.folder / "keys"))
+        self.run_keys("new", "operator", "--address", "127.0.0.1:1", "--out", str(self.folder / "keys"))
         self.cards = cards
         self.sign(1)
         for i in range(size):
@@ -57,7 +57,7 @@ class Federation:
                 with (self.folder / "rows2.jsonl").open("a") as file:
                     file.write(json.dumps({"instruction": "2 " * 40, "output": "2"}) + "\n")
 
-    def keys(self, *words: str) -> str:
+    def run_keys(self, *words: str) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "fedspeed", "keys", *words],
             cwd=ROOT,
@@ -69,7 +69,7 @@ class Federation:
         return done.stdout
 
     def sign(self, epoch: int, cards=None) -> None:
-        self.keys(
+        self.run_keys(
             "roster",
             *(cards or self.cards),
             "--signer",
@@ -132,9 +132,9 @@ class Federation:
         except AssertionError as error:
             raise AssertionError("\n".join(f"site{i}: {s.said()}" for i, s in enumerate(started))) from error
 
-    def start(self, *words: str, sites=None, env=None, launcher=(), **routing) -> list:
+    def start_sites(self, *words: str, sites=None, env=None, launcher=(), **routing) -> list:
         return [
-            self.workshop.start(*words, launcher=launcher, config=self.config(i, **routing), env=env)
+            self.workshop.start_run(*words, launcher=launcher, config=self.config(i, **routing), env=env)
             for i in (range(self.size) if sites is None else sites)
         ]
 
@@ -143,7 +143,7 @@ class Federation:
 def three(shared_workshop):
     """Three interpreters, which hash and draw differently."""
     federation = Federation(shared_workshop, "three", 3)
-    return federation, [started.wait() for started in federation.start(launcher=COLD)]
+    return federation, [started.wait() for started in federation.start_sites(launcher=COLD)]
 
 
 def test_three_sites_train_one_adapter(three):
@@ -185,7 +185,9 @@ def test_lost_rows_are_told_as_a_sum_and_to_the_site_they_belong_to(three):
 def test_sites_that_mean_different_runs_are_told_before_training(three):
     federation = three[0]
     started = [
-        federation.workshop.start(*words, "run.name=differing", config=federation.config(i), env=SLOW_SENDS)
+        federation.workshop.start_run(
+            *words, "run.name=differing", config=federation.config(i), env=SLOW_SENDS
+        )
         for i, words in enumerate([(), ("train.lr=0.1",), ("adapter.lora_rank=4", "adapter.alpha=99")])
     ]
     ended = [s.wait() for s in started]
@@ -208,7 +210,7 @@ def test_a_site_with_another_base_model_is_refused(three, tmp_path):
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
     words = [("run.name=otherbase",), ("run.name=otherbase",), ("run.name=otherbase", f"model.base={other}")]
-    ended = [federation.workshop.start(*w, config=federation.config(i)) for i, w in enumerate(words)]
+    ended = [federation.workshop.start_run(*w, config=federation.config(i)) for i, w in enumerate(words)]
     for e in (s.wait() for s in ended):
         assert e.code == 2 and "the base model's files: " in e.text
 
@@ -242,7 +244,7 @@ def test_a_port_in_use_is_told_before_anything_starts(three):
 
 def test_a_stranger_at_the_port_changes_nothing(three, shared_workshop):
     federation = Federation(shared_workshop, "knocked", 3)
-    started = federation.start(env=SLOW)
+    started = federation.start_sites(env=SLOW)
     federation.until_a_round(started)
     for sent in (b"\0" * 100, b"GET / HTTP/1.1\r\n\r\n", os.urandom(5000)):
         for port in federation.places:
@@ -265,7 +267,7 @@ def test_survivors_go_on_without_a_killed_site(shared_workshop):
     start.
     """
     federation = Federation(shared_workshop, "four", 4)
-    started = federation.start("federation.rounds=6", env=SLOW)
+    started = federation.start_sites("federation.rounds=6", env=SLOW)
     federation.until_a_round(started)
     os.kill(started[3].local_ranks()[0], signal.SIGKILL)
     ended = [s.wait() for s in started]
@@ -282,13 +284,13 @@ def test_survivors_go_on_without_a_killed_site(shared_workshop):
 
 def test_a_state_that_one_site_has_made_up_is_refused_by_all(shared_workshop):
     federation = Federation(shared_workshop, "forged", 3)
-    assert [s.wait().code for s in federation.start("federation.rounds=1")] == [0, 0, 0]
+    assert [s.wait().code for s in federation.start_sites("federation.rounds=1")] == [0, 0, 0]
     journal = Journal(federation.run(0), 2)  # of the site whose state is taken when several have the newest
     entry = journal.latest()
     tensors = journal.tensors(entry)
     name = next(iter(tensors))
     journal.commit(entry, tensors | {name: tensors[name] + 1})
-    ended = [s.wait() for s in federation.start("federation.rounds=2", env=SLOW_SENDS)]
+    ended = [s.wait() for s in federation.start_sites("federation.rounds=2", env=SLOW_SENDS)]
     for i, e in enumerate(ended):
         assert (
             e.code not in (0, None)
@@ -301,7 +303,7 @@ def test_a_state_that_one_site_has_made_up_is_refused_by_all(shared_workshop):
 
 def test_below_the_least_number_it_stops_and_the_same_commands_resume(three, shared_workshop):
     federation = Federation(shared_workshop, "stopped", 3)
-    started = federation.start(env=SLOW)
+    started = federation.start_sites(env=SLOW)
     federation.until_a_round(started)
     os.kill(started[1].local_ranks()[0], signal.SIGKILL)
     ended = [s.wait() for s in started]
@@ -309,7 +311,7 @@ def test_below_the_least_number_it_stops_and_the_same_commands_resume(three, sha
         assert ended[i].code == 75, ended[i].text
         assert "2 of 3 participants are left, fewer than the 3 that a sum needs" in ended[i].text
     assert max(journal_rounds(federation.run(0))) < 4
-    again = [s.wait() for s in federation.start()]
+    again = [s.wait() for s in federation.start_sites()]
     assert [e.code for e in again] == [0, 0, 0], "\n".join(e.text for e in again)
     rounds = records(federation.run(0))
     assert [r["round"] for r in rounds] == [0, 1, 2, 3, 4]
@@ -320,9 +322,9 @@ def test_members_leave_and_join_with_a_newer_roster(three):
     """The journal of those who stay carries the run on; who is new gets the state from them."""
     federation = three[0]
     words = ("run.name=changing", "federation.rounds=2")
-    assert all(s.wait().code == 0 for s in federation.start(*words))
+    assert all(s.wait().code == 0 for s in federation.start_sites(*words))
     port = free_port()
-    federation.keys(
+    federation.run_keys(
         "new", "site3", "--address", f"127.0.0.1:{port}", "--out", str(federation.folder / "keys3")
     )
     (federation.folder / "rows3.jsonl").write_text((federation.folder / "rows0.jsonl").read_text())
@@ -331,7 +333,8 @@ def test_members_leave_and_join_with_a_newer_roster(three):
     )
     try:
         ended = [
-            s.wait() for s in federation.start("run.name=changing", "federation.rounds=4", sites=(0, 2, 3))
+            s.wait()
+            for s in federation.start_sites("run.name=changing", "federation.rounds=4", sites=(0, 2, 3))
         ]
         assert [e.code for e in ended] == [0, 0, 0], "\n".join(e.text for e in ended)
         assert [r["round"] for r in records(federation.folder / "runs0" / "changing")] == [0, 1, 2, 3, 4]
@@ -359,17 +362,19 @@ def test_a_newer_roster_is_taken_up_between_rounds(shared_workshop):
         (folder / f"roster{i}.json").write_bytes(older)
     words = ("federation.rounds=20", "cluster.max_restarts=1")
     started = [
-        federation.start(*words, *(["cluster.local_ranks=2"] if i == 0 else []), env=SLOW, sites=(i,))[0]
+        federation.start_sites(*words, *(["cluster.local_ranks=2"] if i == 0 else []), env=SLOW, sites=(i,))[
+            0
+        ]
         for i in range(3)
     ]
     federation.until_a_round(started)
-    federation.keys(
+    federation.run_keys(
         "new", "site1", "--address", f"127.0.0.1:{federation.places[1]}", "--out", str(folder / "rotated")
     )
     federation.sign(2, [federation.cards[0], str(folder / "rotated" / "site1.json"), federation.cards[3]])
     (folder / "rotated" / "site1.key").replace(folder / "keys1" / "site1.key")
     newer = (folder / "roster.json").read_bytes()
-    started += federation.start(*words, env=SLOW, sites=(3,))
+    started += federation.start_sites(*words, env=SLOW, sites=(3,))
     for i, half in ((2, newer), (0, newer[: len(newer) // 2]), (0, newer)):
         (folder / f"roster{i}.json").write_bytes(half)
         seen = rounds_seen(federation.run(0))
@@ -389,7 +394,7 @@ def test_a_newer_roster_is_taken_up_between_rounds(shared_workshop):
     ]["round"] == 20
     (folder / "roster0.json").write_bytes(older)
     for words in ((), ("--dry-run",)):
-        again = federation.start("federation.rounds=22", "cluster.local_ranks=2", *words, sites=(0,))[
+        again = federation.start_sites("federation.rounds=22", "cluster.local_ranks=2", *words, sites=(0,))[
             0
         ].wait()
         assert again.code == 2 and "its epoch 1 is older than 2" in again.text

@@ -30,7 +30,7 @@ def runs(shared_workshop):
     config = shared_workshop.write_config("own models.yaml", settings)
     for name, rounds in (("apart", BEFORE), ("apart", ROUNDS), ("at-once", ROUNDS)):
         words = (f"run.name={name}", f"federation.rounds={rounds}", "monitor.plot=false")
-        shared_workshop.finish(*words, config=config, env=METHOD)
+        shared_workshop.finish_run(*words, config=config, env=METHOD)
     return config, shared_workshop.runs / "apart", shared_workshop.runs / "at-once"
 
 

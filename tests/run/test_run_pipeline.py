@@ -117,7 +117,7 @@ def test_a_lost_stage_is_named_and_the_run_goes_on(shared_workshop, words):
     tests/engine/test_engine_pipeline.py.)
     """
     name = f"lost-{words[0][-6:]}"
-    started = shared_workshop.start(*COMMON, *words, f"run.name={name}", "federation.rounds=6", env=SLOW)
+    started = shared_workshop.start_run(*COMMON, *words, f"run.name={name}", "federation.rounds=6", env=SLOW)
     run = shared_workshop.runs / name
     started.until(lambda: rounds_seen(run) >= 2)
     os.kill(started.local_ranks()[1], signal.SIGKILL)

@@ -31,7 +31,7 @@ SLOW = {
 def stalled(workshop, run: Path, at: str):
     """A run that stands still at the moment when it renames something to `at`."""
     flag = workshop.folder / f"stalled-{run.name}-{at.replace('/', '-')}"
-    started = workshop.start(
+    started = workshop.start_run(
         f"run.name={run.name}", "monitor.plot=false", env={"TEST_STALL_AT": at, "TEST_STALLED": str(flag)}
     )
     started.until(flag.exists)
@@ -43,12 +43,12 @@ def test_kill_9_of_everything_at_any_moment(workshop, whole):
     export: the same command resumes.
     """
     run = workshop.runs / "killed"
-    started = workshop.start("run.name=killed", launcher=COLD)
+    started = workshop.start_run("run.name=killed", launcher=COLD)
     started.until(lambda: len(started.family()) > 1)
     started.kill_all()
     assert not run.exists()
 
-    started = workshop.start("run.name=killed", env=SLOW)
+    started = workshop.start_run("run.name=killed", env=SLOW)
     started.until(lambda: rounds_seen(run) == 1)
     started.kill_all()
     assert journal_rounds(run)[-1] in (0, 1)
@@ -64,14 +64,14 @@ def test_kill_9_of_everything_at_any_moment(workshop, whole):
     assert journal_rounds(run)[-1] == ROUNDS
     assert not (run / "adapter").exists() and not (run / "report.md").exists()
 
-    workshop.finish("run.name=killed", "monitor.plot=false")
+    workshop.finish_run("run.name=killed", "monitor.plot=false")
     assert_same_run(run, whole[1])
     assert headline(run) == "# Run `killed`: finished"
 
 
 def test_sigterm_ends_after_the_round_in_progress(workshop, whole):
     run = workshop.runs / "asked"
-    started = workshop.start("run.name=asked", "monitor.plot=false", launcher=COLD, env=SLOW)
+    started = workshop.start_run("run.name=asked", "monitor.plot=false", launcher=COLD, env=SLOW)
     started.until(lambda: rounds_seen(run) == 1)
     assert (
         "libtorch" not in Path(f"/proc/{started.process.pid}/maps").read_text()
@@ -89,13 +89,13 @@ def test_sigterm_ends_after_the_round_in_progress(workshop, whole):
     )
     assert "Traceback" not in ended.err
 
-    workshop.finish("run.name=asked", "monitor.plot=false")
+    workshop.finish_run("run.name=asked", "monitor.plot=false")
     assert_same_run(run, whole[1])
     assert headline(run) == "# Run `asked`: finished"
 
 
 def test_sigterm_before_the_first_round(workshop):
-    started = workshop.start("run.name=early", launcher=COLD)
+    started = workshop.start_run("run.name=early", launcher=COLD)
     started.until(lambda: len(started.local_ranks()) == 2)
     started.process.terminate()
     ended = started.wait()
@@ -106,7 +106,7 @@ def test_sigterm_before_the_first_round(workshop):
 
 def test_sigterm_during_the_evaluation_before_the_first_round_says_where_it_was(workshop):
     run = workshop.runs / "evaluating"
-    started = workshop.start(
+    started = workshop.start_run(
         "run.name=evaluating",
         "data.max_rows=9000",
         "data.val_fraction=0.9",
@@ -131,7 +131,7 @@ def test_sigterm_during_the_evaluation_before_the_first_round_says_where_it_was(
 
 def test_a_lost_rank_is_started_again(workshop, whole):
     run = workshop.runs / "lost"
-    started = workshop.start("run.name=lost", "monitor.plot=false", env=SLOW)
+    started = workshop.start_run("run.name=lost", "monitor.plot=false", env=SLOW)
     started.until(lambda: rounds_seen(run) == 1)
     os.kill(started.local_ranks()[1], signal.SIGKILL)
     ended = started.wait()
@@ -156,7 +156,9 @@ def test_a_lost_rank_without_restarts_is_no_success(workshop, rank, clients, nam
     knows.
     """
     run = workshop.runs / f"gone-{rank}"
-    started = workshop.start(f"run.name={run.name}", "monitor.plot=false", "cluster.max_restarts=0", env=SLOW)
+    started = workshop.start_run(
+        f"run.name={run.name}", "monitor.plot=false", "cluster.max_restarts=0", env=SLOW
+    )
     started.until(lambda: rounds_seen(run) == 1)
     os.kill(started.local_ranks()[rank], signal.SIGKILL)
     ended = started.wait()
@@ -175,7 +177,7 @@ def test_a_report_of_an_earlier_end_does_not_outlive_a_killed_extension(workshop
     "finished".
     """
     run = copy_of_whole("stale")
-    started = workshop.start(
+    started = workshop.start_run(
         "run.name=stale", "federation.rounds=9", "cluster.max_restarts=0", "monitor.plot=false", env=SLOW
     )
     started.until(lambda: rounds_seen(run) > ROUNDS)
@@ -190,11 +192,11 @@ def test_a_finished_run_says_so(workshop, whole):
     assert ended.code == 0 and "complete (finished, 4 rounds)" in ended.err and "--fresh" in ended.err
     assert (
         f"journal  {whole[1]} is complete (finished, 4 rounds)"
-        in workshop.finish("--dry-run", "run.name=whole").out
+        in workshop.finish_run("--dry-run", "run.name=whole").out
     )
     assert (
         f"journal  goes on after round 4 in {whole[1]}"
-        in workshop.finish("--dry-run", "run.name=whole", "federation.rounds=9").out
+        in workshop.finish_run("--dry-run", "run.name=whole", "federation.rounds=9").out
     )
     assert tree(whole[1]) == before
 
@@ -202,7 +204,7 @@ def test_a_finished_run_says_so(workshop, whole):
 def test_a_finished_run_without_its_export_makes_it_again(workshop, whole, copy_of_whole):
     run = copy_of_whole("unexported")
     shutil.rmtree(run / "adapter")
-    workshop.finish("run.name=unexported", "monitor.plot=false")
+    workshop.finish_run("run.name=unexported", "monitor.plot=false")
     assert_same_run(run, whole[1])
     assert headline(run) == "# Run `unexported`: finished"
 
@@ -216,7 +218,7 @@ def test_the_last_adapter_of_an_earlier_end_does_not_outlive_it(workshop, copy_o
     """Extended to an end whose last round is the best one."""
     run = copy_of_whole("stale-last")
     shutil.copytree(run / "adapter", run / "adapter-last")
-    workshop.finish("run.name=stale-last", f"federation.rounds={ROUNDS + 1}", "monitor.plot=false")
+    workshop.finish_run("run.name=stale-last", f"federation.rounds={ROUNDS + 1}", "monitor.plot=false")
     assert min(records(run)[1:], key=lambda record: record["val_loss"])["round"] == ROUNDS + 1, (
         "else there is nothing to tell"
     )
@@ -225,7 +227,7 @@ def test_the_last_adapter_of_an_earlier_end_does_not_outlive_it(workshop, copy_o
 
 def test_an_export_that_fails_is_reported(workshop, rises):
     run = workshop.runs / "unexportable"
-    started = workshop.start(
+    started = workshop.start_run(
         "run.name=unexportable", "federation.server_lr=3", "monitor.plot=false", env=SLOW
     )
     started.until(lambda: rounds_seen(run) == ROUNDS)
@@ -257,7 +259,9 @@ def test_lost_records_are_told(workshop, copy_of_whole, damage, told):
     run = copy_of_whole("forgetful")
     try:
         damage(run / "rounds.jsonl")
-        ended = workshop.finish("run.name=forgetful", f"federation.rounds={ROUNDS + 1}", "monitor.plot=false")
+        ended = workshop.finish_run(
+            "run.name=forgetful", f"federation.rounds={ROUNDS + 1}", "monitor.plot=false"
+        )
         assert ended.err.count(told) == 1
         text = (run / "report.md").read_text()
         assert told[1:] in text and f"{ROUNDS + 1} of {ROUNDS + 1} rounds" in text
@@ -268,7 +272,8 @@ def test_lost_records_are_told(workshop, copy_of_whole, damage, told):
 
 def test_more_rounds_extend_a_finished_run(workshop, whole, copy_of_whole):
     run = copy_of_whole("longer")
-    workshop.finish("run.name=longer", f"federation.rounds={ROUNDS + 1}", "monitor.plot=false")
+    ended = workshop.finish_run("run.name=longer", f"federation.rounds={ROUNDS + 1}", "monitor.plot=false")
+    assert ended.err.count(f"going on after round {ROUNDS} of {ROUNDS + 1}") == 1
     assert [record["round"] for record in records(run)] == list(range(ROUNDS + 2))
     assert records(run)[: ROUNDS + 1] == records(whole[1])
     assert journal_rounds(run)[-1] == ROUNDS + 1
@@ -281,7 +286,7 @@ def test_fewer_rounds_than_the_journal_has_end_the_run(workshop, copy_of_whole):
     for left in (run / "adapter", last_round(run)):
         shutil.rmtree(left)
     (run / "report.md").unlink()
-    ended = workshop.finish("run.name=shorter", "federation.rounds=2", "monitor.plot=false")
+    ended = workshop.finish_run("run.name=shorter", "federation.rounds=2", "monitor.plot=false")
     assert journal_rounds(run)[-1] == ROUNDS - 1, ended.text
     assert (run / "adapter" / "adapter_model.safetensors").exists()
 
@@ -308,7 +313,7 @@ def test_fresh_moves_the_earlier_run_aside_only_when_the_new_one_can_start(works
     before = tree(run)
     ended = workshop.run("--fresh", "run.name=again", "model.base=/nowhere")
     assert ended.code == 2 and tree(run) == before
-    workshop.finish("run.name=again", "--fresh", "monitor.plot=false", "federation.rounds=1")
+    workshop.finish_run("run.name=again", "--fresh", "monitor.plot=false", "federation.rounds=1")
     assert tree(run.with_name("again.1")) == before
     assert [record["round"] for record in records(run)] == [0, 1]
 

@@ -45,7 +45,7 @@ def server(shared_workshop):
 def served(shared_workshop, server):
     """The folder of an uninterrupted run."""
     words, config = server
-    shared_workshop.finish("run.name=served", *words, config=config)
+    shared_workshop.finish_run("run.name=served", *words, config=config)
     return shared_workshop.runs / "served"
 
 
@@ -147,7 +147,7 @@ def test_clients_and_a_server_of_two_ranks_each_learn_the_same(served, server, w
     hosts = workshop.folder / "of-two-ranks"
     (words, config) = server
     hosts.write_text("alpha slots=2\nbeta slots=2\ngamma slots=2\n# fed-host beta role=server\n")
-    workshop.finish(
+    workshop.finish_run(
         "run.name=twos",
         *words,
         "--hostfile",
@@ -169,7 +169,7 @@ def test_clients_that_share_ranks_which_share_a_base_are_answered_in_the_order_o
 ):
     """Two clients a rank, one at a time: whoever answers client 1 before client 2 waits for ever."""
     words, config = server
-    workshop.finish(
+    workshop.finish_run(
         "run.name=four",
         *words,
         "data.clients=4",
@@ -186,13 +186,13 @@ def test_a_killed_server_ends_the_job_and_the_same_command_goes_on(served, serve
     """From round 0, whose step of the server is not taken again."""
     run = workshop.runs / "unserved"
     (words, config) = server
-    started = workshop.start("run.name=unserved", *words, config=config, env={"TEST_SLOW_S": "0.4"})
+    started = workshop.start_run("run.name=unserved", *words, config=config, env={"TEST_SLOW_S": "0.4"})
     started.until(lambda: (run / "journal" / "round-000000" / "entry.json").exists())
     os.kill(started.local_ranks()[1], signal.SIGKILL)
     ended = started.wait()
     assert ended.code == 75 and journal_rounds(run) == [0], ended.text
     assert "the server (rank 1 on beta)" in (run / "report.md").read_text().partition("## Result")[0]
-    workshop.finish("run.name=unserved", *words, config=config)
+    workshop.finish_run("run.name=unserved", *words, config=config)
     assert_same_run(run, served)
 
 
@@ -231,7 +231,7 @@ def test_roles_that_train_other_arrays_are_told_before_any_round(server, worksho
 
 def test_a_server_with_more_blocks_than_clients_holds_the_same_arrays(server, workshop):
     words, config = server
-    workshop.finish(
+    workshop.finish_run(
         "run.name=emulated", *words, "federation.method=emulated", "federation.rounds=1", config=config
     )
     found = load_file(last_round(workshop.runs / "emulated") / "state.safetensors")

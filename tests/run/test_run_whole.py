@@ -132,7 +132,7 @@ def test_the_best_round_is_exported_and_the_last_one_beside_it(workshop, rises):
     losses = {record["round"]: record["val_loss"] for record in records(run)}
     best = min(losses, key=losses.get)
     assert 0 < best < ROUNDS, "else there is nothing to tell apart"
-    workshop.finish("run.name=rises-no-more", f"federation.rounds={best}", *words)
+    workshop.finish_run("run.name=rises-no-more", f"federation.rounds={best}", *words)
     saved, last, shorter = (
         load_file(path / "adapter_model.safetensors")
         for path in (run / "adapter", run / "adapter-last", workshop.runs / "rises-no-more" / "adapter")
@@ -153,7 +153,7 @@ def test_a_run_that_no_round_makes_better_says_so_and_exports_its_start(workshop
     )
     run = workshop.runs / "worse"
     for rounds in (1, 2):
-        ended = workshop.finish(*words, f"federation.rounds={rounds}")
+        ended = workshop.finish_run(*words, f"federation.rounds={rounds}")
         losses = [record["val_loss"] for record in records(run)]
         summary = json.loads(ended.out.splitlines()[-1])
         assert len(losses) == rounds + 1 and min(losses[1:]) > losses[0] + 0.1

@@ -58,7 +58,8 @@ def test_what_one_rank_alone_refuses_is_told(place, monkeypatch, capfd):
 
 def test_files_of_starts_that_are_over_are_removed(place):
     left, other = (
-        place / f"fedspeed-told-{os.getuid()}-{os.getpid()}-{began}" for began in ("0", _start_time(os.getpid()))
+        place / f"fedspeed-told-{os.getuid()}-{os.getpid()}-{began}"
+        for began in ("0", _start_time(os.getpid()))
     )
     left.touch()
     other.touch()
@@ -114,7 +115,9 @@ class Meeting:
     """A store that answers, of which one question after another is written down."""
 
     def __init__(self):
-        self._asked, self.notes, self.lock = set(), threading.Event(), threading.Lock()
+        self._asked = set()
+        self.notes = threading.Event()
+        self.lock = threading.Lock()
         self.waits = threading.Event()
 
     def is_first(self, key):
