@@ -53,7 +53,7 @@ LONGEST = (
     "run/test_run_server.py",
     "planner/test_plan_command.py",
     "run/test_run_audit.py",
-    "engine/test_families.py",
+    "engine/test_family_engines.py",
     "engine/test_streams.py",
     "engine/test_activations.py",
     "benchmarks/test_ranks.py",
