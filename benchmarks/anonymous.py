@@ -120,7 +120,7 @@ def local(args, mode: str, words: int) -> dict:
 def site(args, mode: str, words: int, folder: str, rank: int, *, pipe) -> None:
     from fedspeed.routing import identity
     from fedspeed.routing.config import RoutingConfig
-    from fedspeed.routing.listening import listen_address
+    from fedspeed.routing.listen_address import listen_address
     from fedspeed.routing.transports.tls import TlsTransport
 
     roster = identity.read_roster(Path(folder) / "roster.json", str(Path(folder) / "operator.json"))

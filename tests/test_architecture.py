@@ -51,7 +51,7 @@ LATE = {
         "routing/anonymous/crypto",
         "routing/anonymous/exchange",
         "routing/identity",
-        "routing/listening",
+        "routing/listen_address",
         "routing/signed_broadcast",
         "session/site",
     },
@@ -230,7 +230,9 @@ def test_what_is_on_the_list_is_imported_late_somewhere():
     assert set().union(*LATE.values()) - used == set()
 
 
-@pytest.mark.parametrize("module", ["cli/command_line", "session/machine", "session/dry_run", "session/rank"])
+@pytest.mark.parametrize(
+    "module", ["cli/command_line", "session/local_run", "session/dry_run", "session/rank"]
+)
 def test_what_starts_before_a_rank_computes_loads_no_torch(module):
     """The supervisor, a dry run, and a rank until it has met the others: `import` alone, for what functions
     import is on the list above.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from fedspeed.data.usage import PromptFormat, fenced, snippet
+from fedspeed.data.prompting import PromptFormat, fenced, snippet
 from fedspeed.errors import ModelError
 
 CARD_FILE = "README.md"

@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     need_packages()
     loaded = load(arguments.config, arguments.overrides)
-    from fedspeed.monitor.working import Working
+    from fedspeed.monitor.activity_line import Working
     from fedspeed.routing.audit.adversary import Coalition
     from fedspeed.routing.config import MODES
     from fedspeed.session.audit import audit, render

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     folder = exported_folder(arguments.run)
     need_packages()
-    from fedspeed.monitor.working import Working
+    from fedspeed.monitor.activity_line import Working
 
     with Working():
         loaded = load(folder)

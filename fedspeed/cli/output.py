@@ -7,7 +7,7 @@ from typing import TextIO
 
 from fedspeed.cluster.discover import current_rank_identity
 from fedspeed.cluster.failures import record_failure
-from fedspeed.cluster.once import claim_report, report_error, run_once_per_host
+from fedspeed.cluster.once_per_host import claim_report, report_error, run_once_per_host
 from fedspeed.errors import EXIT_USAGE, FedSpeedError, Preempted
 from fedspeed.log import LOG
 from fedspeed.monitor.stdout import write_refusal

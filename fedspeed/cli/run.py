@@ -137,7 +137,7 @@ def _show(loaded: "Loaded", arguments: argparse.Namespace) -> int:
         print_result(render(loaded, merged, explained=True).lstrip())
     if arguments.dry_run:
         need_packages()
-        from fedspeed.monitor.working import Working
+        from fedspeed.monitor.activity_line import Working
         from fedspeed.session.dry_run import dry_run
         from fedspeed.session.request import RunRequest
 
@@ -189,7 +189,7 @@ def _run_local(loaded: "Loaded", arguments: argparse.Namespace, launch: "Launch"
     # numpy is imported next, and ranks are forked from this process's children: its threads would not
     # survive.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from fedspeed.session.machine import supervise
+    from fedspeed.session.local_run import supervise
     from fedspeed.session.preflight import check
     from fedspeed.session.request import RunRequest
 

@@ -4,7 +4,7 @@ import argparse
 
 from fedspeed.cli.arguments import Commands, positive
 from fedspeed.cli.output import print_result
-from fedspeed.cli.planned import add_planned_arguments, planned_task
+from fedspeed.cli.planner_arguments import add_planned_arguments, planned_task
 from fedspeed.errors import EXIT_OK
 
 

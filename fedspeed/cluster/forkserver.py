@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from fedspeed.cluster.failures import record_failure
-from fedspeed.cluster.once import report_error
+from fedspeed.cluster.once_per_host import report_error
 from fedspeed.cluster.processes import die_with_parent
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, FedSpeedError
 

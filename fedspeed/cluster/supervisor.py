@@ -15,7 +15,7 @@ from typing import Any, Self
 from fedspeed.cluster.devices import rank_devices
 from fedspeed.cluster.discover import PORT_FILE_VARIABLE
 from fedspeed.cluster.failures import FAILURE_VARIABLE, recorded_failures
-from fedspeed.cluster.once import ONCE_VARIABLE
+from fedspeed.cluster.once_per_host import ONCE_VARIABLE
 from fedspeed.cluster.worker_group import RankExit, WorkerGroup
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, EXIT_USAGE
 from fedspeed.log import LOG

@@ -18,7 +18,7 @@ MAX_ALIGNED = 60  # columns of a line; longer lines do not move the comments of 
 
 # Sections and keys that do not change the arithmetic of a round. With federation.rounds and patience among
 # them a run can be extended. `inputs` and `places` are in a journal's record only; the contents of inputs are
-# compared separately (session.inputs).
+# compared separately (session.input_digests).
 _OUTSIDE_FINGERPRINT = (
     "inputs",
     "places",

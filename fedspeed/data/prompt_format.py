@@ -2,10 +2,10 @@
 
 from fedspeed.data.config import DataConfig
 from fedspeed.data.encode import Tokenizer, leading_special_ids, prompt_ids
+from fedspeed.data.prompting import PromptFormat
 from fedspeed.data.rows import Row
 from fedspeed.data.tasks import template_of
 from fedspeed.data.templates import prompt
-from fedspeed.data.usage import PromptFormat
 
 MAX_NEW_TOKENS = 64  # of the example's answer
 EXAMPLES = {  # invented, so that no row of a client is shown

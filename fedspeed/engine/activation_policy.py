@@ -10,7 +10,7 @@ import torch
 
 from fedspeed.engine.activations import ActivationBudget
 from fedspeed.engine.block_inputs import BlockInputs, StoredInput
-from fedspeed.schedule.kept import kept_counts
+from fedspeed.schedule.kept_activations import kept_counts
 
 
 class ActivationPolicy(Protocol):

@@ -5,7 +5,7 @@ engine can do is refused before anything starts.
 from collections.abc import Collection, Mapping
 from typing import Literal, get_args
 
-from fedspeed.engine.base.choose import choose_tier
+from fedspeed.engine.base.placement import choose_tier
 from fedspeed.engine.config import EngineConfig
 from fedspeed.errors import ConfigError
 

@@ -8,11 +8,11 @@ from fedspeed.cluster.topology import Topology
 from fedspeed.config.deepspeed import merge
 from fedspeed.config.load import Loaded
 from fedspeed.config.run import RunConfig
-from fedspeed.engine.base.choose import choose_tier, layout_of, pipeline_tier
 from fedspeed.engine.base.describe import unused_settings
+from fedspeed.engine.base.placement import choose_tier, layout_of, pipeline_tier
 from fedspeed.engine.operators import check_operators
 from fedspeed.errors import ConfigError, FedSpeedError
-from fedspeed.models.planned import planned_shape
+from fedspeed.models.planned_shape import planned_shape
 from fedspeed.models.saved_adapter import outside_blocks
 from fedspeed.routing.config import RoutingConfig
 from fedspeed.schedule.limits import QUANTISED

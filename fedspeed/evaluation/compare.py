@@ -14,9 +14,9 @@ from fedspeed.data.batches import Batch, eval_batches
 from fedspeed.data.clients import ClientData
 from fedspeed.engine.client_engine import ClientEngine, Sums
 from fedspeed.federation.arrays import Arrays
-from fedspeed.federation.keeping import Progress
 from fedspeed.federation.named_models import COMMON, assigned_models, has_own_models, models_of
 from fedspeed.federation.parts import RankParts
+from fedspeed.federation.run_progress import Progress
 from fedspeed.federation.tensors import as_torch
 from fedspeed.federation.trainer import Trainer
 

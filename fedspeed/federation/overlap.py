@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedspeed.federation import server
+from fedspeed.federation import server_optimizer
 from fedspeed.federation.arrays import Arrays, square_distance
 from fedspeed.federation.config import FederationConfig
 from fedspeed.federation.methods.factors import add_scaled
@@ -37,7 +37,7 @@ def expected_fraction(update_alignment: float | None, clients: int) -> float:
 def predicted_start(
     config: FederationConfig,
     state: Arrays,
-    moments: server.State,
+    moments: server_optimizer.State,
     delta: Arrays,
     *,
     fraction: float,
@@ -52,7 +52,7 @@ def predicted_start(
         fraction: see `expected_fraction`.
         frozen: names that no client trained in that round.
     """
-    return server.update(config, moments, state, add_scaled(state, delta, fraction), frozen)[1]
+    return server_optimizer.update(config, moments, state, add_scaled(state, delta, fraction), frozen)[1]
 
 
 def update_alignment(end: Arrays, start: Arrays, *, scale: float, mean_square: float) -> float:

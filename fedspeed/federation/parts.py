@@ -9,16 +9,16 @@ from fedspeed.config.run import RunConfig
 from fedspeed.engine.capabilities import check_capabilities
 from fedspeed.engine.client_engine import ClientEngine
 from fedspeed.errors import FedSpeedError
-from fedspeed.federation import server
-from fedspeed.federation.contributing import Transform
+from fedspeed.federation import server_optimizer
+from fedspeed.federation.contribution import Transform
 from fedspeed.federation.evaluators import Evaluator
-from fedspeed.federation.keeping import Keeper, Progress
 from fedspeed.federation.link import ClientLink
 from fedspeed.federation.methods.base import Method, make_method
-from fedspeed.federation.monitoring import RoundMonitor
 from fedspeed.federation.pacing import Pace
-from fedspeed.federation.recording import Recorder, StopSignals
+from fedspeed.federation.recorder import Recorder, StopSignals
 from fedspeed.federation.role import RankRole
+from fedspeed.federation.round_monitor import RoundMonitor
+from fedspeed.federation.run_progress import Keeper, Progress
 from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.federation.tensors import as_arrays
 from fedspeed.federation.trainer import Trainer
@@ -100,7 +100,7 @@ def start(config: RunConfig, engine: ClientEngine, method: Method) -> Progress:
     if problem:
         raise FedSpeedError(problem)
     state = method.first_state(state)
-    return Progress(0, state, server.init(config.federation, state))
+    return Progress(0, state, server_optimizer.init(config.federation, state))
 
 
 def weights_of(role: RankRole) -> dict[int, float]:

@@ -5,15 +5,15 @@ state is evaluated, and the round is reported and journalled.
 import math
 
 from fedspeed.errors import FedSpeedError
-from fedspeed.federation import overlap, pacing, updating
+from fedspeed.federation import overlap, pacing, round_update
 from fedspeed.federation.arrays import Arrays
-from fedspeed.federation.evaluating import evaluate
-from fedspeed.federation.keeping import Progress, ending
 from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.parts import RankParts
-from fedspeed.federation.recording import held_out_loss
-from fedspeed.federation.serving import server_stepped
-from fedspeed.federation.updating import AppliedUpdate, SentUpdate, TrainedUpdate
+from fedspeed.federation.recorder import held_out_loss
+from fedspeed.federation.round_evaluation import evaluate
+from fedspeed.federation.round_update import AppliedUpdate, SentUpdate, TrainedUpdate
+from fedspeed.federation.run_progress import Progress, ending
+from fedspeed.federation.server_step import server_stepped
 
 
 def run(parts: RankParts, progress: Progress) -> Progress:
@@ -68,10 +68,10 @@ def _run_synchronous(parts: RankParts, progress: Progress) -> None:
     """Run rounds one after the other: train and exchange, as often as the method does, then settle."""
     while not progress.is_over:
         before = progress.state
-        update = updating.begin(parts, progress.round + 1, memory=progress.memory)
+        update = round_update.begin(parts, progress.round + 1, memory=progress.memory)
         for exchange in range(parts.trainer.exchanges):
-            trained = updating.train(parts, progress, update, start=progress.state, exchange=exchange)
-            applied = updating.apply(parts, progress, updating.send(parts, trained))
+            trained = round_update.train(parts, progress, update, start=progress.state, exchange=exchange)
+            applied = round_update.apply(parts, progress, round_update.send(parts, trained))
         _settle(parts, progress, applied, before=before)
 
 
@@ -81,19 +81,21 @@ def _run_overlapped(parts: RankParts, progress: Progress) -> None:
         return
     # After a resume, the first round is trained again from the state that it was trained from before.
     start = progress.state if progress.previous is None else progress.previous
-    update = updating.begin(parts, progress.round + 1, memory=progress.memory, starts=progress.starts)
-    sent: SentUpdate | None = updating.send(parts, updating.train(parts, progress, update, start=start))
+    update = round_update.begin(parts, progress.round + 1, memory=progress.memory, starts=progress.starts)
+    sent: SentUpdate | None = round_update.send(
+        parts, round_update.train(parts, progress, update, start=start)
+    )
     while sent is not None:
         # Computed after the last round as well: a later run with more federation.rounds begins with these.
-        starts = updating.predicted_starts(parts, progress, sent.trained)
+        starts = round_update.predicted_starts(parts, progress, sent.trained)
         ahead = None
         if sent.round < parts.config.federation.rounds:
-            update = updating.begin(parts, sent.round + 1, memory=sent.update.memory, starts=starts)
-            ahead = updating.train(parts, progress, update, start=progress.state)
+            update = round_update.begin(parts, sent.round + 1, memory=sent.update.memory, starts=starts)
+            ahead = round_update.train(parts, progress, update, start=progress.state)
         before = progress.state
         progress.previous = before
         progress.starts = starts
-        applied = updating.apply(parts, progress, sent)
+        applied = round_update.apply(parts, progress, sent)
         sent = _settle(parts, progress, applied, before=before, ahead=ahead)
 
 
@@ -124,10 +126,10 @@ def _settle(
     is_kept = progress.is_over or update.round % parts.config.checkpoint.every == 0
     if is_kept:
         parts.keeper.keep_clients(progress, parts.link)
-    sent = updating.send(parts, ahead) if ahead is not None and not progress.is_over else None
+    sent = round_update.send(parts, ahead) if ahead is not None and not progress.is_over else None
     # The record precedes the commit: resuming drops a record without a commit, but could not restore one.
     if parts.role.reporter:
-        updating.report(parts, progress, applied, before=before, ledger=ledger)
+        round_update.report(parts, progress, applied, before=before, ledger=ledger)
     if is_kept:
         parts.keeper.commit(progress)
     return sent

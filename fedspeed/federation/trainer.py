@@ -19,8 +19,8 @@ from fedspeed.engine.client_engine import ClientEngine, Sums
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.methods.base import Method
 from fedspeed.federation.methods.turns import ALONE, Between, Trained, Turn
-from fedspeed.federation.monitoring import RoundMonitor
 from fedspeed.federation.role import RankRole
+from fedspeed.federation.round_monitor import RoundMonitor
 from fedspeed.federation.schedule import lr_at
 from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.federation.tensors import as_arrays, as_torch

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedspeed.errors import ModelError
 from fedspeed.files import json_value
-from fedspeed.models import content
+from fedspeed.models import file_digests
 from fedspeed.models.catalogue import KNOWN
 from fedspeed.models.config import AdapterConfig
 from fedspeed.models.families.registry import FAMILIES
@@ -273,7 +273,7 @@ def _same(one: str, other: str) -> bool:
 
 
 def _outline(folder: Path) -> tuple[str, str]:
-    return content.of_config(folder / "config.json"), content.of_weights(folder)
+    return file_digests.of_config(folder / "config.json"), file_digests.of_weights(folder)
 
 
 def _last(name: str) -> str:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from fedspeed.data.prompting import PromptFormat, fenced, snippet
 from fedspeed.data.row_counts import DataReport
-from fedspeed.data.usage import PromptFormat, fenced, snippet
 from fedspeed.errors import EXIT_RESUMABLE
 from fedspeed.files import write_atomically
 from fedspeed.monitor import plots

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 
-from fedspeed.schedule.kept import equal_kept_counts
+from fedspeed.schedule.kept_activations import equal_kept_counts
 from fedspeed.schedule.loads import next_load, step_order
 
 # Where block inputs wait for the backward pass.

@@ -10,7 +10,7 @@ from fedspeed.routing.config import TRANSPORTS
 from fedspeed.routing.transport import Transport
 
 if TYPE_CHECKING:  # needs cryptography, which a plain run does without
-    from fedspeed.routing.listening import Membership
+    from fedspeed.routing.listen_address import Membership
 
 SINGLE = next(name for name, facts in TRANSPORTS.items() if facts.in_process)
 USUAL = next(name for name, facts in TRANSPORTS.items() if facts.usual)

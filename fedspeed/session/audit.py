@@ -22,9 +22,9 @@ from fedspeed.config.run import RunConfig
 from fedspeed.data.clients import ClientData, client_rows, encode_client
 from fedspeed.engine.world import join_world, leave_world, quiet
 from fedspeed.errors import ConfigError, FedSpeedError
-from fedspeed.federation import server
+from fedspeed.federation import server_optimizer
 from fedspeed.federation.arrays import Arrays
-from fedspeed.federation.contributing import Contribution, is_usable
+from fedspeed.federation.contribution import Contribution, is_usable
 from fedspeed.federation.methods.base import Method
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.updates.base import make_transforms
@@ -239,7 +239,7 @@ def _sent(
                     f"round {number}: no client's update is finite; lower train.lr, or set train.clip"
                 )
             target = method.aggregate(state, total, total_weight, round=number, exchange=exchange).state
-            progress.moments, progress.state = server.update(
+            progress.moments, progress.state = server_optimizer.update(
                 config.federation, progress.moments, state, target, method.frozen(number)
             )
 

@@ -17,9 +17,9 @@ from fedspeed.checkpoint.journal import Journal
 from fedspeed.cluster.launch_context import host_of_rank
 from fedspeed.config.show import render
 from fedspeed.data.clients import ClientData, ClientRows, row_counts
-from fedspeed.data.findings import findings
 from fedspeed.data.row_counts import DataReport, RowTable, count_values
-from fedspeed.engine.base.choose import pipeline_tier
+from fedspeed.data.row_remarks import findings
+from fedspeed.engine.base.placement import pipeline_tier
 from fedspeed.engine.world import import_deepspeed
 from fedspeed.errors import FedSpeedError, PlanError
 from fedspeed.federation.link import ClientLink
@@ -27,20 +27,20 @@ from fedspeed.federation.methods.base import Method
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.federation.updates.base import hidden_by
-from fedspeed.models.planned import planned_shape
+from fedspeed.models.planned_shape import planned_shape
 from fedspeed.monitor import summary_file
+from fedspeed.monitor.activity_line import Working
 from fedspeed.monitor.clock import StageClock, peak_bytes
 from fedspeed.monitor.metrics.metric import WEIGHTS
 from fedspeed.monitor.monitor import Monitor, NoMonitor
 from fedspeed.monitor.trace import NoTrace, Trace
-from fedspeed.monitor.working import Working
 from fedspeed.planner.hardware import node_of
 from fedspeed.planner.pipeline.division import Traffic, client_traffic, cluster_traffic, divide
 from fedspeed.planner.profiles import profile_of
 from fedspeed.planner.task import task_of
 from fedspeed.session.engine_spec import engine_spec
 from fedspeed.session.explain import out_of_memory
-from fedspeed.session.measured import read_probe_file
+from fedspeed.session.planner_inputs import read_probe_file
 from fedspeed.session.reporting import STOP_REQUEST_FILE
 from fedspeed.session.request import Job
 from fedspeed.session.resume import RunLock

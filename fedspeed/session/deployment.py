@@ -53,7 +53,7 @@ class Deployment(ABC):
 
     @property
     def membership(self) -> Any:
-        """The membership of this organisation (`routing.listening.Membership`); None for one operator's
+        """The membership of this organisation (`routing.listen_address.Membership`); None for one operator's
         job.
         """
         return None

@@ -5,8 +5,8 @@ import warnings
 from fedspeed.errors import FedSpeedError
 from fedspeed.session import preflight
 from fedspeed.session.deployment import deployment_of
-from fedspeed.session.inputs import check_inputs, rows_without_libraries
-from fedspeed.session.machine import complete
+from fedspeed.session.input_digests import check_inputs, rows_without_libraries
+from fedspeed.session.local_run import complete
 from fedspeed.session.numeric_type import predict
 from fedspeed.session.request import RunRequest
 from fedspeed.session.resume import RunLock, check_best, journal_entry, journal_of

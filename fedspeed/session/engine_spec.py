@@ -7,7 +7,7 @@ from typing import Any, Literal
 from fedspeed.config.run import RunConfig
 from fedspeed.engine.spec import EngineSpec
 from fedspeed.federation.methods.base import Method, method_class
-from fedspeed.models.planned import planned_shape
+from fedspeed.models.planned_shape import planned_shape
 
 # Other parts of the run read these from the configuration, so that a method may not change them.
 FIXED = (

@@ -2,7 +2,7 @@
 
 import errno
 
-from fedspeed.engine.base.choose import choose_tier
+from fedspeed.engine.base.placement import choose_tier
 from fedspeed.engine.world import lost_connection
 from fedspeed.errors import FedSpeedError, LostPeerError, connection_text
 from fedspeed.session.device_memory import device_memory_text, out_of_device_memory

@@ -20,10 +20,10 @@ from fedspeed.config.run import RunConfig
 from fedspeed.data.prompt_format import format_of
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.folded_layout import shared_layout
-from fedspeed.federation.keeping import Progress
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.link import ClientLink
 from fedspeed.federation.named_models import COMMON, has_own_models, is_own_model, models_of, own_model
+from fedspeed.federation.run_progress import Progress
 from fedspeed.monitor.report import Export
 from fedspeed.session.request import Job
 from fedspeed.session.resume import journal_of

@@ -8,10 +8,10 @@ from typing import Any
 from fedspeed.config.deepspeed import zero_stage
 from fedspeed.config.run import RunConfig
 from fedspeed.data.clients import ClientData
-from fedspeed.engine.base.choose import BaseSizes, choose_tier, resident_count, slots_of
+from fedspeed.engine.base.placement import BaseSizes, choose_tier, resident_count, slots_of
 from fedspeed.engine.config import EngineConfig
 from fedspeed.errors import FedSpeedError
-from fedspeed.models.planned import planned_shape
+from fedspeed.models.planned_shape import planned_shape
 from fedspeed.monitor.report import Predicted
 from fedspeed.planner.fitting import fits, with_kept_activations
 from fedspeed.planner.hardware import GIB, Device, Node, node_of
@@ -20,7 +20,7 @@ from fedspeed.planner.plan import SLOTTED, TIERS, RankProfile, Setting, Task
 from fedspeed.planner.profiles import profiles_of
 from fedspeed.planner.task import task_of
 from fedspeed.planner.timing import seconds_of
-from fedspeed.session.measured import base_sizes, read_probe_file
+from fedspeed.session.planner_inputs import base_sizes, read_probe_file
 from fedspeed.session.request import Job
 
 UNKNOWN = Device(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fedspeed.cluster.rendezvous import Store
 from fedspeed.data.clients import ClientRows
 from fedspeed.errors import FedSpeedError
-from fedspeed.session.inputs import ROWS, descriptions, digests
+from fedspeed.session.input_digests import ROWS, descriptions, digests
 from fedspeed.session.request import Job
 
 

@@ -18,7 +18,7 @@ from fedspeed.errors import JournalError, PlanError
 from fedspeed.models.numeric_types import NAMES, DeviceTypes, NumericType, explanation, lowest_common
 from fedspeed.planner.hardware import Device, common_type, node_of
 from fedspeed.session.coordination import CheckIn
-from fedspeed.session.measured import read_probe_file
+from fedspeed.session.planner_inputs import read_probe_file
 from fedspeed.session.request import Job, RunRequest
 from fedspeed.session.resume import journal_of
 

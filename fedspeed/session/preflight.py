@@ -16,10 +16,10 @@ from fedspeed.config.deepspeed import merge
 from fedspeed.config.load import Loaded
 from fedspeed.config.run import RunConfig
 from fedspeed.data.clients import ClientRows, client_rows, encode_client, largest_id, row_counts
-from fedspeed.data.findings import findings
 from fedspeed.data.row_counts import RowTable
-from fedspeed.engine.base.choose import choose_tier, pipeline_tier, slots_of
+from fedspeed.data.row_remarks import findings
 from fedspeed.engine.base.describe import execution
+from fedspeed.engine.base.placement import choose_tier, pipeline_tier, slots_of
 from fedspeed.engine.checks import check_engine, check_pipeline, engine_notes
 from fedspeed.engine.operators import check_operators
 from fedspeed.errors import ConfigError, FedSpeedError, Preempted
@@ -35,7 +35,7 @@ from fedspeed.routing.checks import check_routing
 from fedspeed.routing.config import RoutingConfig
 from fedspeed.routing.opening import resolve
 from fedspeed.session.engine_spec import engine_spec
-from fedspeed.session.measured import base_sizes, read_probe_file
+from fedspeed.session.planner_inputs import base_sizes, read_probe_file
 from fedspeed.session.run_folder import check_run_folder
 
 
@@ -142,7 +142,7 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
     routing, count = check_plan(config, deepspeed, topology, launch.hostfile)
     resolve(routing.transport, launch.kind, len(topology.participants))
     if routing.between_organisations:
-        from fedspeed.routing.listening import (
+        from fedspeed.routing.listen_address import (
             check_port,
         )  # needs the package cryptography, which a plain run does not
 

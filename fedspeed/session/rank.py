@@ -16,10 +16,10 @@ from fedspeed.config.check import notes
 from fedspeed.data.clients import encode_client
 from fedspeed.engine.world import join_world, leave_world, quiet
 from fedspeed.errors import EXIT_OK, EXIT_RESUMABLE, LostPeerError
-from fedspeed.federation.agreeing import check_arrays
 from fedspeed.federation.arrays import Arrays
-from fedspeed.federation.keeping import Progress
 from fedspeed.federation.link import ClientLink
+from fedspeed.federation.run_progress import Progress
+from fedspeed.federation.state_agreement import check_arrays
 from fedspeed.log import LOG
 from fedspeed.models.checks import weight_notes
 from fedspeed.monitor.clock import StageClock
@@ -27,14 +27,14 @@ from fedspeed.monitor.comparison import Comparison, ComparisonRow
 from fedspeed.monitor.monitor import Monitor, NoMonitor
 from fedspeed.routing.checks import routing_notes
 from fedspeed.routing.transport import Transport
-from fedspeed.session import components, exporting, numeric_type, participant, reporting, resume, sharing
+from fedspeed.session import components, exporting, numeric_type, participant, reporting, resume, shared_gpus
 from fedspeed.session.coordination import CheckIn, StopFlag, find_lost
 from fedspeed.session.ending import Ending, status_of
 from fedspeed.session.explain import as_user_error, lost_ranks_error
 from fedspeed.session.forecast import forecast
 from fedspeed.session.hosts import several_hosts
-from fedspeed.session.inputs import journal_digests
-from fedspeed.session.reading import Inputs, read_inputs
+from fedspeed.session.input_digests import journal_digests
+from fedspeed.session.rank_inputs import Inputs, read_inputs
 from fedspeed.session.refusal import AbortableTransport, abort, report_refusal
 from fedspeed.session.request import Job, RunRequest
 
@@ -112,7 +112,7 @@ class _OtherRanks:
 def _work(job: Job, store: rendezvous.Store, mpi_transport: Transport | None, stop: StopFlag) -> Ending:
     """Read and check the inputs, connect to the other ranks, and take part in the rounds."""
     lock = resume.RunLock()
-    sharing.publish_card(job, store)
+    shared_gpus.publish_card(job, store)
     decided = numeric_type.agree(job, store)
     job = decided.job
     if decided.text and job.reporter:
@@ -315,7 +315,7 @@ def _stand_by(job: Job, store: rendezvous.Store, mpi_transport: Transport | None
     """Be a rank without work: leave at once, except rank 0, which holds the store until all workers left."""
     if job.world_rank == 0:
         points = {
-            "cards": sharing.may_share_cards(job),
+            "cards": shared_gpus.may_share_cards(job),
             "devices": job.config.model.dtype == "auto",
             "ready": True,
             "inputs": several_hosts(job),

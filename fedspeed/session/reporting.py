@@ -5,10 +5,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedspeed.cluster.once import report_error
+from fedspeed.cluster.once_per_host import report_error
 from fedspeed.config.run import RunConfig
 from fedspeed.errors import EXIT_RESUMABLE
-from fedspeed.federation.keeping import Progress
+from fedspeed.federation.run_progress import Progress
 from fedspeed.monitor.comparison import Comparison
 from fedspeed.monitor.monitor import Monitor, NoMonitor
 from fedspeed.monitor.records import Summary
@@ -23,7 +23,7 @@ from fedspeed.session.ending import (
     with_losses,
 )
 from fedspeed.session.explain import lost_ranks_error
-from fedspeed.session.facts import facts
+from fedspeed.session.report_facts import facts
 from fedspeed.session.request import Job
 from fedspeed.units import loss_text
 

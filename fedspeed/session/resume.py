@@ -10,14 +10,14 @@ from fedspeed.checkpoint.journal import Entry, Journal, changes
 from fedspeed.config.run import RunConfig
 from fedspeed.config.show import decisive
 from fedspeed.errors import JournalError
-from fedspeed.federation import keeping
+from fedspeed.federation import run_progress
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.config import FederationConfig
 from fedspeed.federation.folded_layout import fits, shared_layout
-from fedspeed.federation.keeping import Progress, ending
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.link import ClientLink
 from fedspeed.federation.role import RankRole
+from fedspeed.federation.run_progress import Progress, ending
 from fedspeed.session.deployment import Deployment
 from fedspeed.session.request import RunRequest
 
@@ -128,7 +128,7 @@ def resume(
             or the received numbers are invalid.
     """
     previous = fresh.state if config.federation.staleness else None
-    layout = Layout.of(keeping.pack(fresh.state, fresh.moments, previous))
+    layout = Layout.of(run_progress.pack(fresh.state, fresh.moments, previous))
     saved = None if entry is None else _saved(journal, entry, layout)
     # Journals of different sites may differ by the round in which a site was lost.
     priority = entry.round + 1.0 if entry else 0.0
@@ -150,7 +150,7 @@ def resume(
     deployment.check_same_state(link, journal, number, differs)
     progress = _progress(config, head, layout.unflatten(vector))
     if number:
-        keeping.load_clients(config, progress, journal=journal, link=link, role=role)
+        run_progress.load_clients(config, progress, journal=journal, link=link, role=role)
     if best not in (NO_BEST, number):
         deployment.share_best(link, journal, best, Layout.of(progress.state))
     if entry is not None and best == number:
@@ -160,7 +160,7 @@ def resume(
 
 def _progress(config: RunConfig, head: np.ndarray, packed: Arrays) -> Progress:
     """Return the progress that a head (see `_head`) and the tensors of an entry describe."""
-    state, moments, previous = keeping.unpack(packed)
+    state, moments, previous = run_progress.unpack(packed)
     number = int(head[0])
     best = int(head[1])
     stale = int(head[3])

@@ -17,7 +17,7 @@ from fedspeed.files import json_value, write_atomically
 from fedspeed.models.local_config import TOKENIZER_FILES, local_folder, tokenizer_place
 from fedspeed.routing import identity
 from fedspeed.routing.anonymous.crypto import derive_key, digest, public_bytes
-from fedspeed.routing.listening import own_membership
+from fedspeed.routing.listen_address import own_membership
 from fedspeed.routing.transport import Transport, all_gather, as_bytes
 
 # Sections and keys that each site decides for itself: its data, its files, its hardware.

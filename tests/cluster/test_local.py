@@ -30,7 +30,7 @@ import json, logging, os, signal, sys, threading, time
 from pathlib import Path
 from fedspeed.cluster import local
 from fedspeed.cluster.failures import record_failure
-from fedspeed.cluster.once import report_error
+from fedspeed.cluster.once_per_host import report_error
 from fedspeed.errors import ConfigError, FedSpeedError
 from fedspeed.log import LOG
 

@@ -8,7 +8,7 @@ from fedspeed.errors import FedSpeedError
 from fedspeed.files import json_value
 from fedspeed.models.catalogue import shape_of
 from fedspeed.routing.identity import read_card
-from fedspeed.session.measured import read_probe_file
+from fedspeed.session.planner_inputs import read_probe_file
 
 LONG = '{"number": -' + "7" * 5000 + "}"  # Python converts up to 4300 digits
 

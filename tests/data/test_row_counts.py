@@ -7,8 +7,8 @@ import pytest
 from fedspeed.config.load import load
 from fedspeed.data.clients import client_rows, encode_client, row_counts
 from fedspeed.data.config import DataConfig
-from fedspeed.data.findings import findings
 from fedspeed.data.row_counts import RowCounts, RowTable, count_values
+from fedspeed.data.row_remarks import findings
 from fedspeed.errors import DataError
 from fedspeed.models.tokenizer import byte_tokenizer
 from fedspeed.session import preflight

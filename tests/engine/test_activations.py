@@ -11,7 +11,7 @@ import pytest
 
 from fedspeed.engine.config import EngineConfig
 from fedspeed.models.config import AdapterConfig
-from fedspeed.schedule.kept import kept_counts
+from fedspeed.schedule.kept_activations import kept_counts
 from tests.engine.engines import engine
 from tests.engine.test_layer_major import LORA, bases, stirred  # noqa: F401
 from tests.processes import run_clusters

@@ -94,7 +94,7 @@ def test_the_unit_that_is_needed_last_makes_room():
 def shared_file(rank, folder):
     import torch
 
-    from fedspeed.engine.base.shared import NodeFile
+    from fedspeed.engine.base.node_file import NodeFile
     from fedspeed.engine.world import join_world, leave_world, quiet
 
     quiet()
@@ -121,7 +121,7 @@ def test_kill_9_leaves_nothing_on_the_disk(tmp_path):
     script = (
         f"import os, sys, time; sys.path.insert(0, {str(ROOT)!r})\n"
         "from pathlib import Path\n"
-        "from fedspeed.engine.base.shared import _anonymous\n"
+        "from fedspeed.engine.base.node_file import _anonymous\n"
         f"fd = _anonymous(50_000_000, Path({str(tmp_path)!r}))\n"
         "print('ready', flush=True)\n"
         "time.sleep(600)"
@@ -172,7 +172,7 @@ class Memory:
 
 
 def test_memory_that_grows_with_its_use_is_had():
-    from fedspeed.engine.base.shared import reserve
+    from fedspeed.engine.base.node_file import reserve
 
     grows = Memory(25, growth=10, left=9)
     whole = Memory(35)
@@ -183,7 +183,7 @@ def test_memory_that_grows_with_its_use_is_had():
 
 @pytest.mark.parametrize("memory", [Memory(25), Memory(5, growth=10, left=9), Memory(12, growth=8, left=1)])
 def test_memory_that_ends_is_refused_with_what_there_was(memory):
-    from fedspeed.engine.base.shared import reserve
+    from fedspeed.engine.base.node_file import reserve
     from fedspeed.errors import FedSpeedError
 
     there = memory.bytes + (8 if memory.bytes == 12 else 0)
@@ -201,7 +201,7 @@ def test_memory_that_ends_is_refused_with_what_there_was(memory):
 
 
 def test_what_was_reserved_is_given_back_where_there_is_no_more(monkeypatch):
-    import fedspeed.engine.base.shared as shared
+    import fedspeed.engine.base.node_file as shared
     from fedspeed.errors import FedSpeedError
 
     left = iter([2 << 30, 1000])
@@ -214,7 +214,7 @@ def test_what_was_reserved_is_given_back_where_there_is_no_more(monkeypatch):
 
 
 def without_room(rank, base, kind, folder):
-    import fedspeed.engine.base.shared as shared
+    import fedspeed.engine.base.node_file as shared
     from fedspeed.errors import FedSpeedError
 
     if rank == 0:  # the rank that reserves; the others must hear of it instead of waiting
@@ -326,7 +326,7 @@ def test_limits_of_control_groups_are_known_in_both_versions(tmp_path):
 @pytest.mark.parametrize("budget,expected", [(200, 10), (95, 10), (94, 9), (50, 5), (49, 4), (14, 1)])
 def test_there_are_as_many_slots_as_the_budget_has_room_for(budget, expected):
     """Blocks of 9 bytes, ten of them, 5 bytes beside: what the base takes is never more than allowed."""
-    from fedspeed.engine.base.choose import BaseSizes, resident_count, slots_of
+    from fedspeed.engine.base.placement import BaseSizes, resident_count, slots_of
     from fedspeed.engine.config import EngineConfig
 
     sizes = BaseSizes(block=9, blocks=10, embedding_and_head=8, shared_slot=4, resident=1)
@@ -340,7 +340,7 @@ def test_there_are_as_many_slots_as_the_budget_has_room_for(budget, expected):
 
 
 def test_a_budget_that_nothing_fits_names_one_that_does():
-    from fedspeed.engine.base.choose import BaseSizes, slots_of
+    from fedspeed.engine.base.placement import BaseSizes, slots_of
     from fedspeed.engine.config import EngineConfig
     from fedspeed.errors import FedSpeedError
 
@@ -354,7 +354,7 @@ def test_a_budget_that_nothing_fits_names_one_that_does():
 
 
 def test_no_more_slots_or_blocks_that_stay_than_there_are_blocks():
-    from fedspeed.engine.base.choose import BaseSizes, resident_count, slots_of
+    from fedspeed.engine.base.placement import BaseSizes, resident_count, slots_of
     from fedspeed.engine.config import EngineConfig
 
     sizes = BaseSizes(9, 10, 8, 4, 1)

@@ -321,7 +321,7 @@ def held_bytes(rank, base, nvme):
     [((1,), "2 ascending numbers between 0 and 4"), ((2, 2), "ascending"), ((0, 2), "write auto")],
 )
 def test_cuts_that_do_not_fit_are_told(cuts, text):
-    from fedspeed.engine.base.choose import layout_of
+    from fedspeed.engine.base.placement import layout_of
     from fedspeed.errors import FedSpeedError
 
     with pytest.raises(FedSpeedError, match=text):

@@ -515,7 +515,7 @@ def one_sided(rank, base, nodes):
     """
     import torch
 
-    import fedspeed.engine.base.shared as shared
+    import fedspeed.engine.base.node_file as shared
 
     shared.socket = SimpleNamespace(gethostname=lambda: f"node{nodes[rank]}")
     with engine(
@@ -554,7 +554,7 @@ def bereft(rank, base, told):
     """Writes down what a rank is told when the other, which holds half of the base, is killed."""
     import torch
 
-    import fedspeed.engine.base.shared as shared
+    import fedspeed.engine.base.node_file as shared
     from fedspeed.errors import LostPeerError
 
     shared.socket = SimpleNamespace(gethostname=lambda: f"node{rank}")

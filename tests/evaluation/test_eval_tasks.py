@@ -18,7 +18,7 @@ from fedspeed.data.eval_task import (
 )
 from fedspeed.data.rows import Row
 from fedspeed.errors import DataError
-from fedspeed.evaluation.among_others import AmongOthers
+from fedspeed.evaluation.answer_choice import AmongOthers
 from fedspeed.evaluation.exact_match import ExactMatch
 from fedspeed.evaluation.scoring import score_task
 from tests.conftest import ROOT

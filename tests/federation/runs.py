@@ -228,7 +228,7 @@ def federation(
     from fedspeed.evaluation.held_out import HeldOut
     from fedspeed.federation.link import ClientLink
     from fedspeed.federation.parts import RunServices, assemble, run_method
-    from fedspeed.federation.recording import StopSignals
+    from fedspeed.federation.recorder import StopSignals
     from fedspeed.federation.role import RankRole
     from fedspeed.monitor.clock import StageClock
     from fedspeed.routing.transports.gloo import GlooTransport

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from fedspeed.errors import ConfigError, LostPeerError
-from fedspeed.federation.agreeing import check_arrays
 from fedspeed.federation.link import ClientLink
 from fedspeed.federation.shared_channel import SharedChannel
+from fedspeed.federation.state_agreement import check_arrays
 from fedspeed.routing.channel import Channel
 from fedspeed.routing.exchange import PlainExchange
 from fedspeed.routing.transports.local import LocalTransport

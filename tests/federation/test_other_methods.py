@@ -224,7 +224,7 @@ class Wire:
 
 def served(server, link, witness=None, value=None):
     from fedspeed.federation.methods.lora_average.method import LoraAverage
-    from fedspeed.federation.serving import server_stepped
+    from fedspeed.federation.server_step import server_stepped
 
     class Served(LoraAverage):
         def server_step(self, state, engine, public_rows, *, round, exchange, trainer):

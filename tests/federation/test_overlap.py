@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fedspeed.federation import overlap, pacing, server
+from fedspeed.federation import overlap, pacing, server_optimizer
 from fedspeed.federation.config import FederationConfig
 from tests.tiny import run_config
 
@@ -31,7 +31,7 @@ def test_a_prediction_is_the_part_of_the_own_delta_by_the_server_optimizer():
     plain = overlap.predicted_start(config, now, {}, delta([2.0, 4.0]), fraction=0.5, frozen=frozenset())
     assert plain["w"].tolist() == [2.0, 4.0] and plain["x"].tolist() == [1.0]
     config = FederationConfig(server_optimizer="momentum", server_lr=0.5)
-    moments = server.init(config, now)
+    moments = server_optimizer.init(config, now)
     found = overlap.predicted_start(
         config, now, moments, delta([2.0, 4.0], 6.0), fraction=0.5, frozen=frozenset({"x"})
     )

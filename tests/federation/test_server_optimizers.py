@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedspeed.federation import server
+from fedspeed.federation import server_optimizer
 from fedspeed.federation.config import FederationConfig
 
 NAMES = {"a": (4, 3), "b": (5,)}
@@ -72,9 +72,9 @@ def test_rounds_follow_the_paper(kind, lr, paper):
         server_optimizer=kind, server_lr=lr, server_momentum=0.8, server_beta2=0.95, server_tau=1e-2
     )
     x = drawn(1)
-    state = server.init(config, x)
+    state = server_optimizer.init(config, x)
     for round in range(ROUNDS):
-        state, x = server.update(config, state, x, clients_end(round, x))
+        state, x = server_optimizer.update(config, state, x, clients_end(round, x))
     for n in NAMES:
         begin = drawn(1)[n].astype(np.float64)
         expected = paper(config, begin, [changes(r)[n].astype(np.float64) for r in range(ROUNDS)])
@@ -88,7 +88,7 @@ def test_plain_step_of_one_is_exactly_the_aggregate():
     config = FederationConfig()
     old = {"a": np.array([1e8, 1.0], dtype=np.float32)}
     aggregate = {"a": np.array([1.0, 1e-8], dtype=np.float32)}
-    state, new = server.update(config, server.init(config, old), old, aggregate)
+    state, new = server_optimizer.update(config, server_optimizer.init(config, old), old, aggregate)
     assert state == {} and new.keys() == old.keys()
     assert new["a"].tobytes() == aggregate["a"].tobytes()
 
@@ -100,10 +100,10 @@ def test_frozen_names_do_not_move(kind):
     """
     config = FederationConfig(server_optimizer=kind, server_lr=0.1)
     x = drawn(1)
-    state, x = server.update(config, server.init(config, x), x, clients_end(0, x))
+    state, x = server_optimizer.update(config, server_optimizer.init(config, x), x, clients_end(0, x))
     kept = {k: v["b"].tobytes() for k, v in state.items()}
     aggregate = clients_end(1, x) | {"b": x["b"]}
-    state, new = server.update(config, state, x, aggregate, frozenset({"b"}))
+    state, new = server_optimizer.update(config, state, x, aggregate, frozenset({"b"}))
     assert new["b"].tobytes() == x["b"].tobytes()
     assert {k: v["b"].tobytes() for k, v in state.items()} == kept
     assert (new["a"] != x["a"]).all()
@@ -113,12 +113,12 @@ def test_update_leaves_its_arguments_alone():
     """The journal and the next round read the old values after the step."""
     config = FederationConfig(server_optimizer="adam")
     x = drawn(1)
-    state = server.init(config, x)
+    state = server_optimizer.init(config, x)
     copies = (
         {n: t.copy() for n, t in x.items()},
         {k: {n: t.copy() for n, t in ts.items()} for k, ts in state.items()},
     )
-    server.update(config, state, x, clients_end(0, x))
+    server_optimizer.update(config, state, x, clients_end(0, x))
     for n in NAMES:
         np.testing.assert_array_equal(x[n], copies[0][n])
         for moment in ("m", "v"):

@@ -43,7 +43,7 @@ def diverged(base, tmp_path_factory):
 
 
 def diverging(world, base, folder):
-    from fedspeed.federation.keeping import Progress
+    from fedspeed.federation.run_progress import Progress
 
     carries = {0: (0, 2), 1: (1,)}
     seen = course(

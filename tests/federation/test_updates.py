@@ -9,7 +9,7 @@ import pytest
 
 from fedspeed.engine.client_engine import Sums
 from fedspeed.federation.checks import losses_problem, updates_problem
-from fedspeed.federation.contributing import Contribution
+from fedspeed.federation.contribution import Contribution
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.link import Sum
@@ -17,7 +17,7 @@ from fedspeed.federation.methods.base import make_method, method_class
 from fedspeed.federation.methods.config import variant_of as method_variant
 from fedspeed.federation.methods.turns import Trained, Turn
 from fedspeed.federation.overlap import deltas_from
-from fedspeed.federation.recording import Recorder, StopSignals, Training, held_out_loss
+from fedspeed.federation.recorder import Recorder, StopSignals, Training, held_out_loss
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.updates.base import (
     TransformChain,

@@ -14,7 +14,7 @@ from fedspeed.errors import ModelError
 from fedspeed.models.catalogue import KNOWN, from_config
 from fedspeed.models.hub import model_folder
 from fedspeed.models.local_config import SHIPPED, local_folder, shipped_names
-from fedspeed.models.planned import planned_shape
+from fedspeed.models.planned_shape import planned_shape
 from tests.conftest import ROOT
 from tests.limits import LIMIT_S
 from tests.models.hub_server import hub

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from fedspeed.data.usage import PromptFormat
+from fedspeed.data.prompting import PromptFormat
 from fedspeed.monitor.comparison import Comparison, ComparisonRow
 from fedspeed.monitor.records import MissingUpdates, summarise
 from fedspeed.monitor.report import Export, Facts, missing_text, write_report

@@ -19,7 +19,7 @@ from fedspeed.planner.step_timeline import (
     StreamedBase,
     step_time,
 )
-from fedspeed.schedule.kept import equal_kept_counts, kept_counts
+from fedspeed.schedule.kept_activations import equal_kept_counts, kept_counts
 from fedspeed.schedule.loads import next_load, spread
 
 

@@ -4,7 +4,7 @@ import threading
 
 from fedspeed.routing import identity
 from fedspeed.routing.config import RoutingConfig
-from fedspeed.routing.listening import listen_address
+from fedspeed.routing.listen_address import listen_address
 from fedspeed.routing.transports.tls import TlsTransport
 from tests.limits import LIMIT_S
 from tests.processes import free_ports

@@ -14,7 +14,7 @@ import pytest
 
 from fedspeed.errors import ConfigError, FedSpeedError
 from fedspeed.routing import identity
-from fedspeed.routing.listening import check_port
+from fedspeed.routing.listen_address import check_port
 from fedspeed.routing.transport import PeersLost, TransportError
 from fedspeed.routing.transports import tls
 from fedspeed.routing.transports.tls import MAX_HANDSHAKES, TlsTransport

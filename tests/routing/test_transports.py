@@ -18,7 +18,7 @@ from fedspeed.errors import ConfigError, FedSpeedError, LostPeerError, connectio
 from fedspeed.routing.channel import Channel
 from fedspeed.routing.config import TRANSPORTS
 from fedspeed.routing.exchange import PlainExchange
-from fedspeed.routing.listening import own_membership
+from fedspeed.routing.listen_address import own_membership
 from fedspeed.routing.opening import resolve
 from fedspeed.routing.transport import PeersLost, TransportError, all_gather
 from fedspeed.routing.transports.local import LocalTransport

@@ -13,7 +13,7 @@ from fedspeed.cluster.cards import Card
 from fedspeed.cluster.hostfile import Host
 from fedspeed.config.load import load
 from fedspeed.errors import EXIT_USAGE, FedSpeedError
-from fedspeed.session import components, sharing
+from fedspeed.session import components, shared_gpus
 from fedspeed.session.explain import as_user_error
 
 OWN_CARD = "fedspeed.engine.device_types.own_card"
@@ -29,8 +29,8 @@ def order(*words: str) -> SimpleNamespace:
 
 
 def agreed(job, store):
-    sharing.publish_card(job, store)
-    return sharing.check_shared(job, store)
+    shared_gpus.publish_card(job, store)
+    return shared_gpus.check_shared(job, store)
 
 
 def test_all_ranks_refuse_two_of_a_cluster_on_one_card(monkeypatch):

@@ -621,7 +621,7 @@ def told(words: str, monkeypatch, capfd) -> tuple[int, str, str]:
     def start(*_):
         raise AssertionError("nothing has refused it")
 
-    monkeypatch.setattr("fedspeed.session.machine.supervise", start)
+    monkeypatch.setattr("fedspeed.session.local_run.supervise", start)
     argv = shlex.split(words)
     if argv[:1] == ["run"] and "--config" not in argv:
         argv += ["--config", "run.yaml"]

@@ -13,7 +13,7 @@ from fedspeed.cluster.hostfile import Host
 from fedspeed.cluster.topology import place_clients
 from fedspeed.config.load import load
 from fedspeed.errors import FedSpeedError
-from fedspeed.session import reading, sharing, site
+from fedspeed.session import rank_inputs, shared_gpus, site
 from fedspeed.session.request import Job, RunRequest
 from fedspeed.session.resume import RunLock
 from tests.limits import LIMIT_S
@@ -69,8 +69,8 @@ def read(orders: dict[str, RunRequest]) -> list:
         order = orders["beta" if number else "alpha"]
         try:
             job = Job(order, launch, place_clients(HOSTS, 3, "auto"))
-            sharing.publish_card(job, store)
-            found[number] = reading.read_inputs(job, store, RunLock(), False)
+            shared_gpus.publish_card(job, store)
+            found[number] = rank_inputs.read_inputs(job, store, RunLock(), False)
         except FedSpeedError as error:
             found[number] = error
 
@@ -93,7 +93,7 @@ def read(orders: dict[str, RunRequest]) -> list:
 def test_a_host_that_has_read_something_else_is_named_to_all(tmp_path, change: Callable, named: str):
     places = {host.name: disk(tmp_path / host.name) for host in HOSTS}
     orders = {name: RunRequest(load(place / "run.yaml")) for name, place in places.items()}
-    assert [one for one in read(orders) if not isinstance(one, reading.Inputs)] == [], (
+    assert [one for one in read(orders) if not isinstance(one, rank_inputs.Inputs)] == [], (
         "copies on other disks are the same"
     )
     change(places["beta"])

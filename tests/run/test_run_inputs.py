@@ -12,11 +12,11 @@ from fedspeed.checkpoint.journal import Entry, Journal
 from fedspeed.config.load import load
 from fedspeed.data.clients import client_rows
 from fedspeed.errors import JournalError
-from fedspeed.models import content
+from fedspeed.models import file_digests
 from fedspeed.routing import identity
-from fedspeed.session import inputs
+from fedspeed.session import input_digests
 from fedspeed.session.dry_run import dry_run
-from fedspeed.session.inputs import check_inputs, rows_without_libraries
+from fedspeed.session.input_digests import check_inputs, rows_without_libraries
 from fedspeed.session.request import RunRequest
 from fedspeed.session.resume import journal_entry
 
@@ -55,7 +55,9 @@ class Run:
     def __init__(self, project: Path, **kept):
         self.order = RunRequest(load(project / "run.yaml", [f"run.out={project / 'runs'}"]))
         self.journal = Journal(self.order.folder, 2)
-        record = self.order.record | {"inputs": inputs.journal_digests(self.order.config, self.rows)} | kept
+        record = (
+            self.order.record | {"inputs": input_digests.journal_digests(self.order.config, self.rows)} | kept
+        )
         self.journal.commit(
             Entry(3, self.order.fingerprint, 0, record), {"global/w": np.zeros(2, np.float32)}
         )
@@ -157,21 +159,21 @@ def test_what_changes_nothing_is_no_change(project):
 
 
 def test_a_large_file_counts_with_size_header_and_samples(tmp_path, monkeypatch):
-    monkeypatch.setattr(content, "WHOLE_BYTES", 1 << 10)
-    monkeypatch.setattr(content, "SAMPLE_BYTES", 16)
+    monkeypatch.setattr(file_digests, "WHOLE_BYTES", 1 << 10)
+    monkeypatch.setattr(file_digests, "SAMPLE_BYTES", 16)
     path = tmp_path / "model.safetensors"
     held = bytearray(10_000)
     path.write_bytes(held)
-    digest = content.of_files([path])
+    digest = file_digests.of_files([path])
     for at in (3, 9_999, (10_000 - 16) * 10 // 63):
         held[at] ^= 1
         path.write_bytes(held)
-        assert content.of_files([path]) != digest
+        assert file_digests.of_files([path]) != digest
         held[at] ^= 1
     path.write_bytes(held + b"0")
-    assert content.of_files([path]) != digest
+    assert file_digests.of_files([path]) != digest
     path.write_bytes(held)
-    assert content.of_files([path]) == digest
+    assert file_digests.of_files([path]) == digest
 
 
 def test_what_is_not_to_be_had_is_not_compared(project):
@@ -181,12 +183,12 @@ def test_what_is_not_to_be_had_is_not_compared(project):
     assert rows_without_libraries(run.order.config) is None
     assert check_inputs(run.journal, journal_entry(run.journal, run.order), run.order.config, None) == []
     (project / "run.yaml").write_text("model: {base: no-owner/no-name}\n")
-    assert inputs.digests(load(project / "run.yaml").config, None) == {}
+    assert input_digests.digests(load(project / "run.yaml").config, None) == {}
 
 
 def test_a_shipped_base_counts_with_its_content(project):
     (project / "run.yaml").write_text("model: {base: gpt3-125m, init: random, tokenizer: bytes}\n")
-    assert inputs.digests(load(project / "run.yaml").config, None).keys() == {"base config"}
+    assert input_digests.digests(load(project / "run.yaml").config, None).keys() == {"base config"}
 
 
 @pytest.fixture
@@ -206,7 +208,7 @@ def test_an_organisations_journal_does_not_tell_which_rows_it_belongs_to(organis
     """
     run = Run(organisation)
     kept = json.loads(next(run.journal.folder.rglob("entry.json")).read_text())["config"]["inputs"]
-    guessed = inputs.digests(run.order.config, run.rows)
+    guessed = input_digests.digests(run.order.config, run.rows)
     assert guessed.pop("rows") not in kept.pop("rows") and kept == guessed
     assert run.go_on() == []
     other_row(organisation)

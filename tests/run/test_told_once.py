@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from fedspeed.cli import main
-from fedspeed.cluster.once import ONCE_VARIABLE, _start_time, run_once_per_host
+from fedspeed.cluster.once_per_host import ONCE_VARIABLE, _start_time, run_once_per_host
 from fedspeed.cluster.ranks import RankIdentity
 from fedspeed.errors import ConfigError
 from fedspeed.session import refusal

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from fedspeed.config.deepspeed import zero_stage
 from fedspeed.config.run import RunConfig
-from fedspeed.engine.base.choose import choose_tier, pipeline_tier
+from fedspeed.engine.base.placement import choose_tier, pipeline_tier
 from fedspeed.engine.config import EngineConfig
 
 _DEFAULT = EngineConfig()

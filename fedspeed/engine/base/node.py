@@ -18,9 +18,9 @@ from torch.distributed import ProcessGroup
 
 from fedspeed.engine.base import copies
 from fedspeed.engine.base.layout import Unit
+from fedspeed.engine.base.node_file import NodeFile, nodes_of, share
 from fedspeed.engine.base.page_locks import PageLocks, pinned_empty
 from fedspeed.engine.base.shards import ShardReader, ShardServer, shards_of
-from fedspeed.engine.base.shared import NodeFile, nodes_of, share
 from fedspeed.engine.base.tier import LoadHandle, Tier
 from fedspeed.engine.device_events import DeviceEvent, DeviceStream
 from fedspeed.errors import FedSpeedError

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fedspeed.engine.activation_policy import FixedActivationPolicy
-from fedspeed.engine.base.choose import layout_of, pipeline_section, pipeline_tier, stage_section
+from fedspeed.engine.base.placement import layout_of, pipeline_section, pipeline_tier, stage_section
 from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.builders.common import make_client_slot, put_buffers_on_device
 from fedspeed.engine.builders.store import StoreBuilder

@@ -8,10 +8,10 @@ from deepspeed import comm as dist
 from torch import nn
 
 from fedspeed.config.deepspeed_rules import at
-from fedspeed.engine.base.choose import BaseSizes, offloaded, resident_count, slots_of
 from fedspeed.engine.base.gathered import GatheredTier
 from fedspeed.engine.base.layout import StoredTensor, Unit, frozen_units
 from fedspeed.engine.base.node import NvmeTier, OneSidedTier, RamTier
+from fedspeed.engine.base.placement import BaseSizes, offloaded, resident_count, slots_of
 from fedspeed.engine.base.quantised import QuantisedTier
 from fedspeed.engine.base.store import EMPTY, BaseStore
 from fedspeed.engine.base.tier import ResidentTier, Tier

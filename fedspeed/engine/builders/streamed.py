@@ -3,7 +3,7 @@
 from torch import nn
 
 from fedspeed.engine.activations import ActivationBudget
-from fedspeed.engine.base.choose import choose_tier, trainable_section
+from fedspeed.engine.base.placement import choose_tier, trainable_section
 from fedspeed.engine.builders.common import make_client_slot, put_buffers_on_device
 from fedspeed.engine.builders.store import StoreBuilder
 from fedspeed.engine.ds_config import model_facts, resolve_autos

@@ -28,7 +28,7 @@ from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.config import METHODS, Entry, is_folder
 from fedspeed.federation.methods.factors import distance
 from fedspeed.federation.methods.turns import ALONE, Trained, Turn, TurnTrainer
-from fedspeed.federation.registered import class_in
+from fedspeed.federation.registry_import import class_in
 from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.models.catalogue import ModelShape
 from fedspeed.models.folded import trainable

@@ -15,7 +15,7 @@ import numpy as np
 
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.methods.turns import Turn
-from fedspeed.federation.registered import class_in
+from fedspeed.federation.registry_import import class_in
 from fedspeed.federation.updates.config import UPDATES
 from fedspeed.monitor.metrics import registry
 from fedspeed.monitor.metrics.metric import REVEALABLE, WEIGHTS

@@ -20,7 +20,7 @@ from fedspeed.log import LOG
 from fedspeed.net.sockets import receive_exactly, receive_into
 from fedspeed.routing.buffer_pool import BUFFERS
 from fedspeed.routing.identity import Roster
-from fedspeed.routing.listening import ListenAddress, open_port
+from fedspeed.routing.listen_address import ListenAddress, open_port
 from fedspeed.routing.opening import TransportContext
 from fedspeed.routing.transport import TransportError
 from fedspeed.routing.transports.frames import (

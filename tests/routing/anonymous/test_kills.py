@@ -12,7 +12,7 @@ import pytest
 from fedspeed.routing.anonymous.exchange import PHASES, AnonymousExchange
 from fedspeed.routing.config import RoutingConfig
 from fedspeed.routing.identity import read_key, read_roster
-from fedspeed.routing.listening import listen_address
+from fedspeed.routing.listen_address import listen_address
 from fedspeed.routing.transports.tls import TlsTransport
 from tests.limits import LIMIT_S
 from tests.processes import run_ranks

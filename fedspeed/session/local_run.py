@@ -20,7 +20,7 @@ from fedspeed.monitor.round_log import read_rounds
 from fedspeed.session.components import preload
 from fedspeed.session.ending import Ending, complete_ending, gaps, ranks_ending, summary_ending
 from fedspeed.session.exporting import export_kind
-from fedspeed.session.inputs import check_inputs, rows_without_libraries
+from fedspeed.session.input_digests import check_inputs, rows_without_libraries
 from fedspeed.session.numeric_type import with_original_dtype
 from fedspeed.session.reporting import STOP_REQUEST_FILE
 from fedspeed.session.request import RunRequest

@@ -75,10 +75,10 @@ def planned_task(
     from fedspeed.cluster.hostfile import read
     from fedspeed.config.deepspeed import merge
     from fedspeed.config.load import load
-    from fedspeed.models.planned import planned_shape
+    from fedspeed.models.planned_shape import planned_shape
     from fedspeed.planner.hardware import node_of
     from fedspeed.planner.task import task_of
-    from fedspeed.session.measured import read_probe_file
+    from fedspeed.session.planner_inputs import read_probe_file
 
     flags = {
         "model.base": model,

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fedspeed.federation import keeping
-from fedspeed.federation.keeping import Keeper, Progress
+from fedspeed.federation import run_progress
 from fedspeed.federation.methods.base import Method, method_class
 from fedspeed.federation.role import RankRole
+from fedspeed.federation.run_progress import Keeper, Progress
 from tests.federation.runs import same_bits
 from tests.tiny import run_config
 
@@ -38,17 +38,17 @@ class Saved:
 
 def test_what_is_packed_for_the_journal_comes_back():
     moments = {"m": {"w": A["w"] * 2}, "v": {"w": A["w"] * 3}}
-    packed = keeping.pack(A, moments, B)
+    packed = run_progress.pack(A, moments, B)
     assert sorted(packed) == ["global/w", "previous/w", "server/m/w", "server/v/w"], (
         "names that journals of earlier versions have"
     )
-    state, back, previous = keeping.unpack(packed)
+    state, back, previous = run_progress.unpack(packed)
     assert (
         same_bits(state, A)
         and same_bits(previous, B)
         and all(same_bits(back[m], moments[m]) for m in moments)
     )
-    assert keeping.unpack(keeping.pack(A, {}))[2] is None
+    assert run_progress.unpack(run_progress.pack(A, {}))[2] is None
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def test_what_a_client_alone_goes_on_with_comes_back(settings, kept):
     progress = Progress(
         3, A, {}, optimizers={0: {"w/exp_avg": A["w"]}}, starts={0: dict(B)}, memory={0: {"w": A["w"] * 5}}
     )
-    packed = keeping.pack_client(config, progress, 0)
+    packed = run_progress.pack_client(config, progress, 0)
     own = {None: [], "optimizers": ["w/exp_avg"], "starts": ["w"]}[kept]
     assert sorted(packed) == sorted([*own, "memory/w"])
     back = Progress(3, A, {})
-    keeping.unpack_client(config, back, 0, packed)
-    keeping.unpack_client(config, back, 1, {})
+    run_progress.unpack_client(config, back, 0, packed)
+    run_progress.unpack_client(config, back, 1, {})
     assert same_bits(back.memory[0], progress.memory[0]) and set(back.memory) == {0}
     for name in ("optimizers", "starts"):
         assert set(getattr(back, name)) == ({0} if name == kept else set())
@@ -81,10 +81,10 @@ def test_what_clients_had_in_the_best_round_comes_back():
     progress.memory = {0: now}
     for round, names in ((2, ["memory/w"]), (3, ["best/w", "memory/w"])):
         progress.round = round
-        packed = keeping.pack_client(config, progress, 0)
+        packed = run_progress.pack_client(config, progress, 0)
         assert sorted(packed) == names
         back = Progress(round, A, {}, best_round=2)
-        keeping.unpack_client(config, back, 0, packed)
+        run_progress.unpack_client(config, back, 0, packed)
         assert same_bits(back.memory[0], now) and same_bits(back.best_memory[0], now if round == 2 else best)
 
 
@@ -98,12 +98,12 @@ def test_what_clients_had_in_the_best_round_comes_back():
     ],
 )
 def test_clients_have_files_where_they_have_something_to_go_on_with(settings, method, keeps):
-    assert keeping.keeps_clients(run_config(federation=settings), method) == keeps
+    assert run_progress.keeps_clients(run_config(federation=settings), method) == keeps
 
 
 def test_what_tells_an_update_is_not_written_where_it_is_a_secret():
     config = run_config(federation={"staleness": 1}, routing={"mode": "mask"})
-    assert not keeping.keeps_starts(config) and not keeping.keeps_clients(config, Method)
+    assert not run_progress.keeps_starts(config) and not run_progress.keeps_clients(config, Method)
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,8 @@ def test_what_tells_an_update_is_not_written_where_it_is_a_secret():
     [(4, 0, ""), (5, 0, "finished"), (5, 9, "finished"), (4, 2, "early stop"), (4, 1, "")],
 )
 def test_why_a_run_is_over(round, stale, why):
-    assert keeping.ending(round, stale, rounds=5, patience=2) == why
-    assert keeping.ending(4, 9, rounds=5, patience=0) == ""
+    assert run_progress.ending(round, stale, rounds=5, patience=2) == why
+    assert run_progress.ending(4, 9, rounds=5, patience=0) == ""
 
 
 def keeper(journal, **settings):

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedspeed.checkpoint.journal import Entry, Journal
 from fedspeed.config.run import RunConfig
-from fedspeed.federation import server
+from fedspeed.federation import server_optimizer
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.link import ClientLink
 from fedspeed.federation.methods.base import Method, method_class
@@ -48,7 +48,7 @@ class Progress:
 
     round: int
     state: Arrays
-    moments: server.State
+    moments: server_optimizer.State
     optimizers: dict[int, Arrays] = field(default_factory=dict)
     memory: dict[int, Arrays] = field(default_factory=dict)
     best_memory: dict[int, Arrays] = field(default_factory=dict)
@@ -86,7 +86,7 @@ def ending(round: int, stale: int, *, rounds: int, patience: int) -> str:
     return "early stop" if patience and stale >= patience else ""
 
 
-def pack(state: Arrays, moments: server.State, previous: Arrays | None = None) -> Arrays:
+def pack(state: Arrays, moments: server_optimizer.State, previous: Arrays | None = None) -> Arrays:
     """Return all arrays of a round's state under the journal's names.
 
     Args:
@@ -98,11 +98,11 @@ def pack(state: Arrays, moments: server.State, previous: Arrays | None = None) -
     return packed | {f"previous/{name}": array for name, array in (previous or {}).items()}
 
 
-def unpack(packed: Arrays) -> tuple[Arrays, server.State, Arrays | None]:
+def unpack(packed: Arrays) -> tuple[Arrays, server_optimizer.State, Arrays | None]:
     """Return (state, moments, previous) from the arrays that `pack` returned."""
     state: Arrays = {}
     previous: Arrays = {}
-    moments: server.State = {}
+    moments: server_optimizer.State = {}
     for name, array in packed.items():
         kind, rest = name.split("/", 1)
         if kind == "global":

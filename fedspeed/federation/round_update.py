@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 
 from fedspeed import activity
 from fedspeed.errors import FedSpeedError
-from fedspeed.federation import overlap, server
+from fedspeed.federation import overlap, server_optimizer
 from fedspeed.federation.arrays import Arrays, are_finite
-from fedspeed.federation.contributing import Contribution, is_usable
-from fedspeed.federation.keeping import Progress
+from fedspeed.federation.contribution import Contribution, is_usable
 from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.link import PendingSum
 from fedspeed.federation.methods.base import Aggregate
 from fedspeed.federation.methods.turns import Trained, Turn
 from fedspeed.federation.parts import RankParts
-from fedspeed.federation.recording import Training
+from fedspeed.federation.recorder import Training
+from fedspeed.federation.run_progress import Progress
 from fedspeed.federation.schedule import sample_clients, turn_order
-from fedspeed.federation.serving import server_stepped
+from fedspeed.federation.server_step import server_stepped
 from fedspeed.federation.tensors import as_arrays, as_torch
 
 
@@ -267,7 +267,9 @@ def _advance(parts: RankParts, progress: Progress, trained: TrainedUpdate, aggre
     target = aggregate.state
     if federation.staleness and trained.start is not before:  # another round was applied in the meantime
         target = overlap.carried_over(before, trained.start, target)
-    moments, state = server.update(federation, progress.moments, before, target, trained.update.frozen)
+    moments, state = server_optimizer.update(
+        federation, progress.moments, before, target, trained.update.frozen
+    )
     progress.moments = moments
     progress.state = server_stepped(parts, state, round=trained.update.round, exchange=trained.exchange)
 

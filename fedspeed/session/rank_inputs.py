@@ -11,10 +11,10 @@ from fedspeed.data.public import public_data
 from fedspeed.engine.device_types import check_dtype
 from fedspeed.log import LOG
 from fedspeed.models.tokenizer import check_ids, load_tokenizer
-from fedspeed.session import preflight, resume, sharing
+from fedspeed.session import preflight, resume, shared_gpus
 from fedspeed.session.coordination import CheckIn
 from fedspeed.session.hosts import check_hosts, publish_digests, several_hosts
-from fedspeed.session.inputs import check_inputs
+from fedspeed.session.input_digests import check_inputs
 from fedspeed.session.request import Job
 
 
@@ -75,7 +75,7 @@ def _read(
     config = job.config
     local_rank = job.launch.local_rank
     _check_plan(job)
-    remarks, sharers = sharing.check_shared(job, store)
+    remarks, sharers = shared_gpus.check_shared(job, store)
     check_dtype(config.model.dtype, str(request.folder) if is_original_dtype else "", local_rank)
     check_arithmetic(config.engine.matmul, config.engine.deterministic, local_rank)
     tokenizer = load_tokenizer(config.model)

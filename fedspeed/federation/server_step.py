@@ -10,7 +10,7 @@ from fedspeed.federation.arrays import Arrays, are_finite
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.base import Method
 
-if TYPE_CHECKING:  # `parts` imports, by way of the trainer, modules that import this one
+if TYPE_CHECKING:  # `rank_components` imports, by way of the trainer, modules that import this one
     from fedspeed.federation.parts import RankParts
 
 SIGNATURE_BYTES = 64  # Ed25519

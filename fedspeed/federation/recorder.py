@@ -19,8 +19,8 @@ from fedspeed.engine.client_engine import ClientEngine
 from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.link import ClientLink, Sum
 from fedspeed.federation.methods.turns import Trained, Turn
-from fedspeed.federation.monitoring import RoundMonitor
 from fedspeed.federation.role import RankRole
+from fedspeed.federation.round_monitor import RoundMonitor
 from fedspeed.federation.schedule import lr_at
 from fedspeed.monitor.clock import StageClock
 from fedspeed.monitor.metrics import registry

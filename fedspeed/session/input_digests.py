@@ -13,7 +13,7 @@ from fedspeed.config.run import RunConfig
 from fedspeed.data.clients import ClientRows, client_rows
 from fedspeed.data.tasks import reads_hub
 from fedspeed.errors import DataError, JournalError
-from fedspeed.models import content
+from fedspeed.models import file_digests
 from fedspeed.models.local_config import TOKENIZER_FILES, local_folder, tokenizer_place
 from fedspeed.session.deployment import deployment_of
 
@@ -100,14 +100,14 @@ def digests(config: RunConfig, rows: Sequence[ClientRows] | None) -> dict[str, s
     base = _folder(config.model.base)
     tokenizer = _folder(tokenizer_place(config.model))
     if base is not None:
-        found[BASE_CONFIG] = content.of_config(base / "config.json")
+        found[BASE_CONFIG] = file_digests.of_config(base / "config.json")
     if base is not None and config.model.init == "pretrained":
-        found[BASE_WEIGHTS] = content.of_weights(base)
+        found[BASE_WEIGHTS] = file_digests.of_weights(base)
     if tokenizer is not None:
-        found[TOKENIZER] = content.of_files([tokenizer / name for name in TOKENIZER_FILES])
+        found[TOKENIZER] = file_digests.of_files([tokenizer / name for name in TOKENIZER_FILES])
     if (adapter := _folder(config.adapter.start_from)) is not None:
         weights = sorted(adapter.glob("adapter_model*.safetensors"))
-        found[ADAPTER] = content.of_files([adapter / "adapter_config.json", *weights])
+        found[ADAPTER] = file_digests.of_files([adapter / "adapter_config.json", *weights])
     if rows is not None:
         found[ROWS] = _rows_digest(rows)
     return {name: digest for name, digest in found.items() if digest}

@@ -3,10 +3,10 @@ the session passes to the rounds.
 """
 
 from fedspeed.federation.arrays import Arrays
-from fedspeed.federation.keeping import Progress
 from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.named_models import assigned_models, has_own_models, models_of
 from fedspeed.federation.parts import RankParts
+from fedspeed.federation.run_progress import Progress
 
 
 def evaluate(parts: RankParts, progress: Progress, ledger: Ledger, name: str) -> None:

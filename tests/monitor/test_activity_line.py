@@ -8,7 +8,7 @@ import pytest
 
 from fedspeed import activity
 from fedspeed.errors import ConfigError, Preempted
-from fedspeed.monitor.working import MIN_SHOWN_S, Working
+from fedspeed.monitor.activity_line import MIN_SHOWN_S, Working
 from fedspeed.session.coordination import StopFlag
 from tests.monitor.test_progress import ManualTime, Terminal
 
@@ -72,8 +72,8 @@ def test_a_terminal_has_one_line_that_goes_away(clock, monkeypatch):
 
 
 def test_it_looks_by_itself_and_ends(monkeypatch):
-    monkeypatch.setattr("fedspeed.monitor.working.POLL_S", 0.01)
-    monkeypatch.setattr("fedspeed.monitor.working.MIN_SHOWN_S", 0.0)
+    monkeypatch.setattr("fedspeed.monitor.activity_line.POLL_S", 0.01)
+    monkeypatch.setattr("fedspeed.monitor.activity_line.MIN_SHOWN_S", 0.0)
     stream = io.StringIO()
     with Working(stream) as working, activity.during("the report"):
         while not stream.getvalue():
@@ -140,5 +140,5 @@ def test_an_audit_shows_how_far_it_is(monkeypatch):
         seen == [f"the exchange by mix, round {i} of 3" for i in (1, 2, 3)]
         and activity.describe_current() == ""
     )
-    with pytest.raises(ConfigError, match="no cells in two rounds in a row"):
+    with pytest.raises(ConfigError, match="no cells in two consecutive rounds"):
         audit.play_all("mix", updates[:1], Coalition(frozenset(range(3))), RunConfig(), 0)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedspeed.engine.base.choose import BaseSizes
+from fedspeed.engine.base.placement import BaseSizes
 from fedspeed.errors import PlanError
 from fedspeed.files import json_value
 from fedspeed.models.families.shape import ModelShape
