@@ -4,7 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from launched import COLD, Workshop
+
+from tests.run.launched import COLD, Workshop
 
 
 @pytest.fixture(scope="session")

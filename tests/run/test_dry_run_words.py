@@ -4,11 +4,11 @@ import json
 
 import pytest
 import yaml
-from launched import LLAMA, SETTINGS
 
 from fedspeed.config.load import load
 from fedspeed.errors import FedSpeedError
 from fedspeed.session.preflight import check
+from tests.run.launched import LLAMA, SETTINGS
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from launched import COLD, headline, records
-from meeting import meet
 
 from fedspeed.cli import main
 from fedspeed.cluster.cards import Card
@@ -15,6 +13,8 @@ from fedspeed.config.load import load
 from fedspeed.errors import EXIT_USAGE, FedSpeedError
 from fedspeed.session import components, shared_gpus
 from fedspeed.session.explain import as_user_error
+from tests.run.launched import COLD, headline, records
+from tests.run.meeting import meet
 
 OWN_CARD = "fedspeed.engine.device_types.own_card"
 FULL = torch.OutOfMemoryError(

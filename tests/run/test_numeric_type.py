@@ -5,8 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from launched import LLAMA, SETTINGS
-from meeting import meet
 
 from fedspeed.checkpoint.journal import Entry, Journal
 from fedspeed.cli import main
@@ -16,6 +14,8 @@ from fedspeed.errors import FedSpeedError, ModelError, PlanError
 from fedspeed.models.numeric_types import DeviceTypes
 from fedspeed.session import numeric_type
 from fedspeed.session.request import RunRequest
+from tests.run.launched import LLAMA, SETTINGS
+from tests.run.meeting import meet
 
 
 @pytest.fixture

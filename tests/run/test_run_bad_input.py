@@ -9,37 +9,14 @@ import fcntl
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from launched import COLD, LLAMA, ROOT, SETTINGS, Ended, headline, last_round, refusal, tree
 from safetensors.numpy import load_file, save_file
 
-from tests.limits import LIMIT_S
-
-SOON_S = 120.0  # found before any rank starts; takes half a second on an idle machine
-
-
-def assert_refused(
-    workshop, *words: str, named: tuple[str, ...], limit_s: float = 120.0, run: str = "refused", **options
-) -> Ended:
-    """Runs, and holds the refusal to what every refusal owes its reader."""
-    before = tree(workshop.runs) if workshop.runs.exists() else {}
-    ended = workshop.run(f"run.name={run}", *words, limit_s=limit_s, **options)
-    assert ended.code == 2, ended.text
-    assert "Traceback" not in ended.text, ended.text
-    assert ended.err.count("fedspeed: error:") == 1, ended.err
-    if "--json" in words:
-        assert f"fedspeed: error: {refusal(ended)}\n" in ended.err
-    else:
-        assert ended.out == ""
-    for word in named:
-        assert word in ended.err, ended.err
-    assert (tree(workshop.runs) if workshop.runs.exists() else {}) == before
-    return ended
+from tests.run.launched import LLAMA, headline, last_round, refusal, tree
+from tests.run.refusing import SOON_S, assert_refused
 
 
 def model_folder(workshop, name: str, config: dict | str | None = None, weights: dict | None = None) -> Path:
@@ -191,17 +168,6 @@ def test_truncated_adapter(workshop, whole):
     )
 
 
-def test_16_bit_type_that_the_processor_lacks(workshop):
-    """The variable lets this processor pass for an older one."""
-    assert_refused(
-        workshop,
-        "model.dtype=fp16",
-        named=("model.dtype=fp16", "choose fp32"),
-        env={"ONEDNN_MAX_CPU_ISA": "AVX2"},
-        launcher=COLD,
-    )
-
-
 # The journal and the disk.
 
 
@@ -341,91 +307,8 @@ def test_changed_keys_that_matter_are_told_alone(workshop, whole):
     assert "checkpoint" not in ended.err and "rounds:" not in ended.err
 
 
-WITHOUT_PEFT = """
-import importlib.util, json, runpy, sys
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "peft" else find(name, *rest)
-sys.argv = json.loads(sys.argv[1])
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-@pytest.mark.parametrize(
-    "words",
-    [("launch.py",), ("launch.py", "--dry-run"), ("fedspeed/__main__.py", "pretrain-base", "new-base")],
-)
-def test_python_without_the_packages(workshop, words):
-    """As a system's own python would be, where the virtual environment was not activated."""
-    argv = [
-        str(ROOT / words[0]),
-        *words[1:],
-        *(["--config", str(workshop.config)] if words[0] == "launch.py" else []),
-    ]
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_PEFT, json.dumps(argv)],
-        cwd=workshop.folder,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith(
-        f"fedspeed: error: peft is not installed for {sys.executable}; activate the virtual environment"
-    )
-    assert (
-        ".venv/bin/activate" in done.stderr and "doctor" in done.stderr and len(done.stderr.splitlines()) == 1
-    )
-    assert not (workshop.folder / "new-base").exists()
-
-
-@pytest.fixture
-def small_disk(workshop):
-    place = workshop.folder / "small-disk"
-    place.mkdir()
-    if (
-        os.geteuid()
-        or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=768k", "tmpfs", str(place)], check=False
-        ).returncode
-    ):
-        pytest.skip("needs the right to mount a tmpfs")
-    yield place
-    workshop.close()
-    subprocess.run(["umount", str(place)], check=True)
-
-
-def test_full_disk(workshop, small_disk):
-    """Ends with one message at the round that does not fit any more, and goes on from the one before once
-    there is room.
-    """
-    words = (
-        f"run.out={small_disk}",
-        "run.name=full",
-        "checkpoint.keep=30",
-        "monitor.plot=false",
-        "cluster.max_restarts=2",
-    )
-    ended = workshop.run(*words, "federation.rounds=30")
-    assert ended.code == 2, ended.text
-    assert "Traceback" not in ended.text, ended.text
-    assert (
-        "cannot be written (No space left on device)" in ended.err
-        and "run.out=FOLDER" in ended.err
-        and str(small_disk) in ended.err
-    )
-    assert "starting all ranks again" not in ended.err
-    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
-    run = small_disk / "full"
-    number = int(last_round(run).name[-6:])
-    assert 0 < number < 29
-    workshop.finish_run(*words, f"federation.rounds={number + 1}")
-    assert (run / "adapter" / "adapter_model.safetensors").exists()
-    assert SETTINGS["federation"]["rounds"] < 30
-
-
 def test_it_is_all_of_a_refusal_that_is_checked(workshop):
-    """`refuse` itself fails where a message lacks a word, and where a run is not refused."""
+    """`assert_refused` itself fails where a message lacks a word, and where a run is not refused."""
     with pytest.raises(AssertionError):
         assert_refused(workshop, "train.lr=fast", named=("no such word",), limit_s=SOON_S)
     with pytest.raises(AssertionError):

@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from launched import ROOT, tree
 
 from tests.limits import LIMIT_S
+from tests.run.launched import ROOT, tree
 
 HEAVY = ("torch", "deepspeed", "transformers", "peft", "mpi4py", "matplotlib", "tensorboard")
 PROBE = f"""

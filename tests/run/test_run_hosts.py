@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launched import LLAMA
 
 from fedspeed.cluster.discover import Launch
 from fedspeed.cluster.hostfile import Host
@@ -17,6 +16,7 @@ from fedspeed.session import rank_inputs, shared_gpus, site
 from fedspeed.session.request import Job, RunRequest
 from fedspeed.session.resume import RunLock
 from tests.limits import LIMIT_S
+from tests.run.launched import LLAMA
 from tests.run.meeting import Meeting
 from tests.tiny import write_llama
 

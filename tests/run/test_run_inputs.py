@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launched import LLAMA, SETTINGS, last_round
 from safetensors.numpy import save_file
 
 from fedspeed.checkpoint.journal import Entry, Journal
@@ -19,6 +18,7 @@ from fedspeed.session.dry_run import dry_run
 from fedspeed.session.input_digests import check_inputs, rows_without_libraries
 from fedspeed.session.request import RunRequest
 from fedspeed.session.resume import journal_entry
+from tests.run.launched import LLAMA, SETTINGS, last_round
 
 ROUNDS = SETTINGS["federation"]["rounds"]
 ROWS = [{"instruction": f"say {n}", "output": f"{n}"} for n in range(40)]

@@ -6,10 +6,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from launched import SETTINGS, assert_same_run, headline, last_round, records, refusal, rounds_seen, tree
 from safetensors.numpy import load_file
 
 from tests.processes import free_port
+from tests.run.launched import (
+    SETTINGS,
+    assert_same_run,
+    headline,
+    last_round,
+    records,
+    refusal,
+    rounds_seen,
+    tree,
+)
 
 BIN = Path(sys.executable).parent
 MPIRUN = (str(BIN / "mpirun"), "-n", "2", "--oversubscribe", sys.executable)

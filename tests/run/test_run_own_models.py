@@ -6,8 +6,9 @@ from functools import cache
 
 import numpy as np
 import pytest
-from launched import LLAMA, SETTINGS, assert_same_run, records
 from safetensors.numpy import load_file
+
+from tests.run.launched import LLAMA, SETTINGS, assert_same_run, records
 
 CLIENTS = range(SETTINGS["data"]["clients"])
 ROUNDS = 3

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from launched import journal_rounds, records, rounds_seen
 from safetensors.numpy import load_file
 
 from fedspeed.cluster.hostfile import parse
@@ -17,6 +16,7 @@ from fedspeed.engine.checks import check_pipeline
 from fedspeed.errors import ConfigError
 from fedspeed.monitor.trace import read_spans
 from fedspeed.routing.config import RoutingConfig
+from tests.run.launched import journal_rounds, records, rounds_seen
 from tests.run.test_run_resume import SLOW
 from tests.tiny import run_config
 

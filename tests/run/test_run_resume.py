@@ -9,7 +9,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from launched import (
+
+from tests.run.launched import (
     COLD,
     SETTINGS,
     assert_same_run,

@@ -6,10 +6,10 @@ import signal
 
 import numpy as np
 import pytest
-from launched import SETTINGS, assert_same_run, journal_rounds, last_round, records, refusal
 from safetensors.numpy import load_file
 
 from tests.processes import run_ranks
+from tests.run.launched import SETTINGS, assert_same_run, journal_rounds, last_round, records, refusal
 
 QUIET = ("monitor.plot=false", "monitor.tensorboard=false")
 ROUNDS = 2

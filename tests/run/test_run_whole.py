@@ -7,8 +7,9 @@ import struct
 
 import numpy as np
 import pytest
-from launched import LLAMA, SETTINGS, headline, journal_rounds, last_round, records
 from safetensors.numpy import load_file
+
+from tests.run.launched import LLAMA, SETTINGS, headline, journal_rounds, last_round, records
 
 ROUNDS = SETTINGS["federation"]["rounds"]
 
