@@ -208,6 +208,15 @@ class Started:
         return value
 
 
+def with_overrides(arguments: tuple[str, ...], *overrides: str) -> tuple[str, ...]:
+    """Return the arguments and the overrides, without the arguments that an override replaces.
+
+    A key that a command line gives twice is refused.
+    """
+    keys = {override.partition("=")[0] for override in overrides}
+    return *(argument for argument in arguments if argument.partition("=")[0] not in keys), *overrides
+
+
 class Workshop:
     """A folder with a model, a run's YAML and the runs made from it. `runs` is where they lie."""
 

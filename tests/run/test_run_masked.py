@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from fedspeed.session.ending import uncounted
-from tests.run.launched import records, rounds_seen
+from tests.run.launched import records, rounds_seen, with_overrides
 from tests.run.test_run_resume import SLOW
 
 # With 18 tokens the longest answers of the built-in task lose their end.
@@ -33,7 +33,7 @@ def masked(shared_workshop):
 @pytest.fixture(scope="module")
 def clear(shared_workshop):
     """The folder of the same run in the clear."""
-    shared_workshop.finish_run(*WORDS, "run.name=clear", "routing.mode=plain")
+    shared_workshop.finish_run(*with_overrides(WORDS, "run.name=clear", "routing.mode=plain"))
     return shared_workshop.runs / "clear"
 
 
@@ -90,10 +90,10 @@ def test_no_output_says_anything_of_one_client(masked, clear):
     [
         (
             ("federation.compare_alone=true",),
-            "federation.compare_alone=true shows what each client's rows are worth",
+            "federation.compare_alone=true shows the value of each client's rows",
         ),
-        (("federation.clients_per_round=2",), "makes sums of few clients"),
-        (("federation.local_optimizer=keep",), "keeps each client's moments in the run's folder"),
+        (("federation.clients_per_round=2",), "sums the updates of few and changing clients"),
+        (("federation.local_optimizer=keep",), "keeps each client's optimizer state in the run's folder"),
         (
             ("federation.method=flexlora", "federation.server_optimizer=none", "federation.server_lr=1"),
             "needs every client's own values",
@@ -102,7 +102,7 @@ def test_no_output_says_anything_of_one_client(masked, clear):
     ],
 )
 def test_what_would_undo_it_is_refused(workshop, words, named):
-    ended = workshop.run(*WORDS, "run.name=refused", *words)
+    ended = workshop.run(*with_overrides(WORDS, "run.name=refused", *words))
     assert ended.code == 2 and named in ended.text and "Traceback" not in ended.text
     assert not (workshop.runs / "refused").exists()
 

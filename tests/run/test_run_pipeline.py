@@ -16,7 +16,7 @@ from fedspeed.engine.checks import check_pipeline
 from fedspeed.errors import ConfigError
 from fedspeed.monitor.trace import read_spans
 from fedspeed.routing.config import RoutingConfig
-from tests.run.launched import journal_rounds, records, rounds_seen
+from tests.run.launched import journal_rounds, records, rounds_seen, with_overrides
 from tests.run.test_run_resume import SLOW
 from tests.tiny import run_config
 
@@ -64,7 +64,9 @@ def plain(shared_workshop):
 )
 def test_a_pipeline_trains_what_whole_models_train(shared_workshop, plain, name, words, kept):
     ended = shared_workshop.run(
-        *COMMON, *words, f"run.name=pipelined-{name}", "monitor.trace_rounds=2", "monitor.plot=true"
+        *with_overrides(COMMON, *words, "monitor.plot=true"),
+        f"run.name=pipelined-{name}",
+        "monitor.trace_rounds=2",
     )
     assert ended.code == 0, ended.text
     run = shared_workshop.runs / f"pipelined-{name}"
@@ -117,7 +119,9 @@ def test_a_lost_stage_is_named_and_the_run_goes_on(shared_workshop, words):
     tests/engine/test_engine_pipeline.py.)
     """
     name = f"lost-{words[0][-6:]}"
-    started = shared_workshop.start_run(*COMMON, *words, f"run.name={name}", "federation.rounds=6", env=SLOW)
+    started = shared_workshop.start_run(
+        *with_overrides(COMMON, *words, "federation.rounds=6"), f"run.name={name}", env=SLOW
+    )
     run = shared_workshop.runs / name
     started.until(lambda: rounds_seen(run) >= 2)
     os.kill(started.local_ranks()[1], signal.SIGKILL)
