@@ -1,13 +1,13 @@
-"""What anonymity costs: an exchange in every mode beside the plain one, on the same vectors, in one run.
+"""Measure what anonymity costs: an exchange in every mode, compared with the plain one on the same vectors.
 
     python benchmarks/anonymous.py [--clients 3] [--mb 200] [--modes plain,mask,mix,mix+mask] [--transport
     local|tls] [--profile]
 
-Every client is a thread (local: one works at a time, as if it had a core for itself) or a process (tls, on
-loopback) of this machine. Bytes are what a client sends to others, beside the formula (L + 1) S + S for L
-relays and vectors of S bytes (S + S without relays). CPU-seconds are those of all threads, divided by the
-clients; seconds are of this machine, which here does the work of all clients. --profile prints where the
-first client's CPU-seconds go.
+Every client is a thread (local: one works at a time, as if it had a core of its own) or a process (tls, over
+loopback) of this machine. Bytes are what a client sends to others, compared with the formula (L + 1) S + S
+for L relays and vectors of S bytes (S + S without relays). CPU-seconds are those of all threads, divided by
+the clients; seconds are of this machine, which does the work of all clients. --profile prints a profile of
+the first client's CPU time.
 """
 
 import argparse
@@ -36,35 +36,45 @@ def exchange_of(transport, mode: str, args):
     from fedspeed.routing.config import RoutingConfig
     from fedspeed.routing.exchange import PlainExchange
 
+    """Return an exchange in a mode, which runs while it has the transport's turn, if that has one."""
     turn = getattr(transport, "turn", contextlib.nullcontext())
+    has_profile = args.profile and transport.rank == 0
 
-    def working(kind):
-        class Working(kind):
+    def measured(kind):
+        class Measured(kind):
+            profile = None  # of the last exchange
+
             def _run(self, *exchange):
-                with (
-                    turn,
-                    cProfile.Profile(time.thread_time)
-                    if args.profile and transport.rank == 0
-                    else contextlib.nullcontext() as self.profile,
-                ):
+                if has_profile:
+                    self.profile = cProfile.Profile(time.thread_time)
+                with turn, self.profile or contextlib.nullcontext():
                     return super()._run(*exchange)
 
-        return Working
+        return Measured
 
     if mode == "plain":
-        return working(PlainExchange)(transport, 600)
+        return measured(PlainExchange)(transport, 600)
     key = Ed25519PrivateKey.generate()
     with turn:
         roster = exchange_public_keys(transport, 60, key)
-    return working(AnonymousExchange)(
-        transport, RoutingConfig(mode, cell_kib=args.cell_kib, step_deadline_s=600), key, roster, b"benchmark"
-    )
+    config = RoutingConfig(mode, cell_kib=args.cell_kib, step_deadline_s=600)
+    return measured(AnonymousExchange)(transport, config, key, roster, b"benchmark")
 
 
-def act(transport, mode: str, words: int, args, out: dict, *, gate: threading.Barrier | None = None) -> None:
-    vector = np.random.default_rng(transport.rank).standard_normal(words, dtype=np.float32) * np.float32(1e-3)
+def take_part(
+    transport, mode: str, length: int, args, out: dict, *, gate: threading.Barrier | None = None
+) -> None:
+    """Make the exchanges of one client, and write its measurements into `out`.
+
+    Args:
+        length: values of a vector.
+        out: by client, (seconds, CPU-seconds of the process, bytes sent) of each exchange.
+        gate: makes clients of one process begin and end together.
+    """
+    random = np.random.default_rng(transport.rank)
+    vector = random.standard_normal(length, dtype=np.float32) * np.float32(1e-3)
     exchange = exchange_of(transport, mode, args)
-    exchange.start(vector[:1000].copy(), 1.0).wait(600)  # memory and keys are there from here on
+    exchange.start(vector[:1000].copy(), 1.0).wait(600)  # a warm-up: threads and keys exist from here on
     for _ in range(args.repeat):
         if gate:
             gate.wait()
@@ -85,12 +95,13 @@ def act(transport, mode: str, words: int, args, out: dict, *, gate: threading.Ba
     exchange.close()
 
 
-def local(args, mode: str, words: int) -> dict:
+def measure_local(args, mode: str, length: int) -> dict:
+    """Run all clients as threads, and return their measurements."""
     from fedspeed.routing.transports.local import LocalTransport
 
     class InTurn(LocalTransport):
-        """Lets the others work while it waits. Clients that shared cores and caches would pay for each
-        other's misses.
+        """A transport that lets the other clients work while it waits: clients that work at the same time
+        would slow each other down by sharing cores and caches.
         """
 
         turn = threading.Lock()
@@ -105,19 +116,20 @@ def local(args, mode: str, words: int) -> dict:
     out = {}
     gate = threading.Barrier(args.clients)
     threads = [
-        threading.Thread(target=act, args=(t, mode, words, args, out), kwargs={"gate": gate})
+        threading.Thread(target=take_part, args=(t, mode, length, args, out), kwargs={"gate": gate})
         for t in InTurn.set_of(args.clients)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for rank in range(args.clients):  # one process: its CPU-seconds are everybody's
+    for rank in range(args.clients):  # CPU-seconds of the process are those of all clients
         out[rank] = [(s, c / args.clients, b) for s, c, b in out[rank]]
     return out
 
 
-def site(args, mode: str, words: int, folder: str, rank: int, *, pipe) -> None:
+def run_site(args, mode: str, length: int, folder: str, rank: int, *, pipe) -> None:
+    """Run one client as a process, and send its measurements through a pipe."""
     from fedspeed.routing import identity
     from fedspeed.routing.config import RoutingConfig
     from fedspeed.routing.listen_address import listen_address
@@ -126,17 +138,13 @@ def site(args, mode: str, words: int, folder: str, rank: int, *, pipe) -> None:
     roster = identity.read_roster(Path(folder) / "roster.json", str(Path(folder) / "operator.json"))
     out: dict = {}
     listen = listen_address(RoutingConfig(), roster.members[rank])
-    act(
-        TlsTransport(f"{folder}/site{rank}.key", roster.keys[rank], roster, 60, listen),
-        mode,
-        words,
-        args,
-        out,
-    )
+    transport = TlsTransport(f"{folder}/site{rank}.key", roster.keys[rank], roster, 60, listen)
+    take_part(transport, mode, length, args, out)
     pipe.send(out)
 
 
-def tls(args, mode: str, words: int) -> dict:
+def measure_tls(args, mode: str, length: int) -> dict:
+    """Run all clients as processes, and return their measurements."""
     import multiprocessing
 
     from fedspeed.net.ports import free_port
@@ -145,18 +153,20 @@ def tls(args, mode: str, words: int) -> dict:
     context = multiprocessing.get_context("spawn")
     out = {}
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
+        path = Path(folder)
         cards = [
-            identity.read_card(identity.make(f"site{i}", f"127.0.0.1:{free_port()}", place)[1])
+            identity.read_card(identity.make(f"site{i}", f"127.0.0.1:{free_port()}", path)[1])
             for i in range(args.clients)
         ]
-        identity.make("operator", "127.0.0.1:1", place)
-        (place / "roster.json").write_text(
-            identity.sign_roster(cards, identity.read_key(place / "operator.key"), 1)
+        identity.make("operator", "127.0.0.1:1", path)
+        (path / "roster.json").write_text(
+            identity.sign_roster(cards, identity.read_key(path / "operator.key"), 1)
         )
         pipes = [context.Pipe() for _ in range(args.clients)]
         processes = [
-            context.Process(target=site, args=(args, mode, words, folder, i), kwargs={"pipe": pipes[i][1]})
+            context.Process(
+                target=run_site, args=(args, mode, length, folder, i), kwargs={"pipe": pipes[i][1]}
+            )
             for i in range(args.clients)
         ]
         for process in processes:
@@ -169,6 +179,7 @@ def tls(args, mode: str, words: int) -> dict:
 
 
 def main() -> None:
+    """Measure all modes, and print a line for each and everything as JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -178,26 +189,27 @@ def main() -> None:
     parser.add_argument("--transport", choices=("local", "tls"), default="local")
     parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
-    words = args.mb * 10**6 // 4
-    found = {}
+    length = args.mb * 10**6 // 4
+    measure = measure_local if args.transport == "local" else measure_tls
+    modes = {}
     for mode in args.modes.split(","):
-        out = (local if args.transport == "local" else tls)(args, mode, words)
+        out = measure(args, mode, length)
         sums = {out["sum", r] for r in range(args.clients)}
-        assert len(sums) == 1, f"clients hold different sums: {sums}"
+        assert len(sums) == 1, f"clients have different sums: {sums}"
         seconds, cpu, sent = (
             float(np.mean([min(run[i] for run in out[r]) for r in range(args.clients)])) for i in range(3)
         )
-        hops = 0 if "mix" not in mode else min(2, args.clients - 1)
-        formula = (hops + 2) * args.mb * 1e6
-        found[mode] = {"seconds": seconds, "cpu": cpu, "sent": sent, "formula": formula}
-        beside = f"   {cpu / found['plain']['cpu']:5.2f} x plain" if "plain" in found else ""
+        relays = 0 if "mix" not in mode else min(2, args.clients - 1)
+        formula = (relays + 2) * args.mb * 1e6
+        modes[mode] = {"seconds": seconds, "cpu": cpu, "sent": sent, "formula": formula}
+        ratio = f"   {cpu / modes['plain']['cpu']:5.2f} x plain" if "plain" in modes else ""
         print(
-            f"{mode:9} {seconds:8.2f} s   {cpu:7.3f} CPU-s a client{beside}   {args.mb / 1000 / cpu:6.3f} "
+            f"{mode:9} {seconds:8.2f} s   {cpu:7.3f} CPU-s a client{ratio}   {args.mb / 1000 / cpu:6.3f} "
             f"GB/CPU-s   sent {sent / 1e6:8.1f} MB a client, "
             f"{sent / formula:.3f} of the formula",
             flush=True,
         )
-    print(json.dumps({"clients": args.clients, "mb": args.mb, "transport": args.transport, "modes": found}))
+    print(json.dumps({"clients": args.clients, "mb": args.mb, "transport": args.transport, "modes": modes}))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""How well the content of cells tells whose they are, round after round, with masks and without: `fedspeed
-audit` on real rows.
+"""Measure how well the content of cells reveals whose they are, from round to round, with masks and without:
+`fedspeed audit` on real rows.
 
     python benchmarks/linkage.py [--only dolly|codealpaca|gsm8k] [--rounds N]
 
 Dolly by category over 8 clients and CodeAlpaca by language over 9 (201 rounds each), GSM8K spread evenly over
 3 (2 501 rounds), on a small Llama with random weights that trains LoRA. The coalition is all owners of
-chunks: everything that is in any cell. Needs the data of the task (data.path).
+chunks, so it sees the content of every cell. Needs the data of the task (data.path).
 """
 
 import argparse
@@ -19,14 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-TASKS = {
-    "dolly": ("meta", 8, 201),
-    "codealpaca": ("meta", 9, 201),
-    "gsm8k": ("iid", 3, 2501),
-}  # task -> (split, clients, rounds)
+# (split, clients, rounds) of each task.
+TASKS = {"dolly": ("meta", 8, 201), "codealpaca": ("meta", 9, 201), "gsm8k": ("iid", 3, 2501)}
 
 
 def main() -> None:
+    """Run the audit of one task or of all."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -38,7 +36,7 @@ def main() -> None:
         write_model(Path(folder))
         for task in [args.only] if args.only else TASKS:
             split, clients, rounds = TASKS[task]
-            words = [
+            overrides = [
                 f"data.task={task}",
                 f"data.split={split}",
                 f"data.clients={clients}",
@@ -62,7 +60,7 @@ def main() -> None:
                     "audit",
                     "--config",
                     str(ROOT / "ds_configs" / "quickstart.yaml"),
-                    *words,
+                    *overrides,
                     "--rounds",
                     str(args.rounds or rounds),
                     "--words",
@@ -74,6 +72,7 @@ def main() -> None:
 
 
 def write_model(folder: Path) -> None:
+    """Write the config.json of the small model."""
     from transformers import LlamaConfig
 
     LlamaConfig(

@@ -1,5 +1,5 @@
-"""The primitives against their standards' own vectors, and what is built of them: streams, shares, ring
-words, routes, masks.
+"""The cryptographic primitives against the test vectors of their standards, and what is built of them: key
+streams, shares, integers, paths, masks.
 """
 
 import hashlib
@@ -30,16 +30,17 @@ from fedspeed.routing.anonymous.crypto import (
     shared_secret,
 )
 from fedspeed.routing.anonymous.lockstep import play
-from fedspeed.routing.anonymous.masks import Masks
+from fedspeed.routing.anonymous.masks import Masks, remove_self_masks
 from fedspeed.routing.anonymous.mix_node import secret_order
 from tests.routing.anonymous.parties import Parties
 
 hexed = bytes.fromhex
 
 
-def stream(cipher, key, part, nbytes) -> bytes:
+def stream(cipher, key, number, nbytes) -> bytes:
+    """Return the beginning of one of a key's streams."""
     out = np.empty(nbytes // 4, np.uint32)
-    crypto.fill_key_stream(cipher, key, part, out)
+    crypto.fill_key_stream(cipher, key, number, out)
     return out.tobytes()
 
 
@@ -96,7 +97,8 @@ def test_rfc_8032_signatures():
     )
     public = hexed("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a")
     signature = hexed(
-        "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b"
+        "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e06522490155"
+        "5fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b"
     )
     assert public_bytes(private) == public and private.sign(b"") == signature
     check_signature(public, signature, b"")
@@ -107,7 +109,7 @@ def test_rfc_8032_signatures():
 
 @pytest.mark.parametrize("nbytes", [4, 64, (1 << 18) - 4, (1 << 18) + 20, 1 << 20])
 def test_aes_stream_is_counter_mode(nbytes):
-    """Each piece of 256 KiB is a counter of its own: nonce, then counts from 2 on."""
+    """Each block of 256 KiB has a nonce of its own, and GCM counts from 2 on."""
     key = b"k" * 32
     expected = b""
     for i in range(-(-nbytes // (1 << 18))):
@@ -117,11 +119,11 @@ def test_aes_stream_is_counter_mode(nbytes):
 
 
 @pytest.mark.parametrize("cipher", CIPHERS.values(), ids=lambda c: c.name)
-def test_streams_of_chunks_have_nothing_in_common(cipher):
-    pieces = [stream(cipher, b"k" * 32, part, 1 << 12) for part in range(20)]
-    blocks = [piece[at : at + 16] for piece in pieces for at in range(0, len(piece), 16)]
+def test_the_streams_of_a_key_do_not_overlap(cipher):
+    streams = [stream(cipher, b"k" * 32, number, 1 << 12) for number in range(20)]
+    blocks = [one[start : start + 16] for one in streams for start in range(0, len(one), 16)]
     assert len(set(blocks)) == len(blocks)
-    # One stream begun later is not another one's end.
+    # A shorter stream is the beginning of a longer one.
     assert stream(cipher, b"k" * 32, 3, 1 << 12)[: 1 << 11] == stream(cipher, b"k" * 32, 3, 1 << 11)
 
 
@@ -147,7 +149,7 @@ def test_shares():
     assert shamir.from_bytes(shamir.to_bytes(secret)) == secret and len(set(shamir.split(0, 5, 3))) == 5
 
 
-# Ring.
+# Integers modulo 2^32.
 
 
 def noise(seed):
@@ -158,21 +160,21 @@ def noise(seed):
 @pytest.mark.parametrize("n", [3, 5, 9, 16, 64])
 def test_the_sum_is_float64_fedavg_within_the_quantisation(n):
     random = np.random.default_rng(n)
-    words = 70_001
+    length = 70_001
     weights = random.integers(1, 1000, n).astype(float)
-    updates = [random.normal(size=words).astype(np.float32) * 0.01 for _ in range(n)]
-    total = np.zeros(words, np.uint32)
-    span = 0.05 * 64
+    updates = [random.normal(size=length).astype(np.float32) * 0.01 for _ in range(n)]
+    total = np.zeros(length, np.uint32)
+    bound = 0.05 * 64
     whole = weights.sum()
     for i in range(n):
-        out = np.empty(words, np.uint32)
-        assert ring.encode((updates[i] * np.float32(weights[i] / whole)), span, noise(i), out) == 0
+        out = np.empty(length, np.uint32)
+        assert ring.encode((updates[i] * np.float32(weights[i] / whole)), bound, noise(i), out) == 0
         total += out
     exact = sum(w * u.astype(np.float64) for w, u in zip(weights, updates)) / whole
-    step = span / 2**ring.BITS
-    came = np.empty(words)
-    ring.decode(total, span, came)
-    assert np.abs(came - exact).max() <= n * (step + 2**-23 * 0.05)
+    unit = bound / 2**ring.BITS
+    decoded = np.empty(length)
+    ring.decode(total, bound, decoded)
+    assert np.abs(decoded - exact).max() <= n * (unit + 2**-23 * 0.05)
 
 
 def test_rounding_has_no_bias():
@@ -184,15 +186,15 @@ def test_rounding_has_no_bias():
     assert abs(out.view(np.int32).mean() + 0.3) < 4 * np.sqrt(0.21 / 200_000)
 
 
-def test_what_is_beyond_the_span_is_cut_and_counted():
+def test_values_above_the_bound_are_clipped_and_counted():
     out = np.empty(4, np.uint32)
     assert ring.encode(np.array([0.5, 2.0, -3.0, 1.0], np.float32), 1.0, noise(0), out) == 3
-    came = np.empty(4, np.float32)
-    ring.decode(out, 1.0, came)
-    np.testing.assert_allclose(came, [0.5, 1.0, -1.0, 1.0], atol=1e-6)
+    decoded = np.empty(4, np.float32)
+    ring.decode(out, 1.0, decoded)
+    np.testing.assert_allclose(decoded, [0.5, 1.0, -1.0, 1.0], atol=1e-6)
 
 
-def test_exact_words():
+def test_exact_values():
     random = np.random.default_rng(0)
     columns = [random.normal(size=50) * 10.0 ** random.integers(-9, 9, 50) for _ in range(64)]
     columns[0][:4] = [0.0, 2**40, -(2**40) - 0.5, 1e9 / 3]
@@ -204,70 +206,68 @@ def test_exact_words():
             ring.encode_exact(np.array([bad]))
 
 
-def test_the_check_word_adds_up_and_sees_every_change():
+def test_the_checksum_is_linear_and_detects_every_change():
     random = np.random.default_rng(0)
     vectors = [random.integers(-(2**20), 2**20, 100_000).astype(np.int32).view(np.uint32) for _ in range(5)]
     total = np.sum(vectors, axis=0, dtype=np.uint32)
-    assert sum(ring.linear_checksum(v, noise(9)) for v in vectors) % 2**64 == ring.linear_checksum(
-        total, noise(9)
-    )
+    of_total = ring.linear_checksum(total, noise(9))
+    assert sum(ring.linear_checksum(v, noise(9)) for v in vectors) % 2**64 == of_total
     for bit in range(32):
         other = total.copy()
         other[random.integers(len(total))] ^= np.uint32(1 << bit)
-        assert ring.linear_checksum(other, noise(9)) != ring.linear_checksum(total, noise(9))
+        assert ring.linear_checksum(other, noise(9)) != of_total
 
 
-# Routes.
+# Paths.
 
 
-@pytest.mark.parametrize("members,hops", [(3, 2), (5, 0), (9, 2), (16, 3), (1, 0)])
-def test_routes_are_balanced_and_their_stations_differ(members, hops):
-    plan = paths.draw_paths(b"beacon", members, 5_000, hops, 64)
+@pytest.mark.parametrize("members,relays", [(3, 2), (5, 0), (9, 2), (16, 3), (1, 0)])
+def test_paths_are_balanced_and_their_members_differ(members, relays):
+    plan = paths.draw_paths(b"beacon", members, 5_000, relays, 64)
     assert plan.chunks % members == 0 and plan.chunks * plan.chunk_length >= 5_000
-    for route in plan.paths:
-        assert len(set(route)) == hops + 1
-    for level in range(hops + 1):
-        assert set(Counter(route[level] for route in plan.paths).values()) == {plan.chunks // members}
+    for path in plan.paths:
+        assert len(set(path)) == relays + 1
+    for hop in range(relays + 1):
+        assert set(Counter(path[hop] for path in plan.paths).values()) == {plan.chunks // members}
         for member in range(members):
-            given = [plan.chunks_between(level, sender, member) for sender in range(members)]
-            assert set().union(*given) == set(plan.chunks_at(level, member))
+            arriving = [plan.chunks_between(hop, sender, member) for sender in range(members)]
+            assert set().union(*arriving) == set(plan.chunks_at(hop, member))
 
 
-def test_routes_change_with_the_beacon_and_with_nothing_else():
+def test_paths_depend_on_the_beacon():
     one, same, other = (paths.draw_paths(b, 9, 10_000, 2, 64).paths for b in (b"a", b"a", b"b"))
     assert one == same and sum(x == y for x, y in zip(one, other)) < len(one) // 3
 
 
-@pytest.mark.parametrize("members,corrupt,hops", [(8, 2, 2), (9, 3, 2), (9, 3, 3), (16, 5, 3)])
-def test_paths_are_compromised_as_often_as_the_formula_says(members, corrupt, hops):
+@pytest.mark.parametrize("members,corrupt,relays", [(8, 2, 2), (9, 3, 2), (9, 3, 3), (16, 5, 3)])
+def test_paths_are_compromised_as_often_as_the_formula_says(members, corrupt, relays):
     draws = 0
-    whole = 0
+    compromised = 0
     for beacon in range(1_500):
-        for route in paths.draw_paths(beacon.to_bytes(4, "big"), members, 2 * members, hops, 1).paths:
+        for path in paths.draw_paths(beacon.to_bytes(4, "big"), members, 2 * members, relays, 1).paths:
             draws += 1
-            whole += all(station < corrupt for station in route[:-1])
-    p = comb(corrupt, hops) / comb(members, hops)
-    assert abs(whole / draws - p) < 5 * np.sqrt(
-        p * (1 - p) / draws * members
-    )  # routes of one group are not independent
+            compromised += all(member < corrupt for member in path[:-1])
+    p = comb(corrupt, relays) / comb(members, relays)
+    # The paths of one group are not independent, so only draws / members count.
+    assert abs(compromised / draws - p) < 5 * np.sqrt(p * (1 - p) / draws * members)
 
 
 def test_orders_are_uniform():
     counts = Counter(tuple(secret_order(3)) for _ in range(6_000))
-    assert (
-        len(counts) == 6 and sum((c - 1000) ** 2 / 1000 for c in counts.values()) < 25
-    )  # chi-square, 5 degrees, p = 1e-4
+    chi_square = sum((count - 1000) ** 2 / 1000 for count in counts.values())
+    assert len(counts) == 6 and chi_square < 25  # 5 degrees of freedom, p = 1e-4
 
 
 # Masks and cells.
 
 
-def test_masks_vanish_in_the_sum_and_nowhere_else():
+def test_masks_cancel_in_the_sum_of_all_and_only_there():
     private = [X25519PrivateKey.generate() for _ in range(4)]
     keys = [public_bytes(p) for p in private]
-    owns = [bytes([i]) * 32 for i in range(4)]
+    self_secrets = [bytes([i]) * 32 for i in range(4)]
     masks = [
-        Masks(AesGcm, b"context", i, private=private[i], keys=keys, self_secret=owns[i]) for i in range(4)
+        Masks(AesGcm, b"context", i, private=private[i], keys=keys, self_secret=self_secrets[i])
+        for i in range(4)
     ]
     for i in range(4):
         for j in range(i):
@@ -275,25 +275,23 @@ def test_masks_vanish_in_the_sum_and_nowhere_else():
     vectors = np.zeros((4, 1000), np.uint32)
     for i in range(4):
         masks[i].apply(5, vectors[i])
-    from fedspeed.routing.anonymous.masks import remove_self_masks
-
     total = vectors.sum(axis=0, dtype=np.uint32)
-    assert len(set(total.tolist())) > 990, "own masks are still there"
-    remove_self_masks(AesGcm, dict(enumerate(owns)), 5, total)
+    assert len(set(total.tolist())) > 990, "the self masks are still there"
+    remove_self_masks(AesGcm, dict(enumerate(self_secrets)), 5, total)
     assert not total.any()
     three = vectors[:3].sum(axis=0, dtype=np.uint32)
-    remove_self_masks(AesGcm, dict(enumerate(owns[:3])), 5, three)
-    assert len(set(three.tolist())) > 990, "a member's absence leaves its masks"
+    remove_self_masks(AesGcm, dict(enumerate(self_secrets[:3])), 5, three)
+    assert len(set(three.tolist())) > 990, "the pairwise masks with an absent member remain"
 
 
-def test_masks_take_secrets_that_nobody_has_published():
-    """All that travels in the clear, hashed in every way the protocol hashes things, gives no pair's seed."""
+def test_pairwise_keys_do_not_follow_from_what_is_sent():
+    """No 32 bytes of any message give a pairwise key, neither themselves nor by the protocol's derivation."""
     parties = Parties(3)
     seen = []
     members = parties.attempt()
-    play(members, lambda state, messages: seen.extend(messages.values()))
-    seeds = {seed for member in members for seed in member.masks.pairwise_keys.values()}
-    public = {text[at : at + 32] for text in seen for at in range(0, len(text) - 31, 4)} | {
+    play(members, lambda phase, messages: seen.extend(messages.values()))
+    keys = {key for member in members for key in member.masks.pairwise_keys.values()}
+    public = {text[start : start + 32] for text in seen for start in range(0, len(text) - 31, 4)} | {
         members[0].context,
         members[0].parameters.context,
     }
@@ -303,13 +301,13 @@ def test_masks_take_secrets_that_nobody_has_published():
         for i in range(3)
         for j in range(i, 3)
     }
-    assert len(seeds) == 3 and not seeds & (candidates | public)
+    assert len(keys) == 3 and not keys & (candidates | public)
 
 
 def test_masked_cells_look_random():
-    """Words of one member's cells at the owner, all of whose words are zero."""
+    """The bytes of a cell whose integers are all zero, as its owner sees them, are uniform (chi-square)."""
     parties = Parties(3, 30_000, chunk_length=4096)
-    parties.vectors = [v * 0 for v in parties.vectors]
+    parties.integers = [own * 0 for own in parties.integers]
     members = parties.attempt()
     play(members)
     plan = members[0].plan

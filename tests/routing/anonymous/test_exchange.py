@@ -20,25 +20,22 @@ from tests.processes import free_port, run_ranks
 from tests.routing.contract import gloo_rank, in_threads
 from tests.routing.sites import Sites
 
-RULES = RoutingConfig("mix+mask", cell_kib=4, step_deadline_s=LIMIT_S, deadline_s=LIMIT_S)
+CONFIG = RoutingConfig("mix+mask", cell_kib=4, step_deadline_s=LIMIT_S, deadline_s=LIMIT_S)
 
 
-def exchange_of(transport, rules=RULES, **changes):
+def exchange_of(transport, config=CONFIG, settings=b"run"):
     identity = Ed25519PrivateKey.generate()
-    return AnonymousExchange(
-        transport,
-        rules,
-        identity,
-        exchange_public_keys(transport, LIMIT_S, identity),
-        changes.get("settings", b"run"),
-    )
+    roster = exchange_public_keys(transport, LIMIT_S, identity)
+    return AnonymousExchange(transport, config, identity, roster, settings)
 
 
-def rounds(transport, rules=RULES):
-    """Two updates and a ledger, with unequal weights; what each participant ends with, and the largest error
-    beside float64.
+def rounds(transport, config=CONFIG):
+    """Sum three updates with unequal weights, and exact values after each.
+
+    Returns:
+        (beginning of the last sum in hex, largest error of each sum divided by the weight).
     """
-    exchange = exchange_of(transport, rules)
+    exchange = exchange_of(transport, config)
     n = transport.size
     errors = []
     for number in range(3):
@@ -53,22 +50,22 @@ def rounds(transport, rules=RULES):
         exact = sum(w * u.astype(np.float64) for w, u in zip(weights, updates))
         assert weight == sum(weights) and total.dtype == np.float32 and handle.clipped == 0
         errors.append(float(np.abs(total - exact).max() / weight))
-        ledger, _ = exchange.start(np.array([1.5, transport.rank, -(2.0**-40)]), 0.0).wait(LIMIT_S)
-        np.testing.assert_array_equal(ledger, [1.5 * n, n * (n - 1) / 2, -n * 2.0**-40])
+        exact_sums, _ = exchange.start(np.array([1.5, transport.rank, -(2.0**-40)]), 0.0).wait(LIMIT_S)
+        np.testing.assert_array_equal(exact_sums, [1.5 * n, n * (n - 1) / 2, -n * 2.0**-40])
     return total.tobytes().hex()[:64], errors
 
 
 @pytest.mark.parametrize("mode", ["mix", "mask", "mix+mask"])
 @pytest.mark.parametrize("size", [3, 5])
 def test_updates_are_summed_within_the_quantisation(size, mode):
-    results = in_threads(LocalTransport.set_of(size), lambda t: rounds(t, replace(RULES, mode=mode)))
-    assert len({digest for digest, _ in results}) == 1
-    assert max(results[0][1]) < 1e-9, "from the first round on the span follows the updates"
+    results = in_threads(LocalTransport.set_of(size), lambda t: rounds(t, replace(CONFIG, mode=mode)))
+    assert len({total for total, _ in results}) == 1
+    assert max(results[0][1]) < 1e-9, "the bounds follow the updates from the first round on"
 
 
 def test_over_gloo():
     results = run_ranks(3, gloo_rank, 3, free_port(), rounds, timeout=LIMIT_S)
-    assert len({digest for digest, _ in results}) == 1
+    assert len({total for total, _ in results}) == 1
 
 
 def test_over_mpi():
@@ -91,23 +88,22 @@ def test_over_mpi():
 
 def test_over_tls(tmp_path):
     transports = Sites(tmp_path, 3).all()
-    assert len({digest for digest, _ in in_threads(transports, rounds)}) == 1
+    assert len({total for total, _ in in_threads(transports, rounds)}) == 1
     for transport in transports:
         transport.close()
 
 
 @pytest.mark.parametrize("size", [9, 16])
 def test_many_participants(size):
-    assert len({digest for digest, _ in in_threads(LocalTransport.set_of(size), rounds)}) == 1
+    assert len({total for total, _ in in_threads(LocalTransport.set_of(size), rounds)}) == 1
 
 
 def test_fewer_participants_than_a_sum_needs_are_refused():
     with pytest.raises(FedSpeedError, match="2 participants: a sum of fewer than 3.*routing.mode=plain"):
-        AnonymousExchange(LocalTransport.set_of(2)[0], RULES, Ed25519PrivateKey.generate(), [b"", b""], b"")
+        AnonymousExchange(LocalTransport.set_of(2)[0], CONFIG, Ed25519PrivateKey.generate(), [b"", b""], b"")
 
 
-def test_one_that_leaves_is_done_without(capfd):
-    """The others end the exchange it is missing in, and all that come after, among themselves."""
+def test_the_others_go_on_without_a_participant_that_leaves(capfd):
 
     def act(transport):
         exchange = exchange_of(transport)
@@ -141,13 +137,13 @@ def test_below_the_threshold_it_stops_with_a_message():
     in_threads(LocalTransport.set_of(4), act)
 
 
-def test_one_that_is_silent_is_lost_at_the_deadline():
+def test_a_participant_that_sends_nothing_is_lost_at_the_deadline():
     others_done = threading.Barrier(4)
 
     def act(transport):
         identity = Ed25519PrivateKey.generate()
         roster = exchange_public_keys(transport, LIMIT_S, identity)
-        exchange = AnonymousExchange(transport, replace(RULES, deadline_s=3.0), identity, roster, b"run")
+        exchange = AnonymousExchange(transport, replace(CONFIG, deadline_s=3.0), identity, roster, b"run")
         weight = None
         if transport.rank != 3:
             _, weight = exchange.start(np.full(10, 1.0, np.float32), 1.0).wait(LIMIT_S)
@@ -158,25 +154,25 @@ def test_one_that_is_silent_is_lost_at_the_deadline():
 
 
 def test_updates_are_summed_once_however_the_weights_grow():
-    """A second sum of the same updates, over one member less, would tell that member's."""
+    """A second sum of the same updates, over one member less, would reveal that member's update."""
 
     def act(transport):
         exchange = exchange_of(transport)
         sums = []
         summed = exchange._agree
-        exchange._agree = lambda tag, words, payload: sums.append(words) or summed(tag, words, payload)
+        exchange._agree = lambda number, length, own: sums.append(length) or summed(number, length, own)
         totals = [
             exchange.start(np.full(600, weight, np.float32), weight).wait(LIMIT_S)
             for weight in (1.0, 1000.0, 3.0)
         ]
-        return [(float(total[0]), weight) for total, weight in totals], [words > 600 for words in sums]
+        return [(float(total[0]), weight) for total, weight in totals], [length > 600 for length in sums]
 
     for totals, sums in in_threads(LocalTransport.set_of(3), act):
         assert [weight for _, weight in totals] == [3, 3000, 9] and sums == [False, True] * 3
         assert totals[-1][0] == pytest.approx(9, rel=1e-3)
 
 
-def test_what_is_no_number_spoils_its_own_word_only():
+def test_a_value_that_is_not_finite_spoils_only_its_own_sum():
     def act(transport):
         exchange = exchange_of(transport)
         values = np.array([
@@ -194,13 +190,13 @@ def test_what_is_no_number_spoils_its_own_word_only():
         total, _ = handle.wait(LIMIT_S)
         return exact, weight, total, handle.clipped
 
-    for exact, weight, total, cut in in_threads(LocalTransport.set_of(3), act):
+    for exact, weight, total, clipped in in_threads(LocalTransport.set_of(3), act):
         np.testing.assert_array_equal(exact, [3.0, np.nan, np.nan, np.nan, 15.0])
-        assert weight == 3.0 and cut == 1
+        assert weight == 3.0 and clipped == 1
         np.testing.assert_allclose(total[[6, 7, 8]], [0.3, 0.2, 15.0], rtol=1e-5)
 
 
-def test_weights_that_are_none_are_refused_by_all():
+def test_an_invalid_weight_is_refused_by_all():
     def act(transport):
         exchange = exchange_of(transport)
         with pytest.raises(FedSpeedError, match="somebody sends an invalid weight"):
@@ -229,20 +225,20 @@ def test_threads_end_with_the_exchange():
         time.sleep(0.01)
 
 
-def test_any_first_update_comes_through_whole_and_each_part_with_its_digits():
-    """Nothing about updates is known beforehand: neither in the first round, nor where other tensors train
-    than in the last one.
+def test_every_tensor_of_any_update_keeps_its_precision():
+    """The scale of an update is not known beforehand: neither in the first round, nor where other tensors
+    train than in the last one.
     """
 
     def act(transport):
-        exchange = exchange_of(transport, replace(RULES, mode="mask", cell_kib=64))
+        exchange = exchange_of(transport, replace(CONFIG, mode="mask", cell_kib=64))
         found = []
         for scales in ((1e4, 1e-7), (1e-7, 1e4)):
-            parts = (1000, 700)
+            lengths = (1000, 700)
             vectors = [
-                np.random.default_rng([r]).normal(size=1700) * np.repeat(scales, parts) for r in range(3)
+                np.random.default_rng([r]).normal(size=1700) * np.repeat(scales, lengths) for r in range(3)
             ]
-            handle = exchange.start(vectors[transport.rank].astype(np.float32), 1.0, parts)
+            handle = exchange.start(vectors[transport.rank].astype(np.float32), 1.0, lengths)
             total, _ = handle.wait(LIMIT_S)
             exact = sum(v.astype(np.float32).astype(np.float64) for v in vectors)
             found += [
@@ -257,7 +253,7 @@ def test_any_first_update_comes_through_whole_and_each_part_with_its_digits():
 
 
 class Liar(AnonymousExchange):
-    """Tells another size of its update than it has."""
+    """Sends other norm bounds than its update has."""
 
     factor = 0.0
 
@@ -266,13 +262,11 @@ class Liar(AnonymousExchange):
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.5, 1e-3, -1e9, np.nan, 1e12])
-def test_a_lie_about_sizes_ends_alike_for_all(factor):
-    """Whatever one tells, all hold the same sum and know that values were clipped, or all end with the same
-    error.
-    """
+def test_a_false_norm_bound_ends_alike_for_all(factor):
+    """Either all have the same sum and know that values were clipped, or all end with the same error."""
 
     def act(transport):
-        exchange = exchange_of(transport, replace(RULES, mode="mask"))
+        exchange = exchange_of(transport, replace(CONFIG, mode="mask"))
         if transport.rank == 1:
             exchange.__class__ = Liar
             exchange.factor = factor
@@ -291,7 +285,7 @@ def test_a_lie_about_sizes_ends_alike_for_all(factor):
         assert results[0][1] == 3.0 and (results[0][2] == 10) == (abs(factor) < 1)
 
 
-def test_an_update_beyond_the_range_is_told_with_a_remedy():
+def test_the_error_for_an_update_beyond_the_range_names_a_remedy():
     def act(transport):
         exchange = exchange_of(transport)
         with pytest.raises(FedSpeedError, match="an update is beyond 4.61e.18.*lower train.lr"):
@@ -300,8 +294,8 @@ def test_an_update_beyond_the_range_is_told_with_a_remedy():
     in_threads(LocalTransport.set_of(3), act)
 
 
-def test_parts_are_those_of_the_vector():
-    exchange = exchange_of(LocalTransport.set_of(1)[0], replace(RULES, min_participants=1))
+def test_the_tensor_lengths_must_sum_to_that_of_the_vector():
+    exchange = exchange_of(LocalTransport.set_of(1)[0], replace(CONFIG, min_participants=1))
     with pytest.raises(ValueError, match="tensors of 9 values together, in a vector of 10"):
         exchange.start(np.zeros(10, np.float32), 1.0, (4, 5))
     exchange.close()
