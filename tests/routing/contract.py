@@ -1,4 +1,4 @@
-"""What every transport must do, and the ways to have participants do something: threads, processes."""
+"""The contract of every transport, and how tests start participants: as threads or as processes."""
 
 import itertools
 import threading
@@ -13,16 +13,15 @@ from tests.limits import LIMIT_S
 
 
 def contract(transport) -> dict:
-    """What every participant does; the checks that need only its own view are made here."""
+    """Use a transport as every participant does; return what must be equal on all of them."""
     rank = transport.rank
     size = transport.size
     gathered = all_gather(transport, np.array([rank, 10.0 + rank]), LIMIT_S)
     assert gathered.tolist() == [[r, 10.0 + r] for r in range(size)]
-    came = all_to_all(
-        transport, [np.full(3 + i, 100 * rank + i, dtype=np.float32) for i in range(size)], LIMIT_S
-    )
-    assert came.dtype == np.float32 and came.shape == (size, 3 + rank)
-    assert came[:, 0].tolist() == [100.0 * sender + rank for sender in range(size)]
+    parts = [np.full(3 + i, 100 * rank + i, dtype=np.float32) for i in range(size)]
+    arrived = all_to_all(transport, parts, LIMIT_S)
+    assert arrived.dtype == np.float32 and arrived.shape == (size, 3 + rank)
+    assert arrived[:, 0].tolist() == [100.0 * sender + rank for sender in range(size)]
 
     talk(Channel(transport, LIMIT_S))
     exchange = PlainExchange(transport, deadline_s=LIMIT_S)
@@ -30,9 +29,8 @@ def contract(transport) -> dict:
         n: [np.random.default_rng([n, r]).normal(size=n).astype(np.float32) for r in range(size)]
         for n in (1, 2, 1001)
     }
-    handles = {
-        n: exchange.start(v[rank], weight=float(rank + 1)) for n, v in vectors.items()
-    }  # three under way at once
+    # Three are under way at once.
+    handles = {n: exchange.start(v[rank], weight=float(rank + 1)) for n, v in vectors.items()}
     for n, handle in handles.items():
         total, weight = handle.wait(LIMIT_S)
         assert weight == size * (size + 1) / 2
@@ -50,7 +48,7 @@ def contract(transport) -> dict:
 
 
 def talk(channel) -> None:
-    """Messages between pairs, of which one answers the other, between two exchanges of all."""
+    """Exchange questions and answers with every other participant, and check their content and order."""
     rank = channel.rank
     size = channel.size
     for low, high in itertools.combinations(range(size), 2):
@@ -62,17 +60,16 @@ def talk(channel) -> None:
             back = channel.receive(high)
             assert back.keys() == answer.keys() and np.array_equal(back["flow"], answer["flow"])
         if rank == high:
-            came = channel.receive(low)
+            first = channel.receive(low)
             more = channel.receive(low)
-            assert all(
-                np.array_equal(came[name], array) and came[name].dtype == array.dtype
-                for name, array in question.items()
-            )
+            for name, array in question.items():
+                assert np.array_equal(first[name], array) and first[name].dtype == array.dtype
             assert more["more"].tolist() == [high], "messages keep their order"
             channel.send(low, answer)
 
 
 def in_threads(transports, act):
+    """Return `act(transport)` of every participant, each in a thread; raise the first error."""
     results = {}
     errors = []
 
@@ -93,7 +90,7 @@ def in_threads(transports, act):
 
 
 def opened(name: str, rank: int, size: int, **more):
-    """The transport of one of `size` participants, opened as a session does."""
+    """Return the transport of one of `size` participants, opened as a session does."""
     return open_transport(
         name,
         TransportContext(
@@ -103,7 +100,7 @@ def opened(name: str, rank: int, size: int, **more):
 
 
 def gloo_rank(rank, size, port, act):
-    """What a process of a job does with its transport. `port`: of the job's store."""
+    """Return `act(transport)` of a process of a job. `port` is that of the job's store."""
     from datetime import timedelta
 
     from torch.distributed import PrefixStore, TCPStore

@@ -1,4 +1,4 @@
-"""Organisations with a roster, on one machine."""
+"""Organisations of one roster on this machine, for tests."""
 
 import threading
 
@@ -11,7 +11,7 @@ from tests.processes import free_ports
 
 
 class Sites:
-    """Members of a roster on loopback."""
+    """The keys, roster and transports of organisations that listen on loopback."""
 
     def __init__(self, folder, size: int, epoch: int = 1):
         self.folder = folder
@@ -28,6 +28,7 @@ class Sites:
         self.roster = identity.read_roster(self.roster_file, self.pinned)
 
     def routing(self, i: int, **more) -> RoutingConfig:
+        """Return the routing configuration of site i."""
         return RoutingConfig(
             transport="tls",
             identity=str(self.folder / f"site{i}.key"),
@@ -39,6 +40,7 @@ class Sites:
     def transport(
         self, i: int, timeout_s: float = LIMIT_S, roster=None, key: str | None = None
     ) -> TlsTransport:
+        """Connect site i to the others. roster, key: in place of the common roster and its own key file."""
         listen = listen_address(self.routing(i), self.roster.members[i])
         return TlsTransport(
             str(self.folder / (key or f"site{i}.key")),
@@ -49,17 +51,21 @@ class Sites:
         )
 
     def all(self, crowded=lambda: None, timeout_s: float = LIMIT_S) -> list[TlsTransport]:
-        """crowded: called when the first one listens, and before any of the others is there."""
-        made = [None] * self.size
+        """Connect all sites to each other, and return their transports.
 
-        def one(i):
-            made[i] = self.transport(i, timeout_s)
+        Args:
+            crowded: called once the first site listens, before any other one starts.
+        """
+        transports: list = [None] * self.size
 
-        threads = [threading.Thread(target=one, args=(i,)) for i in range(self.size)]
+        def connect(i):
+            transports[i] = self.transport(i, timeout_s)
+
+        threads = [threading.Thread(target=connect, args=(i,)) for i in range(self.size)]
         for thread in threads:
             thread.start()
             if thread is threads[0]:
                 crowded()
         for thread in threads:
             thread.join(LIMIT_S)
-        return made
+        return transports

@@ -1,4 +1,4 @@
-"""What comes from a peer is bounded, in number, in memory and in time, before anything is done with it."""
+"""What a peer may send is bounded in number, memory and time."""
 
 import queue
 import threading
@@ -26,7 +26,7 @@ PIECE = [np.zeros(1000, np.uint8)]
 
 
 class Flood:
-    """A mailbox that always has another frame; after very many it is empty, so that no test hangs."""
+    """A mailbox that always has another frame. After 100 000 it is empty, so that no test hangs."""
 
     def __init__(self, step):
         self.step = step
@@ -40,7 +40,7 @@ class Flood:
 
 
 def flooded(step) -> tuple[LocalTransport, Flood]:
-    """Participant 1 of two, and what comes to it from participant 0."""
+    """Return participant 1 of two, and its mailbox of frames from participant 0."""
     transport = LocalTransport.set_of(2)[1]
     flood = Flood(step)
     transport._mailboxes[1][0] = flood
@@ -55,13 +55,13 @@ def flooded(step) -> tuple[LocalTransport, Flood]:
         ("swap", (2, 1), r"sent 17 other frames, and none of step \(3, 1\) in time"),
     ],
 )
-def test_who_never_stops_to_send_is_gone(act, step, reason):
+def test_a_peer_that_never_stops_sending_is_lost(act, step, reason):
     transport, flood = flooded(step)
     with pytest.raises(PeersLost, match=f"participant 0 {reason}") as lost:
         transport.swap([b"", b""], [4, 0], 0.0, (3, 1)) if act == "swap" else transport.receive(0, LIMIT_S)
     assert lost.value.peers == {0}
-    assert flood.given == FRAMES_AHEAD + 1, "no more than that is looked at"
-    assert not transport._messages[0] and not transport._kept[0], "its memory is free again"
+    assert flood.given == FRAMES_AHEAD + 1, "no more frames are read"
+    assert not transport._messages[0] and not transport._kept[0], "none of them is kept"
 
 
 def test_the_bytes_that_are_kept_are_bounded_too(monkeypatch):
@@ -72,17 +72,19 @@ def test_the_bytes_that_are_kept_are_bounded_too(monkeypatch):
     assert flood.given == 3
 
 
-def test_what_may_be_kept_is_kept_in_order():
+def test_kept_messages_stay_in_order():
     one, other = LocalTransport.set_of(2)
     for i in range(FRAMES_AHEAD):
         one.send(1, np.array([i], np.uint8), 1.0)
     one.swap([b"", b"swap"], [0, 0], 1.0)
-    assert bytes(other.swap([b"", b""], [4, 0], 0.0)[0]) == b"swap", "looked at though the time is over"
+    assert bytes(other.swap([b"", b""], [4, 0], 0.0)[0]) == b"swap", (
+        "a frame that is here is read after the deadline too"
+    )
     assert [other.receive(0, 0.0)[0] for _ in range(FRAMES_AHEAD)] == list(range(FRAMES_AHEAD))
 
 
 @pytest.mark.parametrize(
-    ("count", "length", "well"),
+    ("count", "length", "is_valid"),
     [
         (1, 1, True),
         (1, MAX_BYTES, True),
@@ -96,14 +98,14 @@ def test_what_may_be_kept_is_kept_in_order():
         (1, -1, False),
     ],
 )
-def test_what_is_a_frame(count, length, well):
-    assert is_frame(count, length) == well
+def test_the_size_of_a_frame_is_checked(count, length, is_valid):
+    assert is_frame(count, length) == is_valid
 
 
-def test_a_full_inbox_holds_up_who_reads_until_it_is_emptied_or_closed():
+def test_a_full_inbox_blocks_the_reader_until_it_is_emptied_or_closed():
     inbox = Inbox(2, 100)
     released = []
-    assert inbox._has_room(500), "one alone may be larger than all together"
+    assert inbox._has_room(500), "a single entry may be larger than the limit"
     inbox.put("large", 500)
     assert not inbox._has_room(1) and inbox.get(0.0) == "large"
     inbox.put("first", 60)
@@ -147,7 +149,7 @@ def test_a_site_reads_no_more_than_it_may_keep(tmp_path, monkeypatch):
 
 
 class Group:
-    """A gloo group in which a peer announces a length; each wait takes 3 s of a clock."""
+    """A gloo group in which a peer announces a message of some length; each wait takes 3 s of its clock."""
 
     def __init__(self, length: int):
         self.length = length
@@ -168,6 +170,7 @@ class Group:
 
 
 def over_gloo(length: int, monkeypatch) -> gloo.GlooTransport:
+    """Return a transport over such a group, with its clock."""
     transport = gloo.GlooTransport.__new__(gloo.GlooTransport)
     transport._group = Group(length)
     transport.bytes_sent = 0
@@ -176,11 +179,11 @@ def over_gloo(length: int, monkeypatch) -> gloo.GlooTransport:
 
 
 @pytest.mark.parametrize(
-    ("length", "most", "reason"),
+    ("length", "max_bytes", "reason"),
     [(-1, MAX_BYTES, "at most"), (MAX_BYTES + 1, MAX_BYTES, "at most"), (1 << 61, 1 << 62, "no memory")],
 )
-def test_the_length_of_a_message_is_bounded(length, most, reason, monkeypatch):
-    monkeypatch.setattr(gloo, "MAX_BYTES", most)
+def test_the_length_of_a_message_is_bounded(length, max_bytes, reason, monkeypatch):
+    monkeypatch.setattr(gloo, "MAX_BYTES", max_bytes)
     with pytest.raises(
         TransportError, match=f"participant 1 announced a message of {length} bytes.*{reason}"
     ):
@@ -196,8 +199,8 @@ def test_a_message_over_gloo_has_one_deadline(monkeypatch):
 
 
 @pytest.mark.parametrize("amount", [np.nan, np.inf, -1.0])
-def test_an_amount_that_is_none_is_refused_by_all(amount):
-    """A NaN would be the highest of all priorities."""
+def test_an_invalid_amount_is_refused_by_all(amount):
+    """`argmax` would take NaN for the highest priority."""
 
     def act(transport):
         exchange = PlainExchange(transport, LIMIT_S)
@@ -215,7 +218,7 @@ def test_an_amount_that_is_none_is_refused_by_all(amount):
     assert in_threads(LocalTransport.set_of(3), act) == [True] * 3
 
 
-def test_a_tag_that_is_no_number_is_a_disagreement():
+def test_an_exchange_number_of_nan_is_a_disagreement():
     def act(transport):
         exchange = PlainExchange(transport, LIMIT_S)
         if transport.rank:
@@ -229,24 +232,23 @@ def test_a_tag_that_is_no_number_is_a_disagreement():
     assert in_threads(LocalTransport.set_of(2), act) == [True, True]
 
 
-def test_who_speaks_may_be_settled_beforehand():
-    """Whatever the others have, and whatever they would claim."""
+def test_the_sender_of_a_vector_may_be_known_beforehand():
 
     def act(transport):
         exchange = PlainExchange(transport, LIMIT_S)
-        told = [exchange.share_from(sender, np.full(3, transport.rank, np.float32)) for sender in (2, 0)]
+        received = [exchange.share_from(sender, np.full(3, transport.rank, np.float32)) for sender in (2, 0)]
         with pytest.raises(ValueError, match="participant 3 is none of 0 to 2"):
             exchange.share_from(3, np.zeros(3))
-        return [vector.tolist() for vector in told], str(told[0].dtype)
+        return [vector.tolist() for vector in received], str(received[0].dtype)
 
     expected = [[2.0] * 3, [0.0] * 3], "float32"
     assert in_threads(LocalTransport.set_of(3), act) == [expected] * 3
 
 
 @pytest.mark.parametrize("text", [b"[" * 100_000, b"5", b"[[[], 1]]", b'[["data.task", "file"]]', b"\xff"])
-def test_settings_that_are_none_are_told_with_the_site_that_sent_them(text):
+def test_the_error_for_invalid_settings_names_the_site_that_sent_them(text):
     cards = [SimpleNamespace(name=f"site{i}") for i in range(2)]
-    mine = SimpleNamespace(settings={}, membership=SimpleNamespace(roster=SimpleNamespace(members=cards)))
+    site = SimpleNamespace(settings={}, membership=SimpleNamespace(roster=SimpleNamespace(members=cards)))
 
     def act(transport):
         if transport.rank:
@@ -255,17 +257,17 @@ def test_settings_that_are_none_are_told_with_the_site_that_sent_them(text):
         with pytest.raises(
             FedSpeedError, match="site1 sent settings that cannot be read .* the same version"
         ):
-            Site.agree(mine, transport, LIMIT_S)
+            Site.agree(site, transport, LIMIT_S)
 
     in_threads(LocalTransport.set_of(2), act)
 
 
 @pytest.mark.parametrize(
-    ("place", "told"), [(0, np.nan), (0, np.inf), (0, -1), (1, 0.5), (1, -2), (2, np.nan), (3, np.inf)]
+    ("index", "value"), [(0, np.nan), (0, np.inf), (0, -1), (1, 0.5), (1, -2), (2, np.nan), (3, np.inf)]
 )
-def test_a_round_that_is_none_is_not_gone_on_from(place, told):
+def test_an_invalid_round_is_not_resumed(index, value):
     head = np.array([4.0, 2.0, 0.7, 1.0, -1.0])
     resume._check_head(head)
-    head[place] = told
+    head[index] = value
     with pytest.raises(JournalError, match="impossible numbers of its state: .*; start anew with --fresh"):
         resume._check_head(head)

@@ -37,14 +37,14 @@ def test_large_frames_in_both_directions_at_once(tmp_path):
         transport.close()
 
 
-def test_one_that_is_frozen_holds_nobody_else_up(tmp_path, monkeypatch):
-    """It takes nothing any more, while large frames are on their way to it; its connection stands."""
-    frozen = threading.Event()
+def test_a_site_that_stops_reading_delays_nobody_else(tmp_path, monkeypatch):
+    """Its connections stay open, and large frames are on their way to it."""
+    may_read = threading.Event()
     read = TlsTransport._read
     monkeypatch.setattr(
         TlsTransport,
         "_read",
-        lambda self, *peer: frozen.wait(LIMIT_S) if self.rank == 1 else read(self, *peer),
+        lambda self, *peer: may_read.wait(LIMIT_S) if self.rank == 1 else read(self, *peer),
     )
     transports = Sites(tmp_path, 4).all()
 
@@ -62,18 +62,19 @@ def test_one_that_is_frozen_holds_nobody_else_up(tmp_path, monkeypatch):
     assert [f[:2] for f in found] == 3 * [(frozenset({1}), [0, 2, 3])] and all(
         f[2] < LIMIT_S / 10 for f in found
     )
-    frozen.set()
+    may_read.set()
     for transport in transports:
         transport.close()
 
 
-def knock(place, sent: bytes, shut: bool = True) -> bytes:
-    """What the place answers to a stranger before it hangs up, which it may do at any moment."""
+def knock(address, sent: bytes) -> bytes:
+    """Return what an address answers to a stranger before it closes the connection, which it may do at any
+    moment.
+    """
     answer = b""
-    with socket.create_connection(place, timeout=LIMIT_S) as stranger, contextlib.suppress(OSError):
+    with socket.create_connection(address, timeout=LIMIT_S) as stranger, contextlib.suppress(OSError):
         stranger.sendall(sent)
-        if shut:
-            stranger.shutdown(socket.SHUT_WR)
+        stranger.shutdown(socket.SHUT_WR)
         while piece := stranger.recv(1000):
             answer += piece
     return answer
@@ -89,22 +90,22 @@ def stranger_context(folder, key: str) -> ssl.SSLContext:
 
 
 def test_strangers_get_no_further_than_the_handshake_and_the_run_goes_on(tmp_path, capfd):
-    """Without TLS, without a certificate, with one of nobody's, with a member's but the wrong roster, one
-    that says nothing, a flood.
+    """Strangers without TLS, without a certificate, or with one that is in no roster; members that are
+    connected already; connections that send nothing.
     """
     sites = Sites(tmp_path, 3)
     transports = sites.all()
-    place = sites.roster.members[0].host_and_port
-    assert knock(place, b"GET / HTTP/1.0\r\n\r\n")[:4] != b"HTTP"
+    address = sites.roster.members[0].host_and_port
+    assert knock(address, b"GET / HTTP/1.0\r\n\r\n")[:4] != b"HTTP"
     identity.make("stranger", "127.0.0.1:9", tmp_path)
     for key in ("", "stranger.key"):
-        with socket.create_connection(place, timeout=LIMIT_S) as raw, pytest.raises(OSError):
+        with socket.create_connection(address, timeout=LIMIT_S) as raw, pytest.raises(OSError):
             with stranger_context(tmp_path, key).wrap_socket(raw) as secured:
                 secured.sendall(b"w" + sites.roster.digest)
                 assert secured.recv(1) == b""
-                raise OSError("closed without a word")
-    silent = [socket.create_connection(place, timeout=LIMIT_S) for _ in range(40)]
-    with socket.create_connection(place, timeout=LIMIT_S) as raw:  # a member, connected already
+                raise OSError("closed without an answer")
+    silent = [socket.create_connection(address, timeout=LIMIT_S) for _ in range(40)]
+    with socket.create_connection(address, timeout=LIMIT_S) as raw:  # a member, connected already
         with pytest.raises(OSError), stranger_context(tmp_path, "site2.key").wrap_socket(raw) as secured:
             secured.sendall(b"w" + sites.roster.digest)
             if secured.recv(1) in (b"", b"y"):
@@ -121,9 +122,9 @@ def test_strangers_get_no_further_than_the_handshake_and_the_run_goes_on(tmp_pat
     assert 2 <= len(lines) <= 10, lines
 
 
-def test_strangers_who_never_stop_do_not_keep_members_apart(tmp_path):
-    """More of them than there are places for handshakes, from before the members come until after they have
-    met.
+def test_strangers_that_keep_dialling_do_not_keep_members_apart(tmp_path):
+    """More of them than handshakes are allowed at once, from before the members start until after they are
+    connected.
     """
     sites = Sites(tmp_path, 3)
     done = threading.Event()
@@ -156,31 +157,31 @@ def test_strangers_who_never_stop_do_not_keep_members_apart(tmp_path):
         transport.close()
 
 
-def test_who_is_awaited_is_said_at_once_and_again(tmp_path, monkeypatch, capfd):
+def test_a_site_that_waits_reports_for_whom_at_once_and_again(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(tls, "REPORT_S", 0.1)
     sites = Sites(tmp_path, 3)
     with pytest.raises(
         TransportError, match="site0, site2 did not connect within 1 s: site0 .127.0.0.1:.*Connection refused"
     ):
         sites.transport(1, 1)
-    said = capfd.readouterr().err.splitlines()
+    lines = capfd.readouterr().err.splitlines()
     addresses = [card.address for card in sites.roster.members]
     assert (
-        said[0]
+        lines[0]
         == f"fedspeed: site1 listens on {addresses[1]}, which site1's card in {sites.roster_file} says"
     )
-    first = said[1].replace("Connection refused", "no answer yet")  # as the case may be
+    first = lines[1].replace("Connection refused", "no answer yet")  # as the case may be
     assert (
         first == f"fedspeed: waiting for site0 ({addresses[0]}: no answer yet); site2 (which dials "
         f"{addresses[1]}); 1 s left"
     )
-    assert f"site0 ({addresses[0]}: Connection refused)" in said[-1] and len(said) > 5
+    assert f"site0 ({addresses[0]}: Connection refused)" in lines[-1] and len(lines) > 5
     for transport in sites.all():
         transport.close()
     assert capfd.readouterr().err.count("fedspeed: all 3 sites are connected") == 3
 
 
-def test_a_port_that_cannot_be_had_is_bad_input(tmp_path):
+def test_a_port_that_cannot_be_opened_is_bad_input(tmp_path):
     sites = Sites(tmp_path, 2)
     _, port = sites.roster.members[0].host_and_port
     with socket.create_server(("127.0.0.1", port)):
@@ -223,7 +224,7 @@ def test_another_roster_is_refused(tmp_path, capfd):
     assert "has another roster" in capfd.readouterr().err
 
 
-def test_one_that_is_gone_is_told_at_once_and_the_others_go_on(tmp_path):
+def test_a_site_that_leaves_is_noticed_at_once_and_the_others_go_on(tmp_path):
     transports = Sites(tmp_path, 3).all()
 
     def act(t):

@@ -1,5 +1,5 @@
-"""One contract for every transport, and for the exchange on top of it. Each implementation runs as it is
-used: threads, processes, mpirun.
+"""Every transport, and the exchange on top of it, against one contract. Each runs as it is used: as threads,
+as processes, under mpirun.
 """
 
 import functools
@@ -64,9 +64,7 @@ print("RESULT", json.dumps(r))
 
 
 def by_mpirun(folder, size: int) -> list:
-    """Rank 0 and the last one stand aside where there are several: participants need not be the first
-    ranks.
-    """
+    """Run several participants between two idle ranks, since participants need not be the first ranks."""
     idle = int(size > 1)
     ranks = size + 2 * idle
     done = subprocess.run(
@@ -106,7 +104,7 @@ def by_sites(folder, size: int) -> list:
         return list(pool.map(site, range(size)))
 
 
-# Transport -> how its participants are started, and how many.
+# By transport, how its participants are started, and how many.
 STARTED = {
     "local": (by_threads, (1, 2, 3, 5)),
     "gloo": (by_processes, (1, 3)),
@@ -144,7 +142,7 @@ def test_contract(tmp_path, name, size):
         ("tls", "openmpi", 1, "tls"),
     ],
 )
-def test_what_a_job_takes(asked, launcher, participants, name):
+def test_the_transport_of_a_job(asked, launcher, participants, name):
     assert resolve(asked, launcher, participants) == name
 
 
@@ -175,32 +173,37 @@ def test_a_missing_participant_is_named_within_the_deadline():
     assert time.monotonic() - begin < LIMIT_S
 
 
-def dies_or_tells(told, transport):
+def die_or_report(report, transport):
     if transport.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     begin = time.monotonic()
     try:
         all_gather(transport, np.zeros(2), LIMIT_S)
     except TransportError as error:
-        told.write_text(f"{time.monotonic() - begin} {error}")
+        report.write_text(f"{time.monotonic() - begin} {error}")
         raise
 
 
 def test_gloo_notices_a_killed_participant_long_before_the_deadline(tmp_path):
     with pytest.raises(AssertionError, match="rank 1:\ndied without a word"):
         run_ranks(
-            2, gloo_rank, 2, free_port(), functools.partial(dies_or_tells, tmp_path / "told"), timeout=LIMIT_S
+            2,
+            gloo_rank,
+            2,
+            free_port(),
+            functools.partial(die_or_report, tmp_path / "report"),
+            timeout=LIMIT_S,
         )
-    assert float((tmp_path / "told").read_text().split()[0]) < LIMIT_S / 10
+    assert float((tmp_path / "report").read_text().split()[0]) < LIMIT_S / 10
 
 
-def disagree(transport):
+def start_with_own_length(transport):
     with pytest.raises(FedSpeedError, match="disagree"):
         PlainExchange(transport, LIMIT_S).start(np.zeros(3 + transport.rank), 1.0).wait(LIMIT_S)
 
 
 def test_different_lengths_are_refused_on_every_side():
-    in_threads(LocalTransport.set_of(3), disagree)
+    in_threads(LocalTransport.set_of(3), start_with_own_length)
 
 
 def test_other_dtypes_are_refused():
@@ -227,12 +230,12 @@ def test_a_lost_participant_ends_the_wait_and_the_process_long_before_the_deadli
     done = subprocess.run(
         [sys.executable, "-c", LOST_SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S
     )
-    seconds, _, said = done.stdout.partition(" ")
+    seconds, _, message = done.stdout.partition(" ")
     assert float(seconds) < LIMIT_S / 10
-    assert "the update of client 1 (rank 1 on beta) is missing" in said
+    assert "the update of client 1 (rank 1 on beta) is missing" in message
 
 
-def test_a_broken_connection_is_told_without_torchs_own_words():
+def test_the_text_of_a_broken_connection_leaves_out_torchs_advice():
     text = (
         "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer "
         "[127.0.0.1]:26021. This is typically "
@@ -246,9 +249,9 @@ def test_a_broken_connection_is_told_without_torchs_own_words():
     )
 
 
-def test_a_message_does_not_come_between_swaps():
-    """One that arrives while a swap is waited for stays for its receiver, and a swap that comes while a
-    message is waited for, for its swap.
+def test_messages_and_swaps_do_not_take_each_others_frames():
+    """A message that arrives during a swap is kept for `receive`, and a frame of a swap that arrives during
+    `receive` is kept for the swap.
     """
     one, other = LocalTransport.set_of(2)
     one.send(1, np.arange(5, dtype=np.uint8), 1.0)
@@ -258,7 +261,7 @@ def test_a_message_does_not_come_between_swaps():
     assert other.receive(0, 1.0).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_what_is_no_message_of_arrays_is_refused():
+def test_a_message_without_arrays_is_refused():
     one, other = LocalTransport.set_of(2)
     channel = Channel(other, 0.05)
     one.send(1, np.frombuffer(b"anything", np.uint8), 1.0)
