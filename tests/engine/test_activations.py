@@ -13,7 +13,7 @@ from fedspeed.engine.config import EngineConfig
 from fedspeed.models.config import AdapterConfig
 from fedspeed.schedule.kept_activations import kept_counts
 from tests.engine.engines import engine
-from tests.engine.test_layer_major import LORA, bases, stirred  # noqa: F401
+from tests.engine.small_models import LORA, stirred
 from tests.processes import run_clusters
 from tests.tiny import random_step
 
@@ -114,7 +114,7 @@ def measured_bytes(own, step) -> int:
         ("llama", "nvme", "fp32"),
     ],
 )
-def test_what_is_kept_changes_no_bit(bases, tmp_path, family, kind, dtype):  # noqa: F811
+def test_what_is_kept_changes_no_bit(bases, tmp_path, family, kind, dtype):
     [seen] = run_clusters([1], kept_and_not, bases[family], kind, dtype, tmp_path)
     for losses, evaluated, state, _ in seen[1:]:
         assert (losses, evaluated, state) == seen[0][:3]
@@ -160,7 +160,7 @@ def filled_up(rank, base, nvme):
     return found, said.getvalue()
 
 
-def test_a_card_that_has_become_full_computes_again(bases, tmp_path):  # noqa: F811
+def test_a_card_that_has_become_full_computes_again(bases, tmp_path):
     [(found, said)] = run_clusters([1], filled_up, bases["llama"], tmp_path)
     assert found[True] == found[False]
     assert said.count("\n") == 1
@@ -326,7 +326,7 @@ def under_the_fake(rank, base, nvme, schedules):
 
 
 @pytest.fixture(scope="module")
-def fake_runs(bases, tmp_path_factory):  # noqa: F811
+def fake_runs(bases, tmp_path_factory):
     [found] = run_clusters([1], under_the_fake, bases["llama"], tmp_path_factory.mktemp("nvme"), 12)
     return found
 
@@ -370,7 +370,7 @@ def compiled_losses(rank, base, nvme):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family,kinds", [("llama", 1), ("qwen2", 2)])
-def test_compiled_blocks_give_the_same_losses(bases, tmp_path, family, kinds):  # noqa: F811
+def test_compiled_blocks_give_the_same_losses(bases, tmp_path, family, kinds):
     [(found, functions)] = run_clusters([1], compiled_losses, bases[family], tmp_path)
     assert functions == kinds, "one for each kind of block"
     assert found[True] == pytest.approx(found[False], rel=1e-5)

@@ -10,7 +10,6 @@ import pytest
 
 from fedspeed.engine.compute.micro_batches import check_padding
 from tests.engine.engines import engine
-from tests.engine.test_layer_major import bases  # noqa: F401
 from tests.processes import run_clusters
 from tests.tiny import random_step
 
@@ -41,7 +40,7 @@ def losses_of(rank, base, kinds, nvme):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
-def test_padding_on_the_right_needs_no_mask(bases, tmp_path, family):  # noqa: F811
+def test_padding_on_the_right_needs_no_mask(bases, tmp_path, family):
     """Held against transformers, which is told what is padding."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -69,7 +68,7 @@ def test_padding_elsewhere_is_met():
         check_padding(replace(batch, attention_mask=np.flip(batch.attention_mask, 1)))
 
 
-def test_repeated_keys_give_what_grouped_queries_give(bases, monkeypatch):  # noqa: F811
+def test_repeated_keys_give_what_grouped_queries_give(bases, monkeypatch):
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -7,7 +7,7 @@ from fedspeed.data.config import TrainConfig
 from fedspeed.engine.client_state import ALIGN, flatten
 from fedspeed.models.config import AdapterConfig
 from tests.engine.engines import engine
-from tests.engine.test_layer_major import bases, stirred  # noqa: F401
+from tests.engine.small_models import stirred
 from tests.processes import run_clusters
 from tests.tiny import random_step
 
@@ -91,7 +91,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_a_part_of_a_parameter_is_held(bases, tmp_path, dtype):  # noqa: F811
+def test_a_part_of_a_parameter_is_held(bases, tmp_path, dtype):
     [found] = run_clusters([1], partly_held, bases["llama"], KINDS, dtype, tmp_path)
     for (kind, zero, optimizer), (moved, stood, parameters, end) in found.items():
         case = f"{kind} ZeRO-{zero} {optimizer}"

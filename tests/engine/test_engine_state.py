@@ -8,7 +8,8 @@ from fedspeed.data.config import TrainConfig
 from fedspeed.engine.config import EngineConfig
 from fedspeed.models.config import AdapterConfig
 from tests.engine.engines import engine
-from tests.engine.test_engine import LR, drawn, largest_difference, plain_losses
+from tests.engine.small_models import LR, drawn, largest_difference
+from tests.engine.test_engine import plain_losses
 from tests.limits import LIMIT_S
 from tests.processes import run_clusters
 from tests.tiny import random_step, write_llama

@@ -11,7 +11,7 @@ from fedspeed.models.config import AdapterConfig
 from fedspeed.models.factors import pairs
 from fedspeed.models.folded import LEFT, RIGHT, WHOLE, as_factors, folded_parts, module_of, named
 from tests.engine.engines import engine, find_optional
-from tests.engine.test_layer_major import stirred, write_family
+from tests.engine.small_models import stirred, write_family
 from tests.processes import run_clusters
 from tests.tiny import random_step
 

@@ -7,13 +7,11 @@ import pytest
 
 from fedspeed.engine.config import EngineConfig
 from fedspeed.errors import FedSpeedError, ModelError
-from fedspeed.models.config import AdapterConfig
 from tests.engine.engines import engine
-from tests.engine.test_layer_major import stirred, write_family
+from tests.engine.small_models import LORA, stirred, write_family
 from tests.processes import run_clusters
 from tests.tiny import write_llama
 
-LORA = AdapterConfig(targets="all-linear")
 MAX_NEW = 9
 _RNG = np.random.default_rng(1)
 EXAMPLES = _RNG.integers(3, 260, 6)  # what all prompts begin with

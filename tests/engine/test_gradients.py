@@ -9,7 +9,7 @@ from fedspeed.data.config import TrainConfig
 from fedspeed.engine.config import EngineConfig
 from fedspeed.models.config import AdapterConfig
 from tests.engine.engines import engine
-from tests.engine.test_layer_major import bases, stirred  # noqa: F401
+from tests.engine.small_models import stirred
 from tests.processes import run_clusters
 from tests.tiny import random_step
 
@@ -103,7 +103,7 @@ CASES = [
 @pytest.mark.parametrize(
     "kinds,dtype,clients,pipeline", CASES, ids=["one rank", "fp16", "two ranks", "pipeline", "cluster"]
 )
-def test_gradients_wait_for_their_step(bases, kinds, dtype, clients, pipeline):  # noqa: F811
+def test_gradients_wait_for_their_step(bases, kinds, dtype, clients, pipeline):
     ranks = run_clusters(
         [sum(map(len, clients))], probed, bases["llama"], kinds, dtype, clients, pipeline=pipeline
     )

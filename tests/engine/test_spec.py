@@ -12,7 +12,7 @@ from fedspeed.engine.spec import EngineSpec
 from fedspeed.errors import ConfigError
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from tests.engine.engines import engine
-from tests.engine.test_layer_major import DETERMINED, stirred, write_family
+from tests.engine.small_models import DETERMINED, stirred, write_family
 from tests.processes import run_clusters
 from tests.tiny import random_step
 

@@ -5,19 +5,17 @@ as on the CPU, and nothing races.
 import io
 import threading
 from contextlib import ExitStack, contextmanager, redirect_stderr
-from importlib.util import find_spec
 from unittest.mock import patch
 
 import pytest
 
 from fedspeed.engine.config import EngineConfig
-from tests.engine.engines import OPTIONAL, engine, find_optional
+from tests.engine.engines import engine
+from tests.engine.sealed_stores import BLOCKS, ORDER, RIGHT, a_pass, sealed_store
 from tests.limits import LIMIT_S
-from tests.processes import Scenarios, run_clusters, run_ranks
-from tests.tiny import NoClock, random_step, write_llama
+from tests.processes import Scenarios, run_clusters
+from tests.tiny import random_step, write_llama
 
-BLOCKS = 6
-WIDTH = 40
 OFFLOADED = {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}
 SETTINGS = {  # of whole engines: tier, options, what else
     "ram, one slot": ("ram", EngineConfig(block_slots=1), {}),
@@ -69,63 +67,6 @@ def engine_on_fake(base, folder, number, setting):
             losses = trained(own, lambda i: fake.reseed(100 * number + i))
             own.close()
         return losses, fake.races, fake.copies
-
-
-# A store alone: small units, and a sum that only the right values give.
-
-
-def tier_of(kind, units, folder):
-    import torch
-
-    from fedspeed.engine.base import gathered, node
-
-    group = torch.distributed.group.WORLD
-    if kind == "ram":
-        return node.RamTier(units, group)
-    if kind == "nvme":
-        return node.NvmeTier(units, folder, group)
-    return gathered.GatheredTier(units, group, "cluster", offload=kind == "slices in host memory")
-
-
-def sealed_store(kind, slots, folder):
-    """(a store of blocks and one unit beside, its parameters, their values)."""
-    import torch
-
-    from fedspeed.engine.base.layout import pack
-    from fedspeed.engine.base.store import BaseStore
-
-    names = [f"{i}.weight" for i in range(BLOCKS + 1)]
-    units = [
-        pack(str(i), [(name, torch.Size([WIDTH, WIDTH]))], torch.float32) for i, name in enumerate(names)
-    ]
-    parameters = {name: torch.nn.Parameter(torch.empty(0), requires_grad=False) for name in names}
-    values = [torch.full((WIDTH, WIDTH), float(i + 1)) for i in range(len(units))]
-    tier = tier_of(kind, dict(enumerate(units)), folder)
-    for i, unit in enumerate(units):
-        data = torch.zeros(unit.nbytes, dtype=torch.uint8)
-        unit.view(data, unit.tensors[0]).copy_(values[i])
-        tier.put(i, data)
-    store = BaseStore(
-        units, [tier] * len(units), parameters, block_units=set(range(BLOCKS)), slots=slots, clock=NoClock()
-    )
-    store.seal()
-    return store, [parameters[name] for name in names]
-
-
-ORDER = [*range(BLOCKS), BLOCKS, *range(BLOCKS - 2, -1, -1)]
-RIGHT = sum((place + 1) * (unit + 1) for place, unit in enumerate(ORDER))
-
-
-def a_pass(store, parameters) -> float:
-    """The mean of what a pass sees, weighted by place."""
-    import torch
-
-    store.begin(ORDER + ORDER[:3])
-    total = torch.zeros(())
-    for place, unit in enumerate(ORDER):
-        with store.use(unit):
-            total += (parameters[unit] * (place + 1)).mean()
-    return total
 
 
 def stores(kind, slots, folder, schedules, broken=(), *, chance=None):
@@ -396,58 +337,3 @@ def test_the_next_unit_is_read_while_the_last_is_copied_and_in_order(seen):
     second, made, reads, copies, races = seen["two stages"]
     assert second and made == [0], "the second read began before the first copy was made"
     assert reads == copies and reads[:3] == [0, 1, BLOCKS] and races == []
-
-
-# Quantised tiers.
-
-
-def dequantised(rank):
-    """By kind, and whether there is a kernel that writes where it is told: (whether the unit has
-    bitsandbytes' own values, the most bytes made on the
-    way, bytes of the matrix). The CPU has no such kernel; the one that stands in for it knows the values.
-    """
-    import torch
-
-    assert find_optional()
-    import bitsandbytes.functional as library
-
-    from fedspeed.engine.base.layout import pack
-    from fedspeed.engine.base.quantised import QuantisedTier
-    from fedspeed.engine.memory_counter import TensorMemoryCounter
-
-    unit = pack("block", [("matrix", torch.Size([64, 128])), ("bias", torch.Size([64]))], torch.bfloat16)
-    data = torch.zeros(unit.nbytes, dtype=torch.uint8)
-    seen = {}
-    for tensor in unit.tensors:
-        unit.view(data, tensor).copy_(torch.randn(tensor.shape))
-    for kind, name in (("int8", "dequantize_blockwise"), ("nf4", "dequantize_4bit")):
-        tier = QuantisedTier({0: unit}, kind)
-        tier.put(0, data)
-        (values, state), (bias, _) = tier._parts[0]
-        exact = getattr(library, name)(values, state)
-        for kernel in (False, True):
-            if kernel:
-                torch.library.impl(
-                    f"bitsandbytes::{name}.out", "cpu", lambda *args: (args[-1].copy_(exact), None)[1]
-                )
-            into = torch.full((unit.nbytes,), 0xFF, dtype=torch.uint8)
-            with TensorMemoryCounter() as live:
-                tier.fetch(0, into, None).wait()
-            matrix, other = (unit.view(into, tensor) for tensor in unit.tensors)
-            seen[kind, kernel] = (
-                bool((matrix == exact).all() and (other == bias).all()),
-                live.peak,
-                matrix.numel() * 2,
-            )
-    return seen
-
-
-@pytest.mark.skipif(
-    not (OPTIONAL / "bitsandbytes").is_dir() and find_spec("bitsandbytes") is None,
-    reason="needs bitsandbytes, which bash launchers/test.sh installs",
-)
-def test_quantised_units_are_computed_where_they_are_needed():
-    [seen] = run_ranks(1, dequantised)
-    assert len(seen) == 4 and all(equal for equal, *_ in seen.values())
-    for (_, kernel), (_, peak, matrix) in seen.items():
-        assert peak == 0 if kernel else peak >= matrix

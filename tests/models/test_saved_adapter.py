@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from fedspeed.config.load import load
-from fedspeed.config.spelling import flow
-from fedspeed.errors import FedSpeedError, ModelError
+from fedspeed.errors import ModelError
 from fedspeed.models.adapter_checks import check_adapter
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from fedspeed.models.loading import check_weights, materialise, meta_model
@@ -375,40 +374,3 @@ def test_another_name_of_the_base_is_told(base, tmp_path, named, told):
 def test_a_key_of_a_newer_peft_is_told(base, tmp_path):
     folder = edit(adapter(tmp_path / "adapter", base), quantum_lora=3, quantum_off=None)
     assert "quantum_lora: not known" in dry_run(base, folder) and "quantum_off" not in dry_run(base, folder)
-
-
-# Names of a fresh adapter's targets.
-
-
-@pytest.mark.parametrize(
-    "targets", [("qproj",), ("q_proj", "vproj"), ("self_attn.q_prj",), ("attention", "v_proj")]
-)
-def test_targets_that_the_base_lacks_are_refused_with_those_it_has(base, targets):
-    with pytest.raises(ModelError) as caught:
-        check_adapter(load(None, [f"model.base={base}", f"adapter.targets={flow(targets)}"]))
-    assert all(
-        word in str(caught.value)
-        for word in (
-            "command line",
-            f"adapter.targets={flow(targets)}",
-            "gate_proj",
-            "embed_tokens",
-            "q_proj",
-        )
-    )
-    with pytest.raises(FedSpeedError, match="does not fit llama.*q_proj, k_proj"):
-        meta_model(ModelConfig(base=base, dtype="fp32"), AdapterConfig(targets=targets))
-
-
-@pytest.mark.parametrize(
-    "targets",
-    [
-        ("q_proj",),
-        ("self_attn.q_proj", "down_proj"),
-        ("embed_tokens", "lm_head"),
-        ("model.layers.1.mlp.up_proj",),
-    ],
-)
-def test_targets_that_it_has_are_not(base, targets):
-    assert check_adapter(load(None, [f"model.base={base}", f"adapter.targets={flow(targets)}"])) == []
-    meta_model(ModelConfig(base=base, dtype="fp32"), AdapterConfig(targets=targets))
