@@ -1,4 +1,4 @@
-"""Engines for the tests of this room: built in a rank of a torn-off world, on a tiny Llama."""
+"""Build engines for the tests of this folder, in a rank whose world has one cluster, on tiny models."""
 
 import contextlib
 import sys
@@ -84,8 +84,8 @@ def ds_config(kind: str, dtype: str, micro: int = 4, **extra) -> dict:
 
 
 def compute_in(dtype: str) -> None:
-    """Let this process compute in a type on any CPU, as torch does: for fp16 DeepSpeed asks for AVX512-FP16,
-    to be fast.
+    """Let this process compute in a type on any CPU, as torch does. DeepSpeed accepts fp16 only on CPUs with
+    AVX512-FP16, for speed.
     """
     if dtype == "fp16":
         from deepspeed.accelerator import get_accelerator
@@ -110,7 +110,7 @@ def engine(
     blocks: tuple[int, ...] | None = None,
     **extra,
 ):
-    """Join this rank's world and build its engine."""
+    """Join this rank's world, build its engine and leave the world in the end."""
     import torch
 
     from fedspeed.engine.build import EngineContext, EngineSpec, build_engine

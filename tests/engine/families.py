@@ -14,13 +14,15 @@ from tests.engine.engines import engine
 from tests.engine.family_bases import VOCABULARY, attention_targets
 from tests.tiny import random_step
 
-RATE = 1024.0  # of the SGD step that gradients are read from: a power of two, so large that it drowns weights
+RATE = (
+    1024.0  # of the SGD step that gradients are read from; a power of two, far above the rounding of weights
+)
 LORA_RANK = 4
 ALPHA = 8.0
 MAX_NEW = 6
 MICRO_BATCHES = 3
 _RNG = np.random.default_rng(7)
-_BEGINNING = _RNG.integers(3, VOCABULARY, 5)  # of all prompts, computed once: windows reach back into it
+_BEGINNING = _RNG.integers(3, VOCABULARY, 5)  # of all prompts, computed once; sliding windows attend to it
 PROMPTS = [np.concatenate([_BEGINNING, _RNG.integers(3, VOCABULARY, length)]) for length in (9, 1, 5)]
 SEQUENCES = [_RNG.integers(3, VOCABULARY, length) for length in (20, 11)]
 PIPELINE = EngineConfig(pipeline="client")
@@ -106,17 +108,17 @@ def by_engine(
         micro=2,
         nvme=nvme,
         blocks=blocks,
-    ) as own:
-        start = drawn_state({name: tuple(value.shape) for name, value in own.state().items()})
-        own.load(start)
-        losses = [sums.loss for sums in own.evaluate([[batch] for batch in step.micro])]
-        greedy = own.generate(PROMPTS, max_new=MAX_NEW)
-        logprobs = own.logprobs(SEQUENCES, [(1, len(tokens)) for tokens in SEQUENCES])
-        logits = own._execute_series(_all_logits(SEQUENCES[0], own.data_share[1] == 0))
-        own.load(start)
-        losses.append(own.train_step([step], RATE)[0].loss)
-        ended = {name: value.detach().numpy() for name, value in own.state().items()}
-        own.close()
+    ) as client_engine:
+        start = drawn_state({name: tuple(value.shape) for name, value in client_engine.state().items()})
+        client_engine.load(start)
+        losses = [sums.loss for sums in client_engine.evaluate([[batch] for batch in step.micro])]
+        greedy = client_engine.generate(PROMPTS, max_new=MAX_NEW)
+        logprobs = client_engine.logprobs(SEQUENCES, [(1, len(tokens)) for tokens in SEQUENCES])
+        logits = client_engine._execute_series(_all_logits(SEQUENCES[0], client_engine.data_share[1] == 0))
+        client_engine.load(start)
+        losses.append(client_engine.train_step([step], RATE)[0].loss)
+        ended = {name: value.detach().numpy() for name, value in client_engine.state().items()}
+        client_engine.close()
     return Measured(
         np.array(losses),
         {name: (start[name].numpy() - value) / RATE for name, value in ended.items()},
@@ -178,16 +180,16 @@ def by_transformers(family: str, base: str, targets: str, padded: bool) -> Measu
         losses.append(loss.item())
     model.eval()
     with torch.no_grad():
-        told = [model(input_ids=torch.from_numpy(tokens)[None]).logits[0] for tokens in SEQUENCES]
+        logits_of = [model(input_ids=torch.from_numpy(tokens)[None]).logits[0] for tokens in SEQUENCES]
         greedy = [_greedy(model, prompt) for prompt in PROMPTS]
     logprobs = [
         logits[:-1].log_softmax(-1).gather(-1, torch.from_numpy(tokens)[1:, None])[:, 0]
-        for logits, tokens in zip(told, SEQUENCES)
+        for logits, tokens in zip(logits_of, SEQUENCES)
     ]
     return Measured(
         np.array([*losses, sum(losses)]),
         {name: p.grad.numpy() for name, p in trained.items()},
-        told[0].numpy(),
+        logits_of[0].numpy(),
         greedy,
         torch.cat(logprobs).numpy(),
     )

@@ -1,4 +1,4 @@
-"""A base store of small units, and a pass over it whose sum only the right values give."""
+"""A base store of small units, and a pass over it whose sum is right only if every unit had its values."""
 
 from tests.tiny import NoClock
 
@@ -20,7 +20,7 @@ def tier_of(kind, units, folder):
 
 
 def sealed_store(kind, slots, folder):
-    """(a store of blocks and one unit beside, its parameters, their values)."""
+    """Return (a sealed store of blocks and one other unit, its parameters, their values)."""
     import torch
 
     from fedspeed.engine.base.layout import pack
@@ -49,7 +49,7 @@ RIGHT = sum((place + 1) * (unit + 1) for place, unit in enumerate(ORDER))
 
 
 def a_pass(store, parameters) -> float:
-    """The mean of what a pass sees, weighted by place."""
+    """Return the sum over a pass of the mean of each unit, weighted by its position in the pass."""
     import torch
 
     store.begin(ORDER + ORDER[:3])

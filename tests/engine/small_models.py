@@ -64,11 +64,11 @@ def losses_and_state(rank, base, kind, nvme):
     step = random_step(3, 2, 3)
     step.micro[1].attention_mask[0, -5:] = 0  # padding: the blocks' masks differ between micro-batches
     step.micro[1].labels[0, -5:] = -100
-    with engine(base, kind, adapter=LORA, train=TrainConfig(optimizer="sgd"), nvme=nvme) as own:
-        own.load(stirred(own.state()))
-        before = own.evaluate([step.micro, step.micro[:1]])
-        losses = [own.train_step([step], 0.5)[0].loss for _ in range(3)]
-        return before, losses, {n: v.detach().numpy() for n, v in own.state().items()}
+    with engine(base, kind, adapter=LORA, train=TrainConfig(optimizer="sgd"), nvme=nvme) as client_engine:
+        client_engine.load(stirred(client_engine.state()))
+        before = client_engine.evaluate([step.micro, step.micro[:1]])
+        losses = [client_engine.train_step([step], 0.5)[0].loss for _ in range(3)]
+        return before, losses, {n: v.detach().numpy() for n, v in client_engine.state().items()}
 
 
 def drawn(state, scale=0.02, seed=5):

@@ -1,5 +1,5 @@
-"""Activations that are kept instead of computed again, and the inputs of blocks that travel: the same bits,
-whatever stays where.
+"""Activations that are kept instead of recomputed, and block inputs that are offloaded to host memory, change
+no bit of the results.
 """
 
 import itertools
@@ -30,7 +30,7 @@ def test_the_last_blocks_keep_their_activations_first():
 
 
 def steps_of(seeds):
-    """Steps whose micro-batches differ in size."""
+    """Yield steps whose micro-batches differ in size."""
     for seed in seeds:
         step = random_step(seed, 2, 3)
         short = step.micro[1]
@@ -45,9 +45,7 @@ def steps_of(seeds):
 
 
 def kept_and_not(rank, base, kind, dtype, nvme):
-    """By budget: (losses, gradients' sums, state) as bytes, blocks that were computed in a step,
-    micro-batches of blocks that were kept.
-    """
+    """Return for each activation budget: (losses, evaluated loss, state as bytes, block calls in a step)."""
     import torch
 
     from fedspeed.engine.activations import ActivationBudget
@@ -61,29 +59,31 @@ def kept_and_not(rank, base, kind, dtype, nvme):
         nvme=nvme,
         options=EngineConfig(block_slots=2, activation_gib=0.0),
         client_slots=2,
-    ) as own:
-        start = {name: stirred(own.state(seat)) for seat, name in enumerate("ab")}
-        policy = own._executor.policy
-        blocks = own._executor.stage._parts.blocks
-        one = measured_bytes(own, next(steps_of([7])))
+    ) as client_engine:
+        start = {name: stirred(client_engine.state(client_slot)) for client_slot, name in enumerate("ab")}
+        policy = client_engine._executor.policy
+        blocks = client_engine._executor.stage._parts.blocks
+        one = measured_bytes(client_engine, next(steps_of([7])))
         for budget in (0, one * 2, one * 9, 10**9):
             policy.budget = ActivationBudget(budget / GIB, 1)
             policy._saved_per_value = 0.0
             policy._measured_input = 0
-            for seat, name in enumerate("ab"):
-                own.load(start[name], seed=3, slot=seat)
+            for client_slot, name in enumerate("ab"):
+                client_engine.load(start[name], seed=3, slot=client_slot)
             calls = []
             hooks = [block.register_forward_pre_hook(lambda *_: calls.append(1)) for block in blocks]
             sums = [
-                own.train_step([one_step, other], 0.1)
+                client_engine.train_step([one_step, other], 0.1)
                 for one_step, other in itertools.pairwise(steps_of(range(3)))
             ]
             for hook in hooks:
                 hook.remove()
             state = torch.cat([
-                v.reshape(-1) for seat in range(2) for _, v in sorted(own.state(seat).items())
+                v.reshape(-1)
+                for client_slot in range(2)
+                for _, v in sorted(client_engine.state(client_slot).items())
             ])
-            evaluated = own.evaluate([next(steps_of([9])).micro])[0].loss
+            evaluated = client_engine.evaluate([next(steps_of([9])).micro])[0].loss
             seen.append((
                 [s.loss for both in sums for s in both],
                 evaluated,
@@ -93,16 +93,18 @@ def kept_and_not(rank, base, kind, dtype, nvme):
     return seen
 
 
-def measured_bytes(own, step) -> int:
-    """What a block keeps of the largest micro-batch, as the engine measures it; leaves the engine as it
-    was.
+def measured_bytes(client_engine, step) -> int:
+    """Return the bytes that a block keeps of the largest micro-batch, as the engine measures them. The budget
+    is changed; weights are not.
     """
     from fedspeed.engine.activations import ActivationBudget
 
-    policy = own._executor.policy
+    policy = client_engine._executor.policy
     policy.budget = ActivationBudget(1.0, 1)
-    own.train_step([step, step], 0.0)
-    return int(policy._saved_per_value * step.micro[0].input_ids.size * own.model.config.hidden_size)
+    client_engine.train_step([step, step], 0.0)
+    return int(
+        policy._saved_per_value * step.micro[0].input_ids.size * client_engine.model.config.hidden_size
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,18 +130,18 @@ def test_what_is_kept_changes_no_bit(bases, tmp_path, family, kind, dtype):
 
 
 def filled_up(rank, base, nvme):
-    """Losses of three steps, in the second of which there is no room for what is kept; what is said; the same
-    with nothing kept.
+    """Return the losses of three steps, the second of which runs out of memory while activations are kept,
+    the losses with nothing kept, and the log.
     """
     import contextlib
     import io
 
     import torch
 
-    with engine(base, "ram", adapter=LORA, nvme=nvme) as own:
-        start = stirred(own.state())
-        executor = own._executor
-        said = io.StringIO()
+    with engine(base, "ram", adapter=LORA, nvme=nvme) as client_engine:
+        start = stirred(client_engine.state())
+        executor = client_engine._executor
+        log = io.StringIO()
         whole = executor.stage.compute.block
         number = 0
 
@@ -150,25 +152,25 @@ def filled_up(rank, base, nvme):
 
         found = {}
         for kept in (True, False):
-            own.load(start)
+            client_engine.load(start)
             executor.budget._budget *= kept
             executor.stage.compute.block = block
             found[kept] = []
-            with contextlib.redirect_stderr(said):
+            with contextlib.redirect_stderr(log):
                 for number in range(3):
-                    found[kept].append(own.train_step([random_step(number, 2, 2)], 0.1)[0].loss)
-    return found, said.getvalue()
+                    found[kept].append(client_engine.train_step([random_step(number, 2, 2)], 0.1)[0].loss)
+    return found, log.getvalue()
 
 
 def test_a_card_that_has_become_full_computes_again(bases, tmp_path):
-    [(found, said)] = run_clusters([1], filled_up, bases["llama"], tmp_path)
+    [(found, log)] = run_clusters([1], filled_up, bases["llama"], tmp_path)
     assert found[True] == found[False]
-    assert said.count("\n") == 1
-    assert "computed again from now on (engine.activation_gib=auto)" in said
+    assert log.count("\n") == 1
+    assert "computed again from now on (engine.activation_gib=auto)" in log
 
 
 def card(monkeypatch, free, reserved, total=24 * GIB, fraction=1.0):
-    """A card whose allocator has counted so much; gives the counts, to be changed."""
+    """Install a card whose allocator reports these numbers; return its counters, for the test to change."""
     import torch
 
     seen = SimpleNamespace(peak=0, resets=0)
@@ -253,8 +255,8 @@ def without_keeping(inputs):
 
 
 def under_the_fake(rank, base, nvme, schedules):
-    """(races, by how much losses differ from the CPU's, copies) of random schedules of block inputs on their
-    way; what each error leads to.
+    """Return (races, largest relative difference from the CPU's losses, copies) of random schedules of block
+    inputs; the races that each error of BROKEN causes; the points where the host waits, by micro-batches.
     """
     from fedspeed.engine.world import join_world, leave_world, quiet
     from tests.fake_cuda import fake_cuda
@@ -264,17 +266,17 @@ def under_the_fake(rank, base, nvme, schedules):
 
     def losses(micro):
         steps = [random_step(seed, 2, micro) for seed in range(2)]
-        own.load(start, seed=1)
-        return [own.train_step([step], 0.1)[0].loss for step in steps] + [
-            own.evaluate([steps[0].micro])[0].loss
+        client_engine.load(start, seed=1)
+        return [client_engine.train_step([step], 0.1)[0].loss for step in steps] + [
+            client_engine.evaluate([steps[0].micro])[0].loss
         ]
 
     found = []
     errors = {}
     draw = random.Random(0)
     join_world(LIMIT_S)
-    with engine(base, "ram", adapter=LORA, nvme=nvme, join=False) as own:
-        start = stirred(own.state())
+    with engine(base, "ram", adapter=LORA, nvme=nvme, join=False) as client_engine:
+        start = stirred(client_engine.state())
         expected = {micro: losses(micro) for micro in (1, 2, 4)}
     for number in range(schedules):
         options = EngineConfig(
@@ -287,29 +289,29 @@ def under_the_fake(rank, base, nvme, schedules):
             fake_cuda(number) as fake,
             engine(
                 base, draw.choice(("ram", "resident")), adapter=LORA, nvme=nvme, options=options, join=False
-            ) as own,
+            ) as client_engine,
         ):
             got = losses(micro)
-            own.close()
+            client_engine.close()
         found.append((fake.races[:2], max(abs(a / b - 1) for a, b in zip(got, expected[micro])), fake.copies))
     for name, breaks in BROKEN.items():
         options = EngineConfig(block_inputs="host", activation_gib=0.0)
         with (
             fake_cuda(1) as fake,
-            engine(base, "resident", adapter=LORA, nvme=nvme, options=options, join=False) as own,
+            engine(base, "resident", adapter=LORA, nvme=nvme, options=options, join=False) as client_engine,
         ):
-            breaks(own._executor.policy.inputs)
+            breaks(client_engine._executor.policy.inputs)
             losses(2)
-            own.close()
+            client_engine.close()
         errors[name] = len(fake.races)
     stops = {}
     with (
         fake_cuda(1) as fake,
         engine(
             base, "ram", adapter=LORA, nvme=nvme, options=EngineConfig(block_inputs="host"), join=False
-        ) as own,
+        ) as client_engine,
     ):
-        passes = own._executor.train
+        passes = client_engine._executor.train
 
         def counted(tasks, owners):
             fake.stops.clear()
@@ -317,10 +319,10 @@ def under_the_fake(rank, base, nvme, schedules):
             stops[len(tasks)] = list(fake.stops)
             return found
 
-        own._executor.train = counted
+        client_engine._executor.train = counted
         for micro in (1, 4):
-            own.train_step([random_step(3, 2, micro)], 0.1)
-        own.close()
+            client_engine.train_step([random_step(3, 2, micro)], 0.1)
+        client_engine.close()
     leave_world()
     return found, errors, stops
 
@@ -359,11 +361,13 @@ def compiled_losses(rank, base, nvme):
     for compiled in (False, True):
         with engine(
             base, "ram", adapter=LORA, nvme=nvme, join=False, options=EngineConfig(compile_blocks=compiled)
-        ) as own:
-            own.load(stirred(own.state()))
-            found[compiled] = [own.train_step([next(steps_of([seed]))], 0.1)[0].loss for seed in range(3)]
-            functions = len(own._executor.stage.compute._compiled._function_of) if compiled else 0
-            own.close()
+        ) as client_engine:
+            client_engine.load(stirred(client_engine.state()))
+            found[compiled] = [
+                client_engine.train_step([next(steps_of([seed]))], 0.1)[0].loss for seed in range(3)
+            ]
+            functions = len(client_engine._executor.stage.compute._compiled._function_of) if compiled else 0
+            client_engine.close()
     leave_world()
     return found, functions
 

@@ -1,4 +1,4 @@
-"""engine.matmul and engine.deterministic: what they switch, and where they are refused."""
+"""The settings engine.matmul and engine.deterministic: what they switch, and where they are refused."""
 
 import os
 from types import SimpleNamespace

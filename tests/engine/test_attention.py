@@ -32,16 +32,16 @@ def losses_of(rank, base, kinds, nvme):
     join_world(LIMIT_S)
     found = {}
     for kind in kinds:
-        with engine(base, kind, nvme=nvme, join=False) as own:
-            found[kind] = own.evaluate([padded_step().micro])[0].loss
-            own.close()
+        with engine(base, kind, nvme=nvme, join=False) as client_engine:
+            found[kind] = client_engine.evaluate([padded_step().micro])[0].loss
+            client_engine.close()
     leave_world()
     return found
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_padding_on_the_right_needs_no_mask(bases, tmp_path, family):
-    """Held against transformers, which is told what is padding."""
+    """Compare with transformers, which is given the padding mask."""
     import torch
     from transformers import AutoModelForCausalLM
 

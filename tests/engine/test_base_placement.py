@@ -1,5 +1,5 @@
-"""Where the frozen base lies: on the device in 8 or 4 bit, in slots, divided over the ranks of a cluster, and
-which ranks must pass through the model together.
+"""Where the frozen base is stored: on the device in 8 or 4 bit, in slots, or divided over the ranks of a
+cluster; and which ranks must pass through the model together.
 """
 
 import os
@@ -20,7 +20,7 @@ from tests.tiny import random_step, write_llama
 
 
 def quantised_base(rank, base, folder, kind):
-    """A copy of a base whose blocks' matrices went through bitsandbytes and back."""
+    """Write a copy of a base whose blocks' matrices were quantised by bitsandbytes and dequantised again."""
     assert find_optional()
     import bitsandbytes.functional as library
     import torch
@@ -61,11 +61,11 @@ def test_a_quantised_base_is_that_base_rounded(bases, tmp_path, kind):
     assert losses != exact, "rounding must be seen"
 
 
-def held_bytes(rank, base, kind):
+def stored_bytes(rank, base, kind):
     from fedspeed.engine.client_engine import storage_bytes
 
-    with engine(base, kind, "bf16", adapter=LORA) as own:
-        return storage_bytes(own._persistent_tensors())
+    with engine(base, kind, "bf16", adapter=LORA) as client_engine:
+        return storage_bytes(client_engine._persistent_tensors())
 
 
 @needs_bitsandbytes
@@ -76,27 +76,29 @@ def test_a_quantised_base_takes_its_share(tmp_path):
 
     base = write_llama(tmp_path / "llama", hidden=256, intermediate=704, layers=12)
     [resident], [int8], [nf4] = (
-        run_clusters([1], held_bytes, base, kind) for kind in ("resident", "int8", "nf4")
+        run_clusters([1], stored_bytes, base, kind) for kind in ("resident", "int8", "nf4")
     )
     task = Task(shape_of(base), clients=1)
-    for tier, held in (("int8", int8), ("nf4", nf4)):
+    for tier, stored in (("int8", int8), ("nf4", nf4)):
         saved = (
             12 * (sizes(task.shape, 2).block - quantised_block(task, tier)) - 2 * sizes(task.shape, 2).block
-        )  # two slots beside it
-        assert resident - held == pytest.approx(saved, rel=0.02), "what the planner says"
+        )  # two slots hold dequantised blocks
+        assert resident - stored == pytest.approx(saved, rel=0.02), "what the planner says"
     assert 0.65 < (resident - nf4) / (12 * sizes(task.shape, 2).block) + 1 / 6
 
 
-# Who holds what, and who must wait for whom.
+# Blocks on the device and on other ranks.
 
 
 def resident_loads(rank, base, resident, nvme):
-    with engine(base, "ram", adapter=LORA, nvme=nvme, options=EngineConfig(resident_blocks=resident)) as own:
-        own.load(own.state())
-        losses = [own.train_step([random_step(1, 2, 2)], LR)[0].loss for _ in range(3)]
-        own.store.take_loads()
-        own.train_step([random_step(1, 2, 2)], LR)
-        return losses, own.store.take_loads().count
+    with engine(
+        base, "ram", adapter=LORA, nvme=nvme, options=EngineConfig(resident_blocks=resident)
+    ) as client_engine:
+        client_engine.load(client_engine.state())
+        losses = [client_engine.train_step([random_step(1, 2, 2)], LR)[0].loss for _ in range(3)]
+        client_engine.store.take_loads()
+        client_engine.train_step([random_step(1, 2, 2)], LR)
+        return losses, client_engine.store.take_loads().count
 
 
 def test_blocks_that_stay_are_not_loaded(bases, tmp_path):
@@ -115,23 +117,31 @@ def test_blocks_that_stay_are_not_loaded(bases, tmp_path):
 
 
 def divided(rank, base, kind, nvme):
-    """(bytes of the base that this rank keeps, bytes of all of it, losses) with two ranks that take unequal
-    numbers of steps.
+    """Return (bytes of the base that this rank stores, bytes of the whole base, losses) where the ranks take
+    unequal numbers of steps.
     """
     with engine(
         base, kind, adapter=LORA, nvme=nvme, clients=[(r,) for r in range(int(os.environ["WORLD_SIZE"]))]
-    ) as own:
-        own.load(own.state())
-        kept = sum(t.numel() for tier in own.store._tiers for t in getattr(tier, "_slices", {}).values())
+    ) as client_engine:
+        client_engine.load(client_engine.state())
+        kept = sum(
+            t.numel() for tier in client_engine.store._tiers for t in getattr(tier, "_slices", {}).values()
+        )
         steps = 1 + 2 * rank
         if kind == "cluster":
-            with own.matched_passes(own.train_passes(1, steps, 1), backward=True):
-                losses = [own.train_step([random_step(rank, 2, 2)], LR)[0].loss for _ in range(steps)]
-        else:  # no word to the other rank
-            losses = [own.train_step([random_step(rank, 2, 2)], LR)[0].loss for _ in range(steps)]
+            with client_engine.matched_passes(client_engine.train_passes(1, steps, 1), backward=True):
+                losses = [
+                    client_engine.train_step([random_step(rank, 2, 2)], LR)[0].loss for _ in range(steps)
+                ]
+        else:  # without an agreement with the other rank
+            losses = [client_engine.train_step([random_step(rank, 2, 2)], LR)[0].loss for _ in range(steps)]
         return (
             kept,
-            sum(unit.nbytes for i, unit in enumerate(own.store.units) if i in own.store._pool_of),
+            sum(
+                unit.nbytes
+                for i, unit in enumerate(client_engine.store.units)
+                if i in client_engine.store._pool_of
+            ),
             losses,
         )
 
@@ -149,12 +159,12 @@ def test_a_divided_base_lies_in_equal_parts_and_other_tiers_need_no_lockstep(tmp
 
 
 def one_sided(rank, base, nodes):
-    """(losses, ranks that must pass together, bytes of the base this rank's memory holds) with unequal
-    numbers of steps and no word to the others.
+    """Return (losses, ranks that must pass together, bytes of the base in this rank's memory, evaluated loss)
+    where the ranks take unequal numbers of steps without matching their passes.
     """
     import torch
 
-    import fedspeed.engine.base.shared as shared
+    import fedspeed.engine.base.node_file as shared
 
     shared.socket = SimpleNamespace(gethostname=lambda: f"node{nodes[rank]}")
     with engine(
@@ -163,13 +173,22 @@ def one_sided(rank, base, nodes):
         adapter=LORA,
         clients=[(r,) for r in range(len(nodes))],
         options=EngineConfig(base_reads="one_sided"),
-    ) as own:
-        own.load(own.state())
-        with own.matched_passes(own.train_passes(1, 1 + 2 * rank, 1), backward=True):  # nothing to agree on
-            losses = [own.train_step([random_step(rank, 2, 2)], LR)[0].loss for _ in range(1 + 2 * rank)]
-        sums = own.evaluate([random_step(rank, 2, 2).micro])[0]
+    ) as client_engine:
+        client_engine.load(client_engine.state())
+        with client_engine.matched_passes(
+            client_engine.train_passes(1, 1 + 2 * rank, 1), backward=True
+        ):  # nothing to agree on
+            losses = [
+                client_engine.train_step([random_step(rank, 2, 2)], LR)[0].loss for _ in range(1 + 2 * rank)
+            ]
+        sums = client_engine.evaluate([random_step(rank, 2, 2).micro])[0]
         torch.distributed.barrier()
-        return losses, own.store.matched_group, sum(t.numel() for t in own._away()), sums.loss
+        return (
+            losses,
+            client_engine.store.matched_group,
+            sum(t.numel() for t in client_engine._away()),
+            sums.loss,
+        )
 
 
 @pytest.mark.parametrize(
@@ -189,62 +208,64 @@ def test_one_sided_reads_need_no_lockstep(tmp_path, nodes):
         )
 
 
-def bereft(rank, base, told):
-    """Writes down what a rank is told when the other, which holds half of the base, is killed."""
+def loses_a_peer(rank, base, message_file):
+    """Write the error of a rank to a file when the other one, which stores half of the base, is killed."""
     import torch
 
-    import fedspeed.engine.base.shared as shared
+    import fedspeed.engine.base.node_file as shared
     from fedspeed.errors import LostPeerError
 
     shared.socket = SimpleNamespace(gethostname=lambda: f"node{rank}")
-    with engine(base, "cluster", clients=[(0,), (1,)], options=EngineConfig(base_reads="one_sided")) as own:
-        own.load(own.state())
-        own.train_step([random_step(rank, 2, 2)], LR)
+    with engine(
+        base, "cluster", clients=[(0,), (1,)], options=EngineConfig(base_reads="one_sided")
+    ) as client_engine:
+        client_engine.load(client_engine.state())
+        client_engine.train_step([random_step(rank, 2, 2)], LR)
         torch.distributed.barrier()
         if rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         try:
             for _ in range(3):
-                own.train_step([random_step(rank, 2, 2)], LR)
+                client_engine.train_step([random_step(rank, 2, 2)], LR)
         except LostPeerError as error:
-            own.close()
-            told.write_text(str(error))
-        os._exit(0)  # the world has lost a rank: no orderly end
+            client_engine.close()
+            message_file.write_text(str(error))
+        os._exit(0)  # the world has lost a rank: no orderly exit
 
 
-def test_a_killed_holder_of_the_base_is_told(bases, tmp_path):
+def test_a_killed_rank_that_stored_the_base_is_reported(bases, tmp_path):
     with pytest.raises(AssertionError, match="rank 1:\ndied without a word"):
-        run_clusters([2], bereft, bases["llama"], tmp_path / "told")
-    assert (
-        "the part of the base at 127.0.0.1:" in (told := (tmp_path / "told").read_text())
-        and "cannot be read" in told
-    )
+        run_clusters([2], loses_a_peer, bases["llama"], tmp_path / "message")
+    message = (tmp_path / "message").read_text()
+    assert "the part of the base at 127.0.0.1:" in message and "cannot be read" in message
 
 
 def test_a_budget_keeps_as_many_blocks_as_it_allows(bases, tmp_path):
-    """One block and the slots: 4 blocks, one stays, two of three stream through the slots, so a step loads 2
-    (4 - 1 - 2).
-    """
+    """Of 4 blocks one is resident, and the other three share two slots, so a step loads 2 x (3 - 2)."""
     [(counts, base_on_device, budget)] = run_clusters([1], within_budget, bases["llama"], tmp_path)
     assert counts == {2} and base_on_device <= budget
 
 
 def within_budget(rank, base, nvme):
-    with engine(base, "ram", adapter=LORA, nvme=nvme) as own:
-        block = next(u.nbytes for u in own.store.units if ".layers." in u.name)
+    with engine(base, "ram", adapter=LORA, nvme=nvme) as client_engine:
+        block = next(u.nbytes for u in client_engine.store.units if ".layers." in u.name)
         *ends, norm = (
             u.nbytes
-            for u in sorted(own.store.units, key=lambda u: "norm" in u.name)
+            for u in sorted(client_engine.store.units, key=lambda u: "norm" in u.name)
             if ".layers." not in u.name
         )
     budget = 3 * block + max(ends) + norm + 100
-    with engine(base, "ram", adapter=LORA, nvme=nvme, options=EngineConfig(base_gib=budget / 2**30)) as own:
-        own.load(own.state())
-        own.train_step([random_step(1, 2, 2)], LR)
-        own.store.take_loads()
+    with engine(
+        base, "ram", adapter=LORA, nvme=nvme, options=EngineConfig(base_gib=budget / 2**30)
+    ) as client_engine:
+        client_engine.load(client_engine.state())
+        client_engine.train_step([random_step(1, 2, 2)], LR)
+        client_engine.store.take_loads()
         counts = set()
         for _ in range(2):
-            own.train_step([random_step(1, 2, 2)], LR)
-            counts.add(own.store.take_loads().count)
-        kept = sum(u.nbytes for i, u in enumerate(own.store.units) if i not in own.store._pool_of)
-        return counts, kept + own.store.slot_bytes, budget
+            client_engine.train_step([random_step(1, 2, 2)], LR)
+            counts.add(client_engine.store.take_loads().count)
+        kept = sum(
+            u.nbytes for i, u in enumerate(client_engine.store.units) if i not in client_engine.store._pool_of
+        )
+        return counts, kept + client_engine.store.slot_bytes, budget

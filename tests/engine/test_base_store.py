@@ -1,5 +1,5 @@
-"""Where the frozen base lives: the order of loads, the files that ranks of a node share, and what happens
-when there is no room.
+"""Where the frozen base is stored: the order of loads, the files that ranks of a node share, and the errors
+where memory or disk are too small.
 """
 
 import os
@@ -7,11 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import pytest
 
-from fedspeed.schedule.loads import next_load, spread, step_order
+from fedspeed.schedule.loads import next_load, step_order
 from tests.conftest import ROOT
 from tests.engine.engines import engine
 from tests.limits import LIMIT_S
@@ -20,23 +19,23 @@ from tests.tiny import random_step, write_llama
 
 
 def simulate(blocks: int, slots: int, passes: int) -> list[list[int]]:
-    """What is loaded in each forward and backward pass, when loads run ahead as far as they may."""
+    """Return the units loaded in each forward and backward pass when loads run ahead as far as they may."""
     step = [*range(blocks), *range(blocks - 1, -1, -1)]
     order = step * (passes + 1)
-    held = []
+    loaded_units = []
     loaded = []
     for start in range(0, passes * len(step), len(step)):
         loaded.append([])
         for i in range(start, start + len(step)):
             for busy, upcoming in ((set(), order[i:]), ({order[i]}, order[i + 1 :])):
-                while choice := next_load(upcoming, held, busy, slots):
+                while choice := next_load(upcoming, loaded_units, busy, slots):
                     unit, victim = choice
-                    assert victim not in busy and (victim is None) == (len(held) < slots)
+                    assert victim not in busy and (victim is None) == (len(loaded_units) < slots)
                     if victim is not None:
-                        held.remove(victim)
-                    held.append(unit)
+                        loaded_units.remove(victim)
+                    loaded_units.append(unit)
                     loaded[-1].append(unit)
-            assert order[i] in held, "a unit in use must be loaded"
+            assert order[i] in loaded_units, "a unit in use must be loaded"
     return loaded
 
 
@@ -49,8 +48,8 @@ def test_a_step_loads_what_the_turns_do_not_keep(blocks, slots):
 
 @pytest.mark.parametrize("lowest", [0, 3])
 def test_a_block_comes_back_to_the_slot_where_its_graph_was_built(lowest):
-    """So a graph that is kept still finds the weights of its block, in training steps with and without
-    evaluations between.
+    """A graph that is kept until the backward pass must find the weights of its block in the same slot, in
+    training steps with and without evaluations in between.
     """
     for blocks in range(2, 13):
         step = step_order(blocks, min(lowest, blocks - 1))
@@ -149,7 +148,7 @@ def test_kill_9_leaves_nothing_on_the_disk(tmp_path):
 
 
 class Memory:
-    """Memory of which so much is free; of a machine that gets `growth` more with every piece that is taken,
+    """Memory with `free` bytes left, of a machine that frees `growth` more bytes each time a piece is taken,
     `left` times.
     """
 
@@ -171,7 +170,7 @@ class Memory:
             self._left = self._left - 1
 
 
-def test_memory_that_grows_with_its_use_is_had():
+def test_memory_that_grows_while_it_is_used_can_be_reserved():
     from fedspeed.engine.base.node_file import reserve
 
     grows = Memory(25, growth=10, left=9)
@@ -182,7 +181,7 @@ def test_memory_that_grows_with_its_use_is_had():
 
 
 @pytest.mark.parametrize("memory", [Memory(25), Memory(5, growth=10, left=9), Memory(12, growth=8, left=1)])
-def test_memory_that_ends_is_refused_with_what_there_was(memory):
+def test_too_little_memory_is_refused_with_the_free_amount(memory):
     from fedspeed.engine.base.node_file import reserve
     from fedspeed.errors import FedSpeedError
 
@@ -217,7 +216,7 @@ def without_room(rank, base, kind, folder):
     import fedspeed.engine.base.node_file as shared
     from fedspeed.errors import FedSpeedError
 
-    if rank == 0:  # the rank that reserves; the others must hear of it instead of waiting
+    if rank == 0:  # the rank that reserves; the others must get the error instead of waiting
         shared.free_memory = lambda: 1000
     try:
         with engine(base, kind, nvme=folder, clients=[(0,), (1,)]):
@@ -226,23 +225,27 @@ def without_room(rank, base, kind, folder):
         return str(error)
 
 
-def test_every_rank_hears_that_there_is_no_room(tmp_path):
+def test_every_rank_gets_the_error_when_there_is_no_room(tmp_path):
     base = write_llama(tmp_path / "llama")
-    told = run_clusters([2], without_room, base, "ram", tmp_path / "disk")
-    assert told[0] == told[1]
-    assert "GiB of RAM" in told[0] and "0.00 GiB are free" in told[0] and "engine.tier=nvme" in told[0]
+    messages = run_clusters([2], without_room, base, "ram", tmp_path / "disk")
+    assert messages[0] == messages[1]
+    assert (
+        "GiB of RAM" in messages[0]
+        and "0.00 GiB are free" in messages[0]
+        and "engine.tier=nvme" in messages[0]
+    )
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_full_disk_is_told_and_left_as_it_was(tmp_path):
+def test_a_full_disk_is_reported_and_left_as_it_was(tmp_path):
     base = write_llama(tmp_path / "llama")
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=False).returncode:
         pytest.skip("no mount in this container")
     try:
-        told = run_clusters([2], without_room, base, "nvme", disk)
-        assert told[0] == told[1] and str(disk) in told[0] and "No space left" in told[0]
+        messages = run_clusters([2], without_room, base, "nvme", disk)
+        assert messages[0] == messages[1] and str(disk) in messages[0] and "No space left" in messages[0]
         assert [p for p in disk.rglob("*") if p.is_file()] == [] and os.statvfs(disk).f_bfree == os.statvfs(
             disk
         ).f_blocks
@@ -251,17 +254,17 @@ def test_a_full_disk_is_told_and_left_as_it_was(tmp_path):
 
 
 def shortened(rank, base, folder):
-    """A disk that loses the end of the base under a run."""
+    """Return the message when the file of the base is cut off during a run."""
     from fedspeed.errors import FedSpeedError
 
-    with engine(base, "nvme", nvme=folder) as own:
-        own.load(own.state())
-        own.train_step([random_step(1, 2, 1)], 1e-3)
-        tier = next(t for t in own.store._tiers if t.name == "nvme")
+    with engine(base, "nvme", nvme=folder) as client_engine:
+        client_engine.load(client_engine.state())
+        client_engine.train_step([random_step(1, 2, 1)], 1e-3)
+        tier = next(t for t in client_engine.store._tiers if t.name == "nvme")
         os.ftruncate(tier._file.fd, tier._at[2] + 4096)  # within a block, behind the embedding
         try:
-            own.train_step([random_step(1, 2, 1)], 1e-3)
-            own.train_step([random_step(1, 2, 1)], 1e-3)
+            client_engine.train_step([random_step(1, 2, 1)], 1e-3)
+            client_engine.train_step([random_step(1, 2, 1)], 1e-3)
         except FedSpeedError as error:
             return str(error)
         return "trained on"
@@ -269,12 +272,12 @@ def shortened(rank, base, folder):
 
 def test_a_base_that_was_cut_on_disk_is_noticed(tmp_path):
     base = write_llama(tmp_path / "llama", layers=5)
-    [told] = run_clusters([1], shortened, base, tmp_path)
-    assert told.startswith("the base on disk ends before byte")
+    [message] = run_clusters([1], shortened, base, tmp_path)
+    assert message.startswith("the base on disk ends before byte")
 
 
 def short_of_memory(rank, base, kind, folder):
-    """What is said where the address space ends while the base is loaded, and what is left."""
+    """Return the message where memory ends while the base is loaded, and the files that are left."""
     import resource
     from pathlib import Path
 
@@ -298,11 +301,11 @@ def short_of_memory(rank, base, kind, folder):
 @pytest.mark.parametrize("kind", ["ram", "resident", "zero0"])
 def test_a_limit_of_memory_reached_while_loading_is_seen_to_be_one(tmp_path, kind):
     base = write_llama(tmp_path / "llama", hidden=1024, intermediate=2816, layers=4, vocab=4096)
-    [told] = run_clusters([1], short_of_memory, base, kind, tmp_path / "disk")
+    [message] = run_clusters([1], short_of_memory, base, kind, tmp_path / "disk")
     if kind == "ram":
-        assert "of RAM and" in told[0] and told[1] == []
+        assert "of RAM and" in message[0] and message[1] == []
     else:
-        assert "allocate memory" in told or "Cannot allocate" in told or told == "", told
+        assert "allocate memory" in message or "Cannot allocate" in message or message == "", message
 
 
 def test_limits_of_control_groups_are_known_in_both_versions(tmp_path):
@@ -320,63 +323,8 @@ def test_limits_of_control_groups_are_known_in_both_versions(tmp_path):
     assert list(_group_limits("5:cpu:/x\n4:memory,hugetlb:/job\n0::/\n", tmp_path)) == [(800, 300)]
 
 
-# How much of the device the base may take.
-
-
-@pytest.mark.parametrize("budget,expected", [(200, 10), (95, 10), (94, 9), (50, 5), (49, 4), (14, 1)])
-def test_there_are_as_many_slots_as_the_budget_has_room_for(budget, expected):
-    """Blocks of 9 bytes, ten of them, 5 bytes beside: what the base takes is never more than allowed."""
-    from fedspeed.engine.base.placement import BaseSizes, resident_count, slots_of
-    from fedspeed.engine.config import EngineConfig
-
-    sizes = BaseSizes(block=9, blocks=10, embedding_and_head=8, shared_slot=4, resident=1)
-    options = EngineConfig(base_gib=(budget + 0.5) / 2**30)
-    assert slots_of(options, sizes) == expected and resident_count(options, sizes) == 0
-    assert sizes.on_device(0, expected) <= budget
-    divided = replace(sizes, holders=2)
-    found = next((n for n in range(10, -1, -1) if divided.on_device(0, n) <= budget), 0)
-    assert found <= expected
-    assert divided.on_device(0, 2) == 2 * 9 + 4 + 1 + 49, "half of what streams lies on the device too"
-
-
-def test_a_budget_that_nothing_fits_names_one_that_does():
-    from fedspeed.engine.base.placement import BaseSizes, slots_of
-    from fedspeed.engine.config import EngineConfig
-    from fedspeed.errors import FedSpeedError
-
-    sizes = BaseSizes(600 * 2**20, 48, 200 * 2**20, 100 * 2**20, 5000)
-    pipeline = EngineConfig(base_gib=1.0, pipeline="client", block_slots=4)
-    for options, least in ((EngineConfig(base_gib=0.6), 1), (pipeline, 4)):
-        with pytest.raises(FedSpeedError, match=r"set engine.base_gib=([\d.]+) or more") as refused:
-            slots_of(options, sizes)
-        named = float(str(refused.value).partition("set engine.base_gib=")[2].split()[0])
-        assert slots_of(replace(options, base_gib=named), sizes) == least
-
-
-def test_no_more_slots_or_blocks_that_stay_than_there_are_blocks():
-    from fedspeed.engine.base.placement import BaseSizes, resident_count, slots_of
-    from fedspeed.engine.config import EngineConfig
-
-    sizes = BaseSizes(9, 10, 8, 4, 1)
-    assert [resident_count(EngineConfig(resident_blocks=n), sizes) for n in (0, 4, 999)] == [0, 4, 10]
-    assert [slots_of(EngineConfig(resident_blocks=n, block_slots=7), sizes) for n in (0, 4, 999)] == [7, 6, 0]
-    assert BaseSizes(9, 4, 8, 4, 1).on_device(0, slots=64) == 4 * 9 + 5, (
-        "slots beyond the blocks are not made"
-    )
-    assert slots_of(EngineConfig(base_gib=1.0), BaseSizes(0, 0, 8, 4, 1)) == 0, "all blocks train"
-
-
-def test_blocks_that_stay_are_spread_over_the_depth():
-    assert [spread(12, n) for n in (0, 1, 3, 5, 12)] == [[], [0], [0, 4, 8], [0, 2, 4, 7, 9], list(range(12))]
-    for blocks in range(1, 40):
-        for count in range(1, blocks + 1):
-            places = spread(blocks, count)
-            gaps = [b - a for a, b in zip(places, [*places[1:], places[0] + blocks])]
-            assert len(set(places)) == count and max(gaps) - min(gaps) <= 1
-
-
 def cut_shard(rank, base, kind, folder):
-    """What a rank is told of weights that are cut off, and what is left of its store."""
+    """Return the message about truncated weights, and the files that the store leaves."""
     from fedspeed.errors import ModelError
 
     try:
@@ -393,5 +341,5 @@ def test_a_truncated_shard_is_named_and_leaves_no_partial_state(tmp_path, kind):
     base = write_llama(tmp_path / "llama")
     weights = Path(base) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-5000])
-    [(told, left)] = run_clusters([1], cut_shard, base, kind, tmp_path / "disk")
-    assert str(weights) in told and "truncated" in told and left == []
+    [(message, left)] = run_clusters([1], cut_shard, base, kind, tmp_path / "disk")
+    assert str(weights) in message and "truncated" in message and left == []

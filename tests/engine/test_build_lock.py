@@ -1,4 +1,4 @@
-"""The lock that torch puts around the build of an operator, and what a killed build leaves of it."""
+"""The lock that torch takes while an operator is built, and what a killed build leaves behind."""
 
 import os
 import threading
@@ -32,13 +32,13 @@ def test_a_living_build_is_waited_for(lock):
 
 def test_a_slow_build_is_waited_for(lock):
     """Its process has the lock open, however long no file changes."""
-    held = open(lock, "w")
+    lock_file = open(lock, "w")
     os.utime(lock, (0, time.time() - operators.DEAD_BUILD_S - 1))
-    threading.Timer(0.5, lambda: (os.unlink(lock), held.close())).start()
+    threading.Timer(0.5, lambda: (os.unlink(lock), lock_file.close())).start()
     operators.await_build("some_op")
 
 
-def test_a_dead_build_is_told(lock):
+def test_a_dead_build_is_reported(lock):
     open(lock, "w").close()
     os.utime(lock, (0, time.time() - operators.DEAD_BUILD_S - 1))
     with pytest.raises(FedSpeedError, match="some_op/lock: left by a build .* delete the file"):

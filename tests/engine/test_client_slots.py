@@ -1,4 +1,4 @@
-"""A client slot trains two flat parameters; names stay the seam."""
+"""A client slot trains two flat parameters; everything outside of it addresses tensors by their names."""
 
 import numpy as np
 import pytest
@@ -31,12 +31,12 @@ def test_tensors_lie_apart_in_a_flat_parameter():
     assert float(parameter.sum()) == float(sum(t.sum() for t in named.values()))
 
 
-def partly_held(rank, base, kinds, dtype, nvme):
-    """By kind: (what was held and has moved, what was not and has not, parameters of DeepSpeed's engine, ends
-    of two steps).
+def partly_frozen(rank, base, kinds, dtype, nvme):
+    """Return by tier: (frozen tensors that changed, trained ones that did not, the number of parameters in
+    DeepSpeed's engine, the state after two steps).
 
-    A flat parameter is larger than the bucket that ZeRO reduces at a time. Gradients are clipped, so that one
-    which is held and not zeroed shows in the others.
+    A flat parameter is larger than the bucket that ZeRO reduces at a time. Gradients are clipped, so that
+    a frozen tensor's gradient would change the other tensors if it were not set to zero.
     """
     from fedspeed.engine.world import join_world, leave_world, quiet
     from tests.limits import LIMIT_S
@@ -59,22 +59,22 @@ def partly_held(rank, base, kinds, dtype, nvme):
                 if zero is not None
                 else {}
             ),
-        ) as own:
-            start = stirred(own.state())
+        ) as client_engine:
+            start = stirred(client_engine.state())
             names = sorted(start)
-            held = frozenset(names[::3])
-            own.load(start, frozen=held)
+            frozen = frozenset(names[::3])
+            client_engine.load(start, frozen=frozen)
             for seed in range(2):
-                own.train_step([random_step(seed, 2, 2)], 0.05)
-            end = own.state()
-            moved = {name for name in names if (end[name] - start[name]).abs().max() > 0}
+                client_engine.train_step([random_step(seed, 2, 2)], 0.05)
+            end = client_engine.state()
+            changed = {name for name in names if (end[name] - start[name]).abs().max() > 0}
             found[kind, zero, optimizer] = (
-                sorted(moved & held),
-                sorted(set(names) - held - moved),
-                len(own._states[0].parameters),
+                sorted(changed & frozen),
+                sorted(set(names) - frozen - changed),
+                len(client_engine._states[0].parameters),
                 {name: end[name].numpy() for name in names},
             )
-            own.close()
+            client_engine.close()
     leave_world()
     return found
 
@@ -91,12 +91,12 @@ KINDS = [
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_a_part_of_a_parameter_is_held(bases, tmp_path, dtype):
-    [found] = run_clusters([1], partly_held, bases["llama"], KINDS, dtype, tmp_path)
-    for (kind, zero, optimizer), (moved, stood, parameters, end) in found.items():
+def test_a_part_of_a_flat_parameter_may_be_frozen(bases, tmp_path, dtype):
+    [found] = run_clusters([1], partly_frozen, bases["llama"], KINDS, dtype, tmp_path)
+    for (kind, zero, optimizer), (changed, unchanged, parameters, end) in found.items():
         case = f"{kind} ZeRO-{zero} {optimizer}"
-        assert moved == [], f"{case}: held, and moved"
-        assert stood == [], f"{case}: not held, and has not moved"
+        assert changed == [], f"{case}: frozen, and changed"
+        assert unchanged == [], f"{case}: trained, and did not change"
         assert parameters == (2 if kind == "ram" else len(end)), case
         if dtype == "fp32" and optimizer == "sgd":
             other = found["zero2", None, "sgd"][3]

@@ -1,4 +1,4 @@
-"""How an execution is told, and which settings it does not read."""
+"""How an execution is described, and which settings it does not read."""
 
 import dataclasses
 
@@ -33,13 +33,13 @@ EVERY = {
         ("cluster", "activation_checkpointing"),
     ],
 )
-def test_a_setting_that_is_not_read_is_told(tier, names):
-    told = unused_settings(run_config(engine={"tier": tier, **EVERY}), {})
-    assert [line.partition("=")[0] for line in told] == [f"engine.{name}" for name in names.split()]
-    assert all(" changes nothing in this run: " in line for line in told)
+def test_a_setting_that_is_not_read_is_reported(tier, names):
+    unused = unused_settings(run_config(engine={"tier": tier, **EVERY}), {})
+    assert [line.partition("=")[0] for line in unused] == [f"engine.{name}" for name in names.split()]
+    assert all(" changes nothing in this run: " in line for line in unused)
 
 
-def test_nothing_is_told_of_defaults_and_a_budget_says_how_many_slots():
+def test_nothing_is_unused_of_defaults_and_a_budget_says_how_many_slots():
     for tier in _READ:
         assert unused_settings(run_config(engine={"tier": tier}), {}) == []
     [line] = unused_settings(run_config(engine={"tier": "ram", "base_gib": 1.0, "block_slots": 5}), {})

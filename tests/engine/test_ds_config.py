@@ -1,4 +1,4 @@
-"""What the engine decides where a DeepSpeed configuration says `auto`."""
+"""The values the engine chooses where a DeepSpeed configuration says `auto`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The engine against plain PyTorch, over every ZeRO stage and offload setting. Real DeepSpeed engines in real
+"""Compare the engine with plain PyTorch, over ZeRO stages and tiers: real DeepSpeed engines in real
 processes.
 """
 
@@ -19,7 +19,7 @@ def base(tmp_path_factory):
 
 
 def plain_losses(base, steps, optimizer, adapter: AdapterConfig, micro=4):
-    """Mean answer losses of an ordinary PyTorch + PEFT loop from the same start."""
+    """Return the mean answer losses of an ordinary PyTorch and PEFT loop from the same start."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -58,12 +58,14 @@ def plain_losses(base, steps, optimizer, adapter: AdapterConfig, micro=4):
 
 
 def federated_losses(rank, base, kind, steps, adapter, *, train, micro, accumulation, ranks, nvme):
-    with engine(base, kind, clients=[tuple(range(ranks))], adapter=adapter, train=train, nvme=nvme) as own:
-        own.load(own.state())
+    with engine(
+        base, kind, clients=[tuple(range(ranks))], adapter=adapter, train=train, nvme=nvme
+    ) as client_engine:
+        client_engine.load(client_engine.state())
         losses = []
         for i in range(steps):
-            step = random_step(i % 2, micro, accumulation, ranks, own.groups.client_rank)
-            losses.append(own.train_step([step], train.lr)[0].loss / step.step_answer_tokens)
+            step = random_step(i % 2, micro, accumulation, ranks, client_engine.groups.client_rank)
+            losses.append(client_engine.train_step([step], train.lr)[0].loss / step.step_answer_tokens)
         return losses
 
 
@@ -93,8 +95,8 @@ def test_one_client_equals_a_plain_loop(base, tmp_path, kind):
 
 
 def test_lora_on_the_embedding_equals_a_plain_loop(base, tmp_path):
-    """PEFT keeps its factors outside of any module that is called, where a partitioned tensor is easily met
-    before it was gathered.
+    """PEFT keeps these factors in no module that is called, so a partitioned tensor could be read before it
+    is gathered.
     """
     adapter = AdapterConfig(targets=("q_proj", "embed_tokens"))
     expected = plain_losses(base, 6, lambda p: torch.optim.SGD(p, lr=0.1), adapter)
@@ -148,8 +150,8 @@ def test_full_fine_tuning_equals_a_plain_loop(base, tmp_path):
     ],
 )
 def test_two_ranks_a_client_equal_one_rank_with_twice_the_batch(base, tmp_path, kind):
-    """And accumulation is the same step again: 2 ranks x 2 micro-batches x 1 row = 1 rank x 4 rows. Answers
-    fall unevenly on the ranks.
+    """2 ranks x 2 micro-batches x 1 row give the same step as 1 rank x 4 rows, although the answer tokens are
+    spread unevenly over the ranks.
     """
     adapter = AdapterConfig(targets="all-linear")
     one, two, four = (

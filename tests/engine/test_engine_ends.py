@@ -1,5 +1,5 @@
-"""Embedding and head as the base's files hold them, whatever config.json says of them: the losses of plain
-transformers in every tier.
+"""The embedding and the head are those of the base's files, whatever config.json says about tying: every tier
+has the losses of plain transformers.
 """
 
 import pytest
@@ -29,7 +29,7 @@ CASES = {
 
 
 def write_ends(family: str, ends: str, folder) -> str:
-    """A base whose config.json ties the head to the embedding."""
+    """Write a base whose config.json ties the head to the embedding."""
     from safetensors.torch import load_file, save_file
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -61,7 +61,7 @@ def write_ends(family: str, ends: str, folder) -> str:
 
 
 def plain_loss(base: str, step) -> float:
-    """Summed cross-entropy of a step's answer tokens under transformers' own model."""
+    """Return the summed cross-entropy of a step's answer tokens under the model of transformers."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -81,7 +81,7 @@ def plain_loss(base: str, step) -> float:
 
 
 def losses(rank, folder):
-    """(case, loss in the engine, loss in transformers) of each tier and each method, in one process."""
+    """Return (case, loss in the engine, loss in transformers) of each tier and method, in one process."""
     from fedspeed.engine.world import join_world, leave_world, quiet
 
     quiet()
@@ -92,13 +92,15 @@ def losses(rank, folder):
         base = write_ends(family, ends, folder / f"{family}-{ends}-{method}")
         expected = plain_loss(base, step)
         for kind in kinds:
-            with engine(base, kind, adapter=METHODS[method], join=False, nvme=folder / "nvme") as own:
+            with engine(
+                base, kind, adapter=METHODS[method], join=False, nvme=folder / "nvme"
+            ) as client_engine:
                 found.append((
                     f"{family} {ends} {method} {kind}",
-                    own.evaluate([step.micro])[0].loss,
+                    client_engine.evaluate([step.micro])[0].loss,
                     expected,
                 ))
-                own.close()
+                client_engine.close()
     leave_world()
     return found
 
@@ -111,7 +113,7 @@ def test_every_tier_and_method_has_the_losses_of_transformers(tmp_path):
 
 
 def piped(rank, folder, scope):
-    """The first rank writes the bases; all play them as a pipeline."""
+    """Return (loss in a pipeline, loss in transformers) of each base. The first rank writes the bases."""
     import torch
     from deepspeed import comm as dist
 
@@ -135,10 +137,10 @@ def piped(rank, folder, scope):
             adapter=METHODS["lora"],
             options=EngineConfig(pipeline=scope),
             join=False,
-        ) as own:
-            own.load(own.state())
-            with own.matched_passes(1, backward=False):
-                found.append((own.evaluate([step.micro])[0].loss, plain_loss(str(base), step)))
+        ) as client_engine:
+            client_engine.load(client_engine.state())
+            with client_engine.matched_passes(1, backward=False):
+                found.append((client_engine.evaluate([step.micro])[0].loss, plain_loss(str(base), step)))
     leave_world()
     return found
 

@@ -22,7 +22,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wide_base(tmp_path_factory):
-    """4.3 M parameters, most of them in matrices far above the persistence threshold."""
+    """Write a model of 4.3 M parameters, most of them in matrices far above the persistence threshold."""
     return write_llama(
         tmp_path_factory.mktemp("base") / "wide",
         hidden=256,
@@ -33,53 +33,54 @@ def wide_base(tmp_path_factory):
     )
 
 
-def holdings(rank, base, nvme, partition):
-    """(bytes of the frozen base on this rank, adapter checksum after a step of its own, adapter bytes that
-    other clients could gather).
+def storage_of(rank, base, nvme, partition):
+    """Return the bytes of the frozen base on this rank and in all, the process groups of the adapter, and the
+    adapter's checksum after the client's steps.
     """
     with engine(
         base, "zero3", clients=[(0,), (1,), (2, 3)], nvme=nvme, options=EngineConfig(base_partition=partition)
-    ) as own:
-        frozen = [p for p in own.model.parameters() if not p.requires_grad]
-        trained = [p for p in own.model.parameters() if p.requires_grad]
-        held = sum(
+    ) as client_engine:
+        frozen = [p for p in client_engine.model.parameters() if not p.requires_grad]
+        trained = [p for p in client_engine.model.parameters() if p.requires_grad]
+        stored = sum(
             (p.ds_tensor.numel() + p.numel()) * p.element_size() for p in frozen
-        )  # p itself holds nothing between passes
+        )  # p itself is empty between passes
         whole = sum(p.ds_numel * p.element_size() for p in frozen)
-        own.load(own.state())
-        steps = 1 + own.groups.client_ranks[0] % 2  # different numbers of steps on the ranks of one cluster
-        with own.matched_passes(steps, backward=True):
+        client_engine.load(client_engine.state())
+        steps = (
+            1 + client_engine.groups.client_ranks[0] % 2
+        )  # different numbers of steps on the ranks of one cluster
+        with client_engine.matched_passes(steps, backward=True):
             for i in range(steps):
-                own.train_step(
+                client_engine.train_step(
                     [
                         random_step(
-                            100 * own.groups.client_ranks[0] + i,
+                            100 * client_engine.groups.client_ranks[0] + i,
                             2,
                             1,
-                            own.groups.client_size,
-                            own.groups.client_rank,
+                            client_engine.groups.client_size,
+                            client_engine.groups.client_rank,
                         )
                     ],
                     LR,
                 )[0]
-        held = max(held, sum((p.ds_tensor.numel() + p.numel()) * p.element_size() for p in frozen))
-        # after load, reading the masters is a collective over the client alone: nobody else may be needed for
-        # it
+        stored = max(stored, sum((p.ds_tensor.numel() + p.numel()) * p.element_size() for p in frozen))
+        # reading the masters is a collective over the ranks of the client only
         return {
-            "held": held,
+            "stored": stored,
             "whole": whole,
             "groups": {p.ds_zero_partition_world_size for p in trained},
-            "client": own.groups.client_size,
-            "storage": {id(p.ds_process_group) for p in trained} == {id(own.groups.client)},
-            "sum": sum(v.double().sum().item() for v in own.state().values()),
+            "client": client_engine.groups.client_size,
+            "storage": {id(p.ds_process_group) for p in trained} == {id(client_engine.groups.client)},
+            "sum": sum(v.double().sum().item() for v in client_engine.state().values()),
         }
 
 
 def test_the_base_is_partitioned_and_adapters_are_private(wide_base, tmp_path):
-    results = run_clusters([4], holdings, wide_base, tmp_path, "cluster")
+    results = run_clusters([4], storage_of, wide_base, tmp_path, "cluster")
     for seen in results:
         assert seen["whole"] > 4 * 4_000_000
-        assert abs(seen["held"] / (seen["whole"] / 4) - 1) < 0.02
+        assert abs(seen["stored"] / (seen["whole"] / 4) - 1) < 0.02
         assert seen["groups"] == {seen["client"]} and seen["storage"]
     sums = [seen["sum"] for seen in results]
     assert sums[2] == sums[3], "the two ranks of a client train one adapter"
@@ -87,22 +88,22 @@ def test_the_base_is_partitioned_and_adapters_are_private(wide_base, tmp_path):
 
 
 def test_each_rank_may_keep_the_whole_base(wide_base, tmp_path):
-    for seen in run_clusters([4], holdings, wide_base, tmp_path, "rank"):
-        assert abs(seen["held"] / seen["whole"] - 1) < 0.02
+    for seen in run_clusters([4], storage_of, wide_base, tmp_path, "rank"):
+        assert abs(seen["stored"] / seen["whole"] - 1) < 0.02
 
 
 def whose_adapters(rank, base, nvme, kind):
-    """Ranks whose trained adapter (its masters, or their 16-bit copies) lies in some tensor of this rank's
-    memory, by its bytes.
+    """Return the ranks whose trained adapter (its masters, or their 16-bit copies) is found in the bytes of
+    some tensor of this rank.
     """
     import gc
 
-    with engine(base, kind, "bf16", clients=[(0,), (1,)], nvme=nvme) as own:
-        own.load(own.state())
-        with own.matched_passes(1, backward=True):
-            own.train_step([random_step(100 * rank, 2, 1, 1, 0)], LR)[0]
+    with engine(base, kind, "bf16", clients=[(0,), (1,)], nvme=nvme) as client_engine:
+        client_engine.load(client_engine.state())
+        with client_engine.matched_passes(1, backward=True):
+            client_engine.train_step([random_step(100 * rank, 2, 1, 1, 0)], LR)[0]
         trained = [
-            value.flatten() for name, value in own.state().items() if ".lora_B." in name
+            value.flatten() for name, value in client_engine.state().items() if ".lora_B." in name
         ]  # A starts alike everywhere
         marks = [
             value[:64].to(dtype).view(torch.uint8).numpy().tobytes()
@@ -118,7 +119,7 @@ def whose_adapters(rank, base, nvme, kind):
         }
         storages |= {
             t.untyped_storage().data_ptr(): t.untyped_storage()
-            for state in own._states[0].ds_engine.optimizer.state.values()
+            for state in client_engine._states[0].ds_engine.optimizer.state.values()
             for t in state.values()
             if torch.is_tensor(t)
         }
@@ -135,10 +136,10 @@ def test_an_adapter_is_in_no_other_clients_memory(base, tmp_path, kind):
     assert run_clusters([2], whose_adapters, base, tmp_path, kind) == [{0}, {1}]
 
 
-# Holding still.
+# Frozen tensors.
 
 
-def hold_half(rank, base, nvme, kind, dtype, *, targets):
+def freeze_half(rank, base, nvme, kind, dtype, *, targets):
     with engine(
         base,
         kind,
@@ -147,16 +148,16 @@ def hold_half(rank, base, nvme, kind, dtype, *, targets):
         train=TrainConfig(weight_decay=0.1, clip=1.0),
         nvme=nvme,
         gradient_clipping=1.0,
-    ) as own:
-        start = drawn(own.state())
-        held = frozenset(filter(is_factor_a, start))
-        own.load(start, frozen=held)
+    ) as client_engine:
+        start = drawn(client_engine.state())
+        frozen = frozenset(filter(is_factor_a, start))
+        client_engine.load(start, frozen=frozen)
         for i in range(3):
-            own.train_step([random_step(i, 2, 1)], 1e-2)[0]
-        end = own.state()
+            client_engine.train_step([random_step(i, 2, 1)], 1e-2)[0]
+        end = client_engine.state()
         return (
-            max((end[n] - start[n]).abs().max().item() for n in held),
-            min((end[n] - start[n]).abs().max().item() for n in start if n not in held),
+            max((end[n] - start[n]).abs().max().item() for n in frozen),
+            min((end[n] - start[n]).abs().max().item() for n in start if n not in frozen),
         )
 
 
@@ -164,14 +165,14 @@ def hold_half(rank, base, nvme, kind, dtype, *, targets):
     "kind,dtype",
     [("zero0", "fp32"), ("zero0", "bf16"), ("zero2", "bf16"), ("zero3", "bf16"), ("ram", "bf16")],
 )
-def test_held_tensors_do_not_move(base, tmp_path, kind, dtype):
-    [(held, trained)] = run_clusters(
+def test_frozen_tensors_do_not_change(base, tmp_path, kind, dtype):
+    [(frozen_delta, trained_delta)] = run_clusters(
         [1],
-        hold_half,
+        freeze_half,
         base,
         tmp_path,
         kind,
         dtype,
         targets=("q_proj", "embed_tokens") if dtype == "fp32" else "all-linear",
     )
-    assert held == 0.0 and trained > 1e-3
+    assert frozen_delta == 0.0 and trained_delta > 1e-3

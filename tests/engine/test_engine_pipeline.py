@@ -1,4 +1,4 @@
-"""The model across ranks against the same model in one process."""
+"""Compare the model divided over ranks with the same model in one process."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ RATE = 0.1
 
 
 def trained(rank, base, kind, options, ranks, *, dtype="fp32", client_slots=1, clip=0.0, nvme="unused"):
-    steps = [random_step(3 + seat, 2, 3) for seat in range(client_slots)]
+    steps = [random_step(3 + client_slot, 2, 3) for client_slot in range(client_slots)]
     steps[0].micro[1].attention_mask[0, -5:] = 0  # padding: the blocks' masks differ between micro-batches
     steps[0].micro[1].labels[0, -5:] = -100
     with engine(
@@ -30,15 +30,18 @@ def trained(rank, base, kind, options, ranks, *, dtype="fp32", client_slots=1, c
         client_slots=client_slots,
         gradient_clipping=clip,
         nvme=nvme,
-    ) as own:
-        start = stirred(own.state())
-        own.load(start)
-        before = own.evaluate([steps[0].micro, steps[0].micro[:1]])
-        for seat in range(client_slots):
-            own.load(start, slot=seat, seed=seat)
-        losses = [[s.loss for s in own.train_step(steps, RATE)] for _ in range(3)]
-        ends = [{n: v.detach().numpy() for n, v in own.state(seat).items()} for seat in range(client_slots)]
-        return before, losses, ends, own.take_loaded()
+    ) as client_engine:
+        start = stirred(client_engine.state())
+        client_engine.load(start)
+        before = client_engine.evaluate([steps[0].micro, steps[0].micro[:1]])
+        for client_slot in range(client_slots):
+            client_engine.load(start, slot=client_slot, seed=client_slot)
+        losses = [[s.loss for s in client_engine.train_step(steps, RATE)] for _ in range(3)]
+        ends = [
+            {n: v.detach().numpy() for n, v in client_engine.state(client_slot).items()}
+            for client_slot in range(client_slots)
+        ]
+        return before, losses, ends, client_engine.take_loaded()
 
 
 def same(found, expected, tolerance=1e-5):
@@ -97,9 +100,9 @@ def test_chunks_that_are_loaded_or_computed_again_change_nothing(bases, tmp_path
 @pytest.mark.parametrize(
     "dtype,clip,client_slots", [("fp32", 0.05, 1), ("fp32", 0.0, 2), ("bf16", 0.05, 1), ("fp16", 0.05, 2)]
 )
-def test_norms_scales_and_seats_are_those_of_the_whole_pipeline(bases, dtype, clip, client_slots):
-    """Clipping by the norm over all stages; fp16's scale the same everywhere; clients that share the ranks
-    take turns.
+def test_norms_scales_and_client_slots_are_those_of_the_whole_pipeline(bases, dtype, clip, client_slots):
+    """Gradients are clipped by the norm over all stages, fp16 has one loss scale on all ranks, and clients
+    that share the ranks take turns.
     """
     found = run_clusters(
         [3],
@@ -127,7 +130,9 @@ def test_norms_scales_and_seats_are_those_of_the_whole_pipeline(bases, dtype, cl
 
 
 def clipped(rank, base, dtype, options, ranks):
-    """How far one step of plain SGD with rate 1 goes, which is the norm that gradients were clipped to."""
+    """Return the length of one step of plain SGD with rate 1, which is the norm that gradients were clipped
+    to.
+    """
     with engine(
         base,
         "resident",
@@ -137,16 +142,16 @@ def clipped(rank, base, dtype, options, ranks):
         train=TrainConfig(optimizer="sgd"),
         options=options,
         gradient_clipping=0.05,
-    ) as own:
-        start = stirred(own.state())
-        own.load(start)
-        before = own.state()  # as the type rounds it
-        own.train_step([random_step(3, 2, 3)], 1.0)
-        kept = own.optimizer_state()
+    ) as client_engine:
+        start = stirred(client_engine.state())
+        client_engine.load(start)
+        before = client_engine.state()  # as the type rounds it
+        client_engine.train_step([random_step(3, 2, 3)], 1.0)
+        kept = client_engine.optimizer_state()
         assert all(
             key.endswith("momentum_buffer") for key in kept
         )  # plain SGD remembers nothing, on no stage
-        return float(sum(((own.state()[n] - before[n]).double() ** 2).sum() for n in before) ** 0.5)
+        return float(sum(((client_engine.state()[n] - before[n]).double() ** 2).sum() for n in before) ** 0.5)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
@@ -158,8 +163,10 @@ def test_the_norm_that_is_clipped_is_that_of_all_stages(bases, dtype):
 
 
 def crowded(rank, base, kind, scope, micros):
-    """Losses of one step and of an evaluation with more micro-batches than may be received ahead."""
-    steps = [random_step(5 + seat, 1, micros, length=8) for seat in range(2)]
+    """Return the losses of one step and one evaluation with more micro-batches than receives are posted
+    ahead.
+    """
+    steps = [random_step(5 + client_slot, 1, micros, length=8) for client_slot in range(2)]
     ranks = 2 if scope != "none" else 1
     clients = ((0,), (1,)) if scope == "cluster" else (tuple(range(ranks)),)
     with engine(
@@ -170,16 +177,16 @@ def crowded(rank, base, kind, scope, micros):
         options=EngineConfig(pipeline=scope),
         client_slots=1,
         micro=1,
-    ) as own:
-        start = stirred(own.state())
-        own.load(start)
+    ) as client_engine:
+        start = stirred(client_engine.state())
+        client_engine.load(start)
         work = steps[rank] if scope == "cluster" else steps[0]
-        with own.matched_passes(1, backward=False):
-            before = own.evaluate([work.micro])[0]
-        with own.matched_passes(own.train_passes(1, 1, micros), backward=True):
-            own.load(start)
-            loss = own.train_step([work], 0.01)[0].loss
-            own.state()
+        with client_engine.matched_passes(1, backward=False):
+            before = client_engine.evaluate([work.micro])[0]
+        with client_engine.matched_passes(client_engine.train_passes(1, 1, micros), backward=True):
+            client_engine.load(start)
+            loss = client_engine.train_step([work], 0.01)[0].loss
+            client_engine.state()
         return before.loss, loss
 
 
@@ -194,7 +201,7 @@ def crowded(rank, base, kind, scope, micros):
     ],
 )
 def test_a_crowd_of_micro_batches_goes_through(bases, kind, scope, micros):
-    """Nobody may wait for room on a side that itself waits."""
+    """No rank may wait for buffer space on a rank that waits for it."""
     found = run_clusters([2], crowded, bases["llama"], kind, scope, micros)
     [expected] = run_clusters([1], crowded, bases["llama"], "resident", "none", micros)
     assert found[0] == pytest.approx(expected, rel=1e-5)
@@ -206,7 +213,7 @@ def differing_cuts(rank, base):
 
 
 def test_the_first_ranks_cuts_hold_for_all(bases):
-    """Each rank may have worked them out from another measurement."""
+    """Each rank may have computed other cuts from its own measurement."""
     [expected] = run_clusters([1], trained, bases["llama"], "resident", EngineConfig(), 1)
     same(run_clusters([2], differing_cuts, bases["llama"])[0], expected)
 
@@ -232,18 +239,20 @@ def test_a_stage_that_trains_nothing_is_refused(bases):
 
 
 def test_a_stage_reads_its_own_weights_only(bases, tmp_path):
-    held = run_clusters([3], held_bytes, bases["llama"], tmp_path)
-    [whole] = run_clusters([1], held_bytes, bases["llama"], tmp_path)
-    assert all(set(part) < set(whole) for part in held)
+    stored = run_clusters([3], stored_names, bases["llama"], tmp_path)
+    [whole] = run_clusters([1], stored_names, bases["llama"], tmp_path)
+    assert all(set(part) < set(whole) for part in stored)
     for b in range(4):
-        holders = [rank for rank, part in enumerate(held) if any(f"layers.{b}." in name for name in part)]
+        holders = [rank for rank, part in enumerate(stored) if any(f"layers.{b}." in name for name in part)]
         assert holders == [{0: 0, 1: 1, 2: 2, 3: 2}[b]]
-    assert [any("embed_tokens" in name for name in part) for part in held] == [True, False, False]
-    assert [any("lm_head" in name for name in part) for part in held] == [False, False, True]
+    assert [any("embed_tokens" in name for name in part) for part in stored] == [True, False, False]
+    assert [any("lm_head" in name for name in part) for part in stored] == [False, False, True]
 
 
-def held_bytes(rank, base, nvme):
-    """Names of the parameters that are anywhere but on the meta device; which were read from the files."""
+def stored_names(rank, base, nvme):
+    """Return the names of the frozen parameters on this rank that are not on the meta device. They must be
+    the ones that were read from the files.
+    """
     import os
 
     from fedspeed.models import loading
@@ -261,8 +270,10 @@ def held_bytes(rank, base, nvme):
             clients=(tuple(range(int(os.environ["WORLD_SIZE"]))),),
             adapter=LORA,
             options=options,
-        ) as own:
-            real = {n for n, p in own.model.named_parameters() if not p.is_meta and not p.requires_grad}
+        ) as client_engine:
+            real = {
+                n for n, p in client_engine.model.named_parameters() if not p.is_meta and not p.requires_grad
+            }
             assert {n.replace(".base_layer", "").removeprefix("base_model.model.") for n in real} == set(read)
             return sorted(real)
     finally:
@@ -273,7 +284,7 @@ def held_bytes(rank, base, nvme):
     "cuts,text",
     [((1,), "2 ascending numbers between 0 and 4"), ((2, 2), "ascending"), ((0, 2), "write auto")],
 )
-def test_cuts_that_do_not_fit_are_told(cuts, text):
+def test_cuts_that_do_not_fit_are_refused(cuts, text):
     from fedspeed.engine.base.placement import layout_of
     from fedspeed.errors import FedSpeedError
 
@@ -282,7 +293,7 @@ def test_cuts_that_do_not_fit_are_told(cuts, text):
 
 
 def dies(rank, base, victim, kind):
-    """What a survivor says when the victim dies in the middle of a step."""
+    """Return the error of a survivor when the victim dies in the middle of a step."""
     import os
     import signal
 
@@ -291,7 +302,7 @@ def dies(rank, base, victim, kind):
 
     done = []
 
-    def mortally(self, **of):
+    def dying(self, **of):
         done.append(of)
         if rank == victim and len(done) == (1 if kind == "Step" else 2):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -299,16 +310,16 @@ def dies(rank, base, victim, kind):
 
     table = FederatedPipelineEngine._INSTRUCTION_MAP
     instruction, method = next((i, m) for i, m in table.items() if i.__name__ == kind)
-    table[instruction] = mortally
+    table[instruction] = dying
     options = EngineConfig(pipeline="client", cuts=(1, 2))
     with (
         engine(
             base, "resident", clients=((0, 1, 2),), adapter=LORA, options=options, gradient_clipping=0.05
-        ) as own,
+        ) as client_engine,
         pytest.raises(LostPeerError) as error,
     ):
-        own.load(stirred(own.state()))
-        own.train_step([random_step(3, 2, 6)], 0.01)
+        client_engine.load(stirred(client_engine.state()))
+        client_engine.train_step([random_step(3, 2, 6)], 0.01)
     return str(error.value)
 
 
@@ -316,8 +327,8 @@ def dies(rank, base, victim, kind):
     "victim,kind", [(0, "Forward"), (1, "Backward"), (2, "Forward"), (2, "Backward"), (1, "Step")]
 )
 def test_survivors_say_who_was_lost_and_in_which_instruction(bases, victim, kind):
-    told = run_clusters([3], dies, bases["llama"], victim, kind, mortal=frozenset({victim}))
-    texts = [text for rank, text in enumerate(told) if rank != victim]
+    messages = run_clusters([3], dies, bases["llama"], victim, kind, mortal=frozenset({victim}))
+    texts = [text for rank, text in enumerate(messages) if rank != victim]
     assert all(
         "of this pipeline was lost" in text and "(in " in text and "resumes from the journal" in text
         for text in texts

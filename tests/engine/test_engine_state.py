@@ -36,16 +36,16 @@ def built(rank, base, nvme, kinds):
     for kind, dtype in kinds:
         with engine(
             base, kind, dtype, nvme=nvme, train=TrainConfig(lr=0.1, weight_decay=0.5), join=False
-        ) as own:
+        ) as client_engine:
             start = {
                 n: initial_adapter(n, v.shape, 0)
                 .to({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
                 .float()
-                for n, v in own.state().items()
+                for n, v in client_engine.state().items()
             }
             out[kind, dtype] = (
-                largest_difference(own.state(), start),
-                {str(p.dtype) for p in own.model.parameters()},
+                largest_difference(client_engine.state(), start),
+                {str(p.dtype) for p in client_engine.model.parameters()},
             )
     leave_world()
     return out
@@ -68,13 +68,13 @@ def kept_by_a_fresh_engine(rank, base, nvme, kinds):
     join_world(LIMIT_S)
     out = {}
     for kind in kinds:
-        with engine(base, kind, nvme=nvme, clients=[(0, 1)], join=False) as own:
-            own.load(drawn(own.state()))
-            own.train_step([random_step(1, 2, 1, 2, rank)], LR)[0]
-            state = own.state()
-            kept = own.optimizer_state()
-            own.train_step([random_step(2, 2, 1, 2, rank)], LR)[0]
-            on = own.state()
+        with engine(base, kind, nvme=nvme, clients=[(0, 1)], join=False) as client_engine:
+            client_engine.load(drawn(client_engine.state()))
+            client_engine.train_step([random_step(1, 2, 1, 2, rank)], LR)[0]
+            state = client_engine.state()
+            kept = client_engine.optimizer_state()
+            client_engine.train_step([random_step(2, 2, 1, 2, rank)], LR)[0]
+            on = client_engine.state()
         with engine(base, kind, nvme=nvme, clients=[(0, 1)], join=False) as other:
             shapes = {n: v.shape for n, v in other.optimizer_state().items()}
             other.load(state, kept)
@@ -99,11 +99,11 @@ def without_finite_gradient(rank, base, nvme, kinds):
     join_world(LIMIT_S)
     out = {}
     for kind, dtype in kinds:
-        with engine(base, kind, dtype, nvme=nvme, join=False) as own:
-            own.load({n: v + 1e38 for n, v in own.state().items()})
-            bad = own.train_step([random_step(1, 2, 1)], LR)[0]
-            own.load(drawn(own.state()))
-            good = own.train_step([random_step(1, 2, 1)], LR)[0]
+        with engine(base, kind, dtype, nvme=nvme, join=False) as client_engine:
+            client_engine.load({n: v + 1e38 for n, v in client_engine.state().items()})
+            bad = client_engine.train_step([random_step(1, 2, 1)], LR)[0]
+            client_engine.load(drawn(client_engine.state()))
+            good = client_engine.train_step([random_step(1, 2, 1)], LR)[0]
             out[kind, dtype] = bad.steps, good.steps
     leave_world()
     return out
@@ -135,19 +135,19 @@ def fp16_steps(rank, base, nvme, kinds):
     out = {}
     sgd = TrainConfig(optimizer="sgd")
     for kind, dtype in kinds:
-        with engine(base, kind, dtype, nvme=nvme, train=sgd, join=False) as own:
-            start = drawn(own.state())
-            own.load(start)
-            scale = getattr(own._states[0].ds_engine.optimizer, "loss_scale", 1.0)
-            taken = own.train_step([random_step(1, 4, 1)], 0.1)[0]
-            moved = own.state()
-            own.load({n: v + 1e4 for n, v in start.items()})
-            lost = own.train_step([random_step(1, 4, 1)], 0.1)[0]
-            lower = getattr(own._states[0].ds_engine.optimizer, "loss_scale", 1.0)
-            own.load(start)
-            again = getattr(own._states[0].ds_engine.optimizer, "loss_scale", 1.0)
+        with engine(base, kind, dtype, nvme=nvme, train=sgd, join=False) as client_engine:
+            start = drawn(client_engine.state())
+            client_engine.load(start)
+            scale = getattr(client_engine._states[0].ds_engine.optimizer, "loss_scale", 1.0)
+            taken = client_engine.train_step([random_step(1, 4, 1)], 0.1)[0]
+            updated = client_engine.state()
+            client_engine.load({n: v + 1e4 for n, v in start.items()})
+            lost = client_engine.train_step([random_step(1, 4, 1)], 0.1)[0]
+            lower = getattr(client_engine._states[0].ds_engine.optimizer, "loss_scale", 1.0)
+            client_engine.load(start)
+            again = getattr(client_engine._states[0].ds_engine.optimizer, "loss_scale", 1.0)
             out[kind, dtype] = (
-                float((sum(((moved[n] - start[n]) ** 2).sum() for n in start)) ** 0.5),
+                float((sum(((updated[n] - start[n]) ** 2).sum() for n in start)) ** 0.5),
                 taken.steps,
                 lost.steps,
                 scale,
@@ -170,8 +170,8 @@ def test_fp16_steps_are_as_long_as_fp32_steps_and_scales_start_anew(base, tmp_pa
     [seen] = run_clusters([1], fp16_steps, base, tmp_path, kinds)
     length = seen["zero0", "fp32"][0]
     for kind, dtype in kinds[1:]:
-        moved, taken, lost, scale, lower, again = seen[kind, dtype]
-        assert abs(moved / length - 1) < 0.03, (kind, moved, length)
+        updated, taken, lost, scale, lower, again = seen[kind, dtype]
+        assert abs(updated / length - 1) < 0.03, (kind, updated, length)
         assert (taken, lost) == (1, 0), kind
         assert scale > 1 and again == scale, (kind, scale, lower, again)
 
@@ -184,10 +184,10 @@ def recomputed(rank, base, nvme, kind):
         adapter=ADAPTER,
         options=EngineConfig(activation_checkpointing=True),
         train=TrainConfig(weight_decay=0.1),
-    ) as own:
-        own.load(own.state())
+    ) as client_engine:
+        client_engine.load(client_engine.state())
         return [
-            own.train_step([step], LR)[0].loss / step.step_answer_tokens
+            client_engine.train_step([step], LR)[0].loss / step.step_answer_tokens
             for step in (random_step(i % 2, 4, 1) for i in range(5))
         ]
 

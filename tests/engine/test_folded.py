@@ -1,4 +1,4 @@
-"""The folded adapter against the same matrices merged into the base's own files, under every execution."""
+"""Compare the folded adapter with the same matrices merged into the base's files, in every execution."""
 
 import shutil
 
@@ -22,7 +22,7 @@ STEPS = [random_step(3, 2, 3), random_step(4, 2, 3)]
 
 
 def folded(state):
-    """Drawn folded arrays beside a state: factors and whole matrices in turn, and one module without any."""
+    """Draw folded arrays for a state: factors and whole matrices alternate, and one module has none."""
     rng = np.random.default_rng(1)
     found = {}
     for i, (a, b) in enumerate(pairs(state)[1:]):
@@ -39,7 +39,7 @@ def as_torch(arrays):
 
 
 def write_merged(base, state, folder):
-    """The base with folded products in it, as a folder."""
+    """Write a copy of the base with the folded products added to its weights; return its folder."""
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(base, folder)
@@ -53,21 +53,21 @@ def write_merged(base, state, folder):
     return str(folder)
 
 
-def course(own, start, mine=0):
-    """(held-out loss, losses of two steps, end) of this rank's client from a start."""
-    own.load(start)
-    with own.matched_passes(own.eval_passes([STEPS[mine].micro]), backward=False):
-        before = own.evaluate([STEPS[mine].micro])[0].loss
-    with own.matched_passes(own.train_passes(1, 2, 3), backward=True):
-        own.load(start)
-        losses = [own.train_step([STEPS[mine]], 0.1)[0].loss for _ in range(2)]
-        end = own.state()
+def course(client_engine, start, mine=0):
+    """Return (held-out loss, losses of two steps, final state) of this rank's client from a start."""
+    client_engine.load(start)
+    with client_engine.matched_passes(client_engine.eval_passes([STEPS[mine].micro]), backward=False):
+        before = client_engine.evaluate([STEPS[mine].micro])[0].loss
+    with client_engine.matched_passes(client_engine.train_passes(1, 2, 3), backward=True):
+        client_engine.load(start)
+        losses = [client_engine.train_step([STEPS[mine]], 0.1)[0].loss for _ in range(2)]
+        end = client_engine.state()
     return before, losses, {n: t.numpy() for n, t in end.items()}
 
 
 def alone(rank, base, kinds, dtype, folder):
-    """The course on the merged base, and by kind the one with the folded adapter, the one without it
-    afterwards, and bytes.
+    """Return the course on the merged base; by tier the course with the folded adapter, the bytes that it
+    takes, and the courses without it before and afterwards; and the start.
     """
     from fedspeed.engine.world import join_world, leave_world, quiet
     from tests.limits import LIMIT_S
@@ -75,31 +75,38 @@ def alone(rank, base, kinds, dtype, folder):
     quiet()
     join_world(LIMIT_S)
     given = {"adapter": LORA, "train": SGD, "join": False, "nvme": folder}
-    with engine(base, "resident", "fp32", **given) as own:
-        start = stirred(own.state())
+    with engine(base, "resident", "fp32", **given) as client_engine:
+        start = stirred(client_engine.state())
         whole = start | as_torch(folded(start))
-        own.close()
+        client_engine.close()
     found = {}
-    with engine(write_merged(base, folded(start), f"{folder}/merged"), "resident", dtype, **given) as own:
-        expected = course(own, start)
-        own.close()
+    with engine(
+        write_merged(base, folded(start), f"{folder}/merged"), "resident", dtype, **given
+    ) as client_engine:
+        expected = course(client_engine, start)
+        client_engine.close()
     for kind in kinds:
-        with engine(base, kind, dtype, **given) as own:
-            plain = course(own, start)
-            peak = own.device_bytes
-            found[kind] = course(own, whole), own.device_bytes - peak, plain, course(own, start)
-            own.close()
+        with engine(base, kind, dtype, **given) as client_engine:
+            plain = course(client_engine, start)
+            peak = client_engine.device_bytes
+            found[kind] = (
+                course(client_engine, whole),
+                client_engine.device_bytes - peak,
+                plain,
+                course(client_engine, start),
+            )
+            client_engine.close()
     leave_world()
     return expected, found, {n: t.numpy() for n, t in start.items()}
 
 
 def pipelined(rank, base, start, scope):
-    """The course in a pipeline over two ranks: of one client, or of two that share it."""
+    """Return the course in a pipeline over two ranks, of one client or of two that share it."""
     clients = ((0, 1),) if scope == "client" else ((0,), (1,))
     with engine(
         base, "resident", clients=clients, adapter=LORA, train=SGD, options=EngineConfig(pipeline=scope)
-    ) as own:
-        return course(own, as_torch(start | folded(start)), rank if scope == "cluster" else 0)
+    ) as client_engine:
+        return course(client_engine, as_torch(start | folded(start)), rank if scope == "cluster" else 0)
 
 
 def same(found, expected, tolerance=1e-5):
@@ -118,8 +125,8 @@ def same(found, expected, tolerance=1e-5):
     ],
 )
 def test_it_computes_as_if_merged(tmp_path, family, dtype, kinds):
-    """And is gone as soon as a state without it is loaded. In bf16, up to the rounding of a weight that is
-    merged; beside a quantised base, which is not quantised anew for it, up to what that rounds.
+    """A state without the folded adapter removes it. bf16 may differ by the rounding of the merged weight; a
+    quantised base is not quantised anew for the folded adapter, and may differ by what that would round.
     """
     base = write_family(family, tmp_path / family)
     tolerance = 1e-5 if dtype == "fp32" else 2e-4

@@ -1,4 +1,4 @@
-"""Generation and scoring by engines of every tier, against plain transformers."""
+"""Compare generation and scoring by engines of every tier with plain transformers."""
 
 from dataclasses import replace
 
@@ -30,18 +30,20 @@ def bases(tmp_path_factory):
     return made | {"tied": write_llama(folder / "tied", layers=4, tie_word_embeddings=True)}
 
 
-def asked(own, stop=()):
-    """All that is compared, of an engine whose adapter is `stirred`."""
+def asked(client_engine, stop=()):
+    """Return all results that are compared, of an engine whose adapter is `stirred`."""
     return {
-        "greedy": own.generate(PROMPTS, max_new=MAX_NEW, stop=stop),
-        "sampled": own.generate(PROMPTS, max_new=MAX_NEW, temperature=1.3, top_p=0.9, n=3, seed=7),
-        "alone": own.generate(PROMPTS[2:3], max_new=MAX_NEW),
-        "logprobs": own.logprobs(SEQUENCES, ASKED),
+        "greedy": client_engine.generate(PROMPTS, max_new=MAX_NEW, stop=stop),
+        "sampled": client_engine.generate(PROMPTS, max_new=MAX_NEW, temperature=1.3, top_p=0.9, n=3, seed=7),
+        "alone": client_engine.generate(PROMPTS[2:3], max_new=MAX_NEW),
+        "logprobs": client_engine.logprobs(SEQUENCES, ASKED),
     }
 
 
 def of_tiers(rank, base, kinds, stop, nvme, *, options=None):
-    """What engines of some kinds answer, one after the other; and what a prompt costs in loads."""
+    """Return the results of engines of several tiers, built one after the other, and the loads that prompts
+    cost.
+    """
     from fedspeed.engine.world import join_world, leave_world, quiet
     from tests.limits import LIMIT_S
 
@@ -50,22 +52,22 @@ def of_tiers(rank, base, kinds, stop, nvme, *, options=None):
     found = {}
     loads = {}
     for kind in kinds:
-        with engine(base, kind, adapter=LORA, nvme=nvme, join=False, options=options) as own:
-            own.load(stirred(own.state()))
-            found[kind] = asked(own, stop)
+        with engine(base, kind, adapter=LORA, nvme=nvme, join=False, options=options) as client_engine:
+            client_engine.load(stirred(client_engine.state()))
+            found[kind] = asked(client_engine, stop)
             if kind == "ram":
                 for prompts in (1, 5):
-                    own.store.take_loads()
-                    own.generate(PROMPTS[:prompts], max_new=MAX_NEW)
-                    loads[prompts] = own.store.take_loads().count
-            own.close()
+                    client_engine.store.take_loads()
+                    client_engine.generate(PROMPTS[:prompts], max_new=MAX_NEW)
+                    loads[prompts] = client_engine.store.take_loads().count
+            client_engine.close()
     leave_world()
     return found, loads
 
 
 def plain(base, stop, seed=5):
-    """The greedy answers and the log-probabilities of an ordinary model with the same adapter, one sequence
-    at a time.
+    """Return the greedy answers and the log-probabilities of an ordinary model with the same adapter, one
+    sequence at a time.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -99,8 +101,8 @@ def plain(base, stop, seed=5):
             answers.append(whole[: whole.index(stop)] if stop in whole else whole)
         for sequence, (a, b) in zip(SEQUENCES, ASKED):
             ids = torch.from_numpy(sequence)
-            told = model(input_ids=ids[None]).logits[0].log_softmax(-1)
-            logprobs.append(told[a - 1 : b - 1].gather(-1, ids[a:b, None])[:, 0].numpy())
+            logits = model(input_ids=ids[None]).logits[0].log_softmax(-1)
+            logprobs.append(logits[a - 1 : b - 1].gather(-1, ids[a:b, None])[:, 0].numpy())
     return answers, logprobs
 
 
@@ -109,7 +111,7 @@ def same_answers(found, expected):
 
 
 def shown(ways, *slow):
-    """The names of ways, those marked that are second copies of another one's proof."""
+    """Return the names, with those in `slow` marked as slow because another case shows the same."""
     return [pytest.param(way, marks=pytest.mark.slow) if way in slow else way for way in ways]
 
 
@@ -134,13 +136,13 @@ def test_every_tier_answers_as_transformers_does(bases, tmp_path, family):
         same_answers(
             answers["sampled"], [[one.tolist() for one in some] for some in found["zero0"]["sampled"]]
         )
-        for own, expected in zip(answers["logprobs"], logprobs, strict=True):
-            assert np.abs(own - expected).max() < 1e-5
+        for values, expected in zip(answers["logprobs"], logprobs, strict=True):
+            assert np.abs(values - expected).max() < 1e-5
     samples = {tuple(one.tolist()) for one in found["ram"]["sampled"][0]}
     assert len(samples) == 3
     for kind in ("ram", "nvme"):  # bit for bit
-        for own, expected in zip(found[kind]["logprobs"], found["resident"]["logprobs"]):
-            assert np.array_equal(own, expected)
+        for values, expected in zip(found[kind]["logprobs"], found["resident"]["logprobs"]):
+            assert np.array_equal(values, expected)
     # A token step loads each of the 4 blocks once at most, and the ends; beginning takes a pass for each of
     # prefix and prompts.
     assert loads[5] <= (MAX_NEW + 1) * (4 + 2)
@@ -155,10 +157,10 @@ def of_client(rank, base, kind, ranks, nvme, *, options=None):
         adapter=LORA,
         nvme=nvme,
         options=options or EngineConfig(block_slots=2),
-    ) as own:
-        own.load(stirred(own.state()))
-        found = asked(own)
-        own.close()
+    ) as client_engine:
+        client_engine.load(stirred(client_engine.state()))
+        found = asked(client_engine)
+        client_engine.close()
         return found
 
 
@@ -177,8 +179,8 @@ def test_the_ranks_of_a_client_share_the_work_and_all_know_the_answers(bases, tm
     for found in run_clusters([ranks], of_client, bases["gpt2"], kind, ranks, tmp_path, options=options):
         for name in ("greedy", "sampled", "alone"):
             same_answers(found[name], [[one.tolist() for one in some] for some in alone[name]])
-        for own, expected in zip(found["logprobs"], alone["logprobs"], strict=True):
-            assert np.abs(own - expected).max() < 1e-5
+        for values, expected in zip(found["logprobs"], alone["logprobs"], strict=True):
+            assert np.abs(values - expected).max() < 1e-5
 
 
 def uneven(rank, base, kind, clients, nvme, *, options):
@@ -186,14 +188,14 @@ def uneven(rank, base, kind, clients, nvme, *, options):
     none.
     """
     second = rank in clients[1]
-    with engine(base, kind, clients=clients, adapter=LORA, nvme=nvme, options=options) as own:
-        own.load(stirred(own.state(), seed=6 if second else 5))
-        first = own.generate(
+    with engine(base, kind, clients=clients, adapter=LORA, nvme=nvme, options=options) as client_engine:
+        client_engine.load(stirred(client_engine.state(), seed=6 if second else 5))
+        first = client_engine.generate(
             PROMPTS[: 3 if second else 1], max_new=2 if second else MAX_NEW, n=1 if second else 2
         )
-        last = own.generate([] if second else PROMPTS, max_new=3)
-        scores = own.logprobs(SEQUENCES, ASKED)
-        own.close()
+        last = client_engine.generate([] if second else PROMPTS, max_new=3)
+        scores = client_engine.logprobs(SEQUENCES, ASKED)
+        client_engine.close()
         return first, last, scores
 
 
@@ -210,17 +212,20 @@ def test_clients_that_share_a_base_ask_each_for_what_they_like(bases, tmp_path, 
     kind, clients, options = SHARED[way]
     free, _ = plain(bases["llama"], -1)
     other, logprobs = plain(bases["llama"], -1, seed=6)
-    told = run_clusters(
+    answered = run_clusters(
         [sum(map(len, clients))], uneven, bases["llama"], kind, clients, tmp_path, options=options
     )
     for rank in clients[0]:
-        same_answers(told[rank][0], [[free[0]] * 2])
-        same_answers(told[rank][1], [[answer[:3]] for answer in free])
+        same_answers(answered[rank][0], [[free[0]] * 2])
+        same_answers(answered[rank][1], [[answer[:3]] for answer in free])
     for rank in clients[1]:
-        same_answers(told[rank][0], [[answer[:2]] for answer in other[:3]])
-        assert told[rank][1] == []
+        same_answers(answered[rank][0], [[answer[:2]] for answer in other[:3]])
+        assert answered[rank][1] == []
         assert (
-            max(np.abs(own - expected).max() for own, expected in zip(told[rank][2], logprobs, strict=True))
+            max(
+                np.abs(values - expected).max()
+                for values, expected in zip(answered[rank][2], logprobs, strict=True)
+            )
             < 1e-5
         )
 
@@ -236,18 +241,18 @@ def in_narrow_rooms(rank, base, nvme):
     join_world(LIMIT_S)
     found = []
     for kind in ("resident", "ram"):
-        with engine(base, kind, "bf16", adapter=LORA, nvme=nvme, join=False) as own:
-            own.load(stirred(own.state()))
-            limits = own._batch_limits()
+        with engine(base, kind, "bf16", adapter=LORA, nvme=nvme, join=False) as client_engine:
+            client_engine.load(stirred(client_engine.state()))
+            limits = client_engine._batch_limits()
             passes = []
-            compute = own.compute_pieces
-            own.compute_pieces = lambda pieces: passes.append(len(pieces)) or compute(pieces)
+            compute = client_engine.compute_pieces
+            client_engine.compute_pieces = lambda pieces: passes.append(len(pieces)) or compute(pieces)
             for narrow in (limits, replace(limits, batch_tokens=12, piece_tokens=8, step_tokens=4)):
-                own._batch_limits = lambda narrow=narrow: narrow
+                client_engine._batch_limits = lambda narrow=narrow: narrow
                 passes.clear()
-                answers = own.generate(PROMPTS, max_new=4, temperature=1.0, n=2, seed=1)
-                found.append((answers, own.logprobs(SEQUENCES, ASKED), len(passes)))
-            own.close()
+                answers = client_engine.generate(PROMPTS, max_new=4, temperature=1.0, n=2, seed=1)
+                found.append((answers, client_engine.logprobs(SEQUENCES, ASKED), len(passes)))
+            client_engine.close()
     leave_world()
     return found
 
@@ -266,28 +271,28 @@ def test_little_room_takes_more_passes_to_the_same_answers(bases, tmp_path):
 
 def refused(rank, base):
     messages = []
-    with engine(base, "resident", adapter=LORA) as own:
+    with engine(base, "resident", adapter=LORA) as client_engine:
         for call in (
-            lambda: own.generate([PROMPTS[0], PROMPTS[0][:0]], max_new=1),
-            lambda: own.generate([PROMPTS[0]], max_new=118),
-            lambda: own.logprobs([PROMPTS[0]], [(0, 3)]),
-            lambda: own.logprobs([PROMPTS[0]], [(3, 12)]),
-            lambda: own.generate([PROMPTS[0]], max_new=1, n=0),
+            lambda: client_engine.generate([PROMPTS[0], PROMPTS[0][:0]], max_new=1),
+            lambda: client_engine.generate([PROMPTS[0]], max_new=118),
+            lambda: client_engine.logprobs([PROMPTS[0]], [(0, 3)]),
+            lambda: client_engine.logprobs([PROMPTS[0]], [(3, 12)]),
+            lambda: client_engine.generate([PROMPTS[0]], max_new=1, n=0),
         ):
             try:
                 call()
             except (ModelError, FedSpeedError) as error:
                 messages.append(str(error))
-        full = own.generate([PROMPTS[0]], max_new=117)  # the whole table
+        full = client_engine.generate([PROMPTS[0]], max_new=117)  # the whole table
         return messages, len(full[0][0])
 
 
 def test_what_cannot_be_asked_is_refused_by_its_number(bases):
     [(messages, full)] = run_clusters([1], refused, bases["gpt2"])
-    for message, said in zip(
+    for message, expected in zip(
         messages,
         ("prompt 1 is empty", "11 tokens, and 118 more", "span 0:3", "span 3:12", "n=0"),
         strict=True,
     ):
-        assert said in message
+        assert expected in message
     assert full == 117

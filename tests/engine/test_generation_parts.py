@@ -1,4 +1,4 @@
-"""What generation decides without any model: choices of tokens, batches, caches, and the order of pieces."""
+"""Generation without a model: choices of tokens, batches, caches, and the order of pieces."""
 
 import numpy as np
 import pytest
@@ -74,7 +74,7 @@ def test_a_common_prefix_leaves_each_prompt_a_token():
     ] == [2, 2, 3, 0]
 
 
-def test_batches_hold_every_context_once_and_no_more_than_there_is_room_for():
+def test_batches_have_every_context_once_and_stay_within_the_limits():
     rng = np.random.default_rng(0)
     contexts = [
         Context(int(tokens), int(rows), 20, 1)
@@ -87,7 +87,7 @@ def test_batches_hold_every_context_once_and_no_more_than_there_is_room_for():
         assert LIMITS.allow_batch(sizes, 7)
         assert all(LIMITS.allow_group(group, 7) for group in sizes)
     assert 1 < len(batches) < sum(map(len, batches)) < 40
-    # One that is larger than all room comes alone, and rows are divided first.
+    # A context larger than all limits is a batch of its own, and rows are divided first.
     assert divide_contexts([Context(5_000, 1, 1, 1)] * 2, LIMITS, 0) == [[[0]], [[1]]]
     parts = divide_rows(Context(10, 120, 20, 1), LIMITS, 0)
     assert [i for part in parts for i in part] == list(range(120)) and max(map(len, parts)) <= 50
@@ -97,7 +97,7 @@ def test_a_view_shows_tokens_before_and_never_padding():
     tokens, real = right_aligned([np.array([5, 6, 7]), np.array([8])])
     assert tokens.tolist() == [[5, 6, 7], [0, 0, 8]] and real.tolist() == [[True] * 3, [False, False, True]]
     tail = Segment(2)
-    own = Segment(3)
+    answers = Segment(3)
     first = View([], tail, np.array([[0, 1, 2], [-1, -1, 0]]))
     assert first.attended().astype(int).tolist() == [
         [[1, 0, 0], [1, 1, 0], [1, 1, 1]],
@@ -107,19 +107,19 @@ def test_a_view_shows_tokens_before_and_never_padding():
     keys = torch.arange(6.0).view(2, 1, 3, 1)
     assert torch.equal(first.update(keys, -keys, 4)[0], keys)
     behind = np.array([1, 0, 0])  # three rows behind two contexts
-    step = View([(tail, behind)], own, np.array([[1], [3], [3]]))
+    step = View([(tail, behind)], answers, np.array([[1], [3], [3]]))
     assert step.attended()[:, 0].astype(int).tolist() == [[0, 0, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
     assert step.attended(2)[:, 0].astype(int).tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]]
     new = torch.tensor([10.0, 20.0, 30.0]).view(3, 1, 1, 1)
     assert step.update(new, -new, 4)[0].flatten(1).tolist() == [[3, 4, 5, 10], [0, 1, 2, 20], [0, 1, 2, 30]]
-    again = View([(tail, behind[[0, 2]])], own, np.array([[2], [4]]), kept=np.array([0, 2]))
+    again = View([(tail, behind[[0, 2]])], answers, np.array([[2], [4]]), kept=np.array([0, 2]))
     assert again.update(new[:2], -new[:2], 4)[1].flatten(1).tolist() == [
         [-3, -4, -5, -10, -10],
         [0, -1, -2, -30, -20],
     ]
 
 
-def test_a_rank_that_is_told_of_pieces_follows_them_without_a_token():
+def test_a_rank_that_receives_pieces_follows_them_without_their_tokens():
     sender = PieceSender()
     receiver = PieceReceiver()
     group = Group([np.array([5, 6, 7]), np.array([8])], None)
@@ -150,9 +150,9 @@ def test_a_rank_that_is_told_of_pieces_follows_them_without_a_token():
     assert receiver.pieces(sender.integers([])) == [] and not receiver._segments
 
 
-def test_what_prompts_begin_with_is_computed_once_and_rows_that_stop_are_let_go():
-    """Driven by a model that always continues with the number of tokens a row has had."""
-    prompts = [np.array([9, 9, 9, *own]) for own in ([1], [2, 2], [3, 3, 3])]
+def test_what_prompts_begin_with_is_computed_once_and_rows_that_stop_are_dropped():
+    """The model of this test continues every row with the number of tokens that the row has."""
+    prompts = [np.array([9, 9, 9, *rest]) for rest in ([1], [2, 2], [3, 3, 3])]
     work = generate_answers(
         list(enumerate(prompts)),
         AnswerSettings(max_new=4, samples=2, stop=frozenset([6]), sampling=Sampling()),

@@ -1,5 +1,5 @@
-"""What lies between a step's gradients and its move: they add up, something may be added to them, masters may
-be perturbed.
+"""Between `gradients` and `step`: gradients of several calls add up, a method may add to them, and masters
+may be perturbed.
 """
 
 import numpy as np
@@ -24,9 +24,9 @@ def as_arrays(tensors):
 
 
 def probed(rank, base, kinds, dtype, clients, *, pipeline):
-    """By kind, states of one client slot: at the start, after a step, after another one with what was added
-    to its gradients, without, after one on gradients that were computed twice, after perturbations that undo
-    each other, and after a step with nothing but what was added.
+    """Return by tier the states of one client slot: at the start, after a step, after a second step with
+    something added to its gradients, after one without, after one whose gradients were computed twice, after
+    a perturbation, after perturbations that cancel, and after a step whose gradient is only what was added.
     """
     from fedspeed.engine.world import join_world, leave_world, quiet
     from tests.limits import LIMIT_S
@@ -44,49 +44,51 @@ def probed(rank, base, kinds, dtype, clients, *, pipeline):
             train=SGD,
             join=False,
             options=EngineConfig(pipeline=pipeline),
-        ) as own:
-            ranks, rank_of_client = own.data_share
-            start = stirred(own.state())
-            frozen = frozenset(own.names[:1])
+        ) as client_engine:
+            ranks, rank_of_client = client_engine.data_share
+            start = stirred(client_engine.state())
+            frozen = frozenset(client_engine.names[:1])
 
             def step_of(seed, ranks=ranks, share=rank_of_client):
                 return [random_step(seed, 2, 2, ranks, share)]
 
-            def begun(forgotten=False, own=own, start=start, frozen=frozen, step_of=step_of):
+            def begun(
+                forgotten=False, client_engine=client_engine, start=start, frozen=frozen, step_of=step_of
+            ):
                 if forgotten:
-                    own.gradients(step_of(5))
-                own.load(start, frozen=frozen)
-                assert own.gradients(step_of(0))[0].steps == 0
-                before = as_arrays(own.masters())
-                assert own.step(RATE) == [True]
-                return before, as_arrays(own.state())
+                    client_engine.gradients(step_of(5))
+                client_engine.load(start, frozen=frozen)
+                assert client_engine.gradients(step_of(0))[0].steps == 0
+                before = as_arrays(client_engine.masters())
+                assert client_engine.step(RATE) == [True]
+                return before, as_arrays(client_engine.state())
 
             states = [as_arrays(start), *begun()]
             pull = {name: states[2][name] - states[0][name] for name in states[0]}
-            own.gradients(step_of(1))
-            own.add_to_gradients(0, pull, PULL)
-            own.step(RATE)
-            states.append(as_arrays(own.state()))
+            client_engine.gradients(step_of(1))
+            client_engine.add_to_gradients(0, pull, PULL)
+            client_engine.step(RATE)
+            states.append(as_arrays(client_engine.state()))
             begun(forgotten=True)
-            own.train_step(step_of(1), RATE)
-            states.append(as_arrays(own.state()))
+            client_engine.train_step(step_of(1), RATE)
+            states.append(as_arrays(client_engine.state()))
             begun()
-            own.gradients(step_of(1))
-            own.gradients(step_of(1))
-            own.step(RATE)
-            states.append(as_arrays(own.state()))
-            own.load(start, frozen=frozen)
-            own.perturb(0, 7, 0.01)
-            states.append(as_arrays(own.state()))
-            own.perturb(0, 7, -0.02)
-            own.perturb(0, 7, 0.01)
-            states.append(as_arrays(own.state()))
-            own.load(start, frozen=frozen)
-            own.add_to_gradients(0, pull, PULL)
-            assert own.step(RATE) == [True]
-            states.append(as_arrays(own.state()))
+            client_engine.gradients(step_of(1))
+            client_engine.gradients(step_of(1))
+            client_engine.step(RATE)
+            states.append(as_arrays(client_engine.state()))
+            client_engine.load(start, frozen=frozen)
+            client_engine.perturb(0, 7, 0.01)
+            states.append(as_arrays(client_engine.state()))
+            client_engine.perturb(0, 7, -0.02)
+            client_engine.perturb(0, 7, 0.01)
+            states.append(as_arrays(client_engine.state()))
+            client_engine.load(start, frozen=frozen)
+            client_engine.add_to_gradients(0, pull, PULL)
+            assert client_engine.step(RATE) == [True]
+            states.append(as_arrays(client_engine.state()))
             found[kind] = states, sorted(frozen)
-            own.close()
+            client_engine.close()
     leave_world()
     return found
 
@@ -113,14 +115,14 @@ def test_gradients_wait_for_their_step(bases, kinds, dtype, clients, pipeline):
             start, before, after, pulled, plain, twice, perturbed, back, alone = states
             for name in start:
                 case = f"{kind} {dtype}: {name}"
-                assert np.array_equal(start[name], before[name]), f"{case} moved before its step"
+                assert np.array_equal(start[name], before[name]), f"{case} changed before its step"
                 if name in frozen:
                     assert all(np.array_equal(start[name], state[name]) for state in states), (
-                        f"{case} is frozen, and moved"
+                        f"{case} is frozen, and changed"
                     )
                     continue
                 length = np.abs(after[name] - start[name]).max()
-                assert length > 0, f"{case} has not moved"
+                assert length > 0, f"{case} did not change"
                 exact = rounding * length + 2e-8
                 expected = plain[name] - RATE * PULL * (after[name] - start[name])
                 assert np.abs(pulled[name] - expected).max() < exact, (

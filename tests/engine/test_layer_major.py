@@ -1,4 +1,4 @@
-"""Layer-major execution against plain autograd over the same model, and what it loads."""
+"""Compare layer-major execution with plain autograd over the same model, and count its loads."""
 
 from dataclasses import replace
 
@@ -28,16 +28,16 @@ def test_every_family_trains_as_under_autograd(bases, tmp_path, family):
 
 
 def exact_answers(rank, base, kind, nvme):
-    """One prompt with every token as its answer: greedy decoding gives one of the rows exactly. Then the
-    same, with all answers cut.
+    """Return (exact answers, rows) of one prompt answered with every token, whole and cut, and whether both
+    have the same loss. Greedy decoding gives exactly one of the rows.
     """
     vocabulary = 260
     ids = np.tile(np.arange(3, 11), (vocabulary, 1))
     ids[:, -1] = np.arange(vocabulary)
     labels = np.where(np.arange(8) < 7, -100, ids)
     whole = Batch(ids, labels, np.ones_like(ids), vocabulary)
-    with engine(base, kind, adapter=LORA, train=TrainConfig(optimizer="sgd"), nvme=nvme) as own:
-        sums = own.evaluate([[whole], [replace(whole, cut=tuple(range(vocabulary)))]])
+    with engine(base, kind, adapter=LORA, train=TrainConfig(optimizer="sgd"), nvme=nvme) as client_engine:
+        sums = client_engine.evaluate([[whole], [replace(whole, cut=tuple(range(vocabulary)))]])
         return [(s.exact, s.rows) for s in sums], sums[0].loss == sums[1].loss
 
 
@@ -49,17 +49,21 @@ def test_a_cut_answer_is_never_exact(bases, tmp_path, kind):
 
 
 def dropped(rank, base, dropout=0.3):
-    """Gradients with dropout: as the engine computes them, and by one autograd graph over the same masks."""
+    """Compare gradients with dropout: as the engine computes them, and by one autograd graph over the same
+    masks.
+    """
     import torch
 
     from fedspeed.engine.compute.micro_batches import MicroBatchTask
 
     step = random_step(3, 2, 2)
     # With everything resident the blocks can also be differentiated as one graph.
-    with engine(base, "resident", adapter=AdapterConfig(targets="all-linear", dropout=dropout)) as own:
-        own.load(stirred(own.state()))
-        executor = own._executor
-        tensors = own._states[0].tensors()
+    with engine(
+        base, "resident", adapter=AdapterConfig(targets="all-linear", dropout=dropout)
+    ) as client_engine:
+        client_engine.load(stirred(client_engine.state()))
+        executor = client_engine._executor
+        tensors = client_engine._states[0].tensors()
         stage = executor.stage
         tasks = [MicroBatchTask(batch, 0, scale=0.1, seed=i + 1) for i, batch in enumerate(step.micro)]
         scores, [grads] = executor.train(tasks, [tensors])
@@ -109,10 +113,10 @@ def test_dropout_inside_attention_has_no_module_and_counts_all_the_same(bases, t
     assert same_losses and not other_losses
 
 
-# Beside stock DeepSpeed with activation checkpointing, which it stands in for.
+# Compared with stock DeepSpeed with activation checkpointing.
 
 
-def beside_stock(rank, base, kind, dtype):
+def as_stock(rank, base, kind, dtype):
     options = EngineConfig(activation_checkpointing=kind == "zero3")
     with engine(
         base,
@@ -122,11 +126,11 @@ def beside_stock(rank, base, kind, dtype):
         adapter=LORA,
         train=TrainConfig(optimizer="sgd"),
         options=options,
-    ) as own:
-        own.load({n: v.to(v.dtype) for n, v in stirred(own.state()).items()})
-        with own.matched_passes(own.train_passes(1, 4, 3), backward=True):
-            losses = [own.train_step([random_step(rank, 2, 3)], 0.5)[0].loss for _ in range(4)]
-        return losses, {n: v.detach().float().numpy() for n, v in own.state().items()}
+    ) as client_engine:
+        client_engine.load({n: v.to(v.dtype) for n, v in stirred(client_engine.state()).items()})
+        with client_engine.matched_passes(client_engine.train_passes(1, 4, 3), backward=True):
+            losses = [client_engine.train_step([random_step(rank, 2, 3)], 0.5)[0].loss for _ in range(4)]
+        return losses, {n: v.detach().float().numpy() for n, v in client_engine.state().items()}
 
 
 @pytest.mark.parametrize(
@@ -134,8 +138,8 @@ def beside_stock(rank, base, kind, dtype):
     [("fp32", 1e-6, 1e-5), pytest.param("bf16", 1e-3, 0.05, marks=pytest.mark.slow)],
 )
 def test_losses_and_adapter_are_those_of_stock_zero_3_with_checkpointing(bases, dtype, loss_off, adapter_off):
-    ours = run_clusters([2], beside_stock, bases["llama"], "cluster", dtype)
-    stock = run_clusters([2], beside_stock, bases["llama"], "zero3", dtype)
+    ours = run_clusters([2], as_stock, bases["llama"], "cluster", dtype)
+    stock = run_clusters([2], as_stock, bases["llama"], "zero3", dtype)
     for (losses, state), (expected, end) in zip(ours, stock, strict=True):
         assert np.abs(np.array(losses) / expected - 1).max() < loss_off and losses[3] < losses[0]
         largest = max(np.abs(v).max() for v in end.values())
@@ -145,9 +149,9 @@ def test_losses_and_adapter_are_those_of_stock_zero_3_with_checkpointing(bases, 
 # Several clients in one pass.
 
 
-def seated(rank, base, client_slots, nvme):
-    """States and optimizers of three clients after two steps each, taken `client_slots` at a time, with
-    dropout, clipping and AdamW.
+def taken_together(rank, base, client_slots, nvme):
+    """Return states and optimizers of three clients after two steps each, taken `client_slots` at a time,
+    with dropout, clipping and AdamW.
     """
     adapter = AdapterConfig(targets="all-linear", dropout=0.2)
     train = TrainConfig(weight_decay=0.1, clip=0.05)
@@ -159,33 +163,35 @@ def seated(rank, base, client_slots, nvme):
         nvme=nvme,
         client_slots=client_slots,
         gradient_clipping=0.05,
-    ) as own:
-        start = own.state()
+    ) as client_engine:
+        start = client_engine.state()
         out = []
         loads = []
         for first in range(0, 3, client_slots):
             clients = range(first, min(3, first + client_slots))
-            for seat, client in enumerate(clients):
-                own.load(stirred(start, seed=client), seed=40 + client, slot=seat)
-            own.store.take_loads()
+            for client_slot, client in enumerate(clients):
+                client_engine.load(stirred(start, seed=client), seed=40 + client, slot=client_slot)
+            client_engine.store.take_loads()
             for i in range(2):
-                sums = own.train_step([random_step(10 * client + i, 2, 1 + client) for client in clients], LR)
-            loads.append(own.store.take_loads().count)
+                sums = client_engine.train_step(
+                    [random_step(10 * client + i, 2, 1 + client) for client in clients], LR
+                )
+            loads.append(client_engine.store.take_loads().count)
             out += [
                 (
-                    {n: v.detach().numpy() for n, v in own.state(seat).items()},
-                    {n: v.detach().numpy() for n, v in own.optimizer_state(seat).items()},
-                    sums[seat].loss,
+                    {n: v.detach().numpy() for n, v in client_engine.state(client_slot).items()},
+                    {n: v.detach().numpy() for n, v in client_engine.optimizer_state(client_slot).items()},
+                    sums[client_slot].loss,
                 )
-                for seat in range(len(clients))
+                for client_slot in range(len(clients))
             ]
         return out, loads
 
 
 def test_clients_in_one_pass_train_as_one_after_another(bases, tmp_path):
-    [(alone, loads_alone)] = run_clusters([1], seated, bases["llama"], 1, tmp_path)
+    [(alone, loads_alone)] = run_clusters([1], taken_together, bases["llama"], 1, tmp_path)
     for client_slots in (2, 3):
-        [(together, loads)] = run_clusters([1], seated, bases["llama"], client_slots, tmp_path)
+        [(together, loads)] = run_clusters([1], taken_together, bases["llama"], client_slots, tmp_path)
         for (state, optimizer, loss), (expected, kept, lost) in zip(together, alone, strict=True):
             assert loss == lost
             assert all(np.array_equal(state[n], expected[n]) for n in expected)
@@ -205,22 +211,22 @@ def loads_of_steps(rank, base, kind, slots, nvme):
         nvme=nvme,
         options=EngineConfig(block_slots=slots),
         clients=[(0,), (1,)][: 1 + (kind == "cluster")],
-    ) as own:
-        own.load(own.state())
-        units = {u.name: u.nbytes for u in own.store.units}
+    ) as client_engine:
+        client_engine.load(client_engine.state())
+        units = {u.name: u.nbytes for u in client_engine.store.units}
         seen = []
         for micro in (1, 4, 16):
             for repeat in range(2):
-                own.train_step([random_step(1, 1, micro)], LR)
-                loads = own.store.take_loads()
+                client_engine.train_step([random_step(1, 1, micro)], LR)
+                loads = client_engine.store.take_loads()
                 seen.append((sum(loads.bytes.values()), loads.count))
         return seen, units
 
 
 @pytest.mark.parametrize("kind,ranks", [("ram", 1), ("nvme", 1), ("cluster", 2)])
 def test_a_step_loads_the_base_twice_whatever_the_micro_batches(bases, tmp_path, kind, ranks):
-    """And what is in the slots when the direction turns is not loaded again: with one slot 2 N - 2 blocks,
-    with two 2 N - 4.
+    """Blocks in the slots when the backward pass begins are not loaded again: a step loads 2 N - 2 blocks
+    with one slot and 2 N - 4 with two.
     """
     for slots in (1, 2):
         for seen, units in run_clusters([ranks], loads_of_steps, bases["llama"], kind, slots, tmp_path):
@@ -239,7 +245,7 @@ def test_a_step_loads_the_base_twice_whatever_the_micro_batches(bases, tmp_path,
 
 
 def device_memory(rank, base, kind, nvme):
-    """(accounted peak of a step, the allocator's own) in bytes."""
+    """Return (accounted peak of a step, peak that the allocator reports) in bytes."""
     import json
     from pathlib import Path
 
@@ -247,14 +253,14 @@ def device_memory(rank, base, kind, nvme):
 
     from fedspeed.engine.client_engine import storage_bytes
 
-    with engine(base, kind, "bf16", adapter=LORA, nvme=nvme) as own:
-        own.load(own.state())
+    with engine(base, kind, "bf16", adapter=LORA, nvme=nvme) as client_engine:
+        client_engine.load(client_engine.state())
         step = random_step(1, 4, 3, length=96)
-        own.train_step([step], LR)
-        standing = storage_bytes(own._persistent_tensors())
+        client_engine.train_step([step], LR)
+        standing = storage_bytes(client_engine._persistent_tensors())
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            own._gradients([step])
-            own._step([0], LR)
+            client_engine._gradients([step])
+            client_engine._step([0], LR)
         profiler.export_chrome_trace(str(Path(nvme) / f"{kind}.json"))
         events = [
             e
@@ -266,7 +272,7 @@ def device_memory(rank, base, kind, nvme):
         for event in sorted(events, key=lambda e: e["ts"]):
             now += event["args"]["Bytes"]
             peak = max(peak, now)
-        return own.device_bytes, standing + peak
+        return client_engine.device_bytes, standing + peak
 
 
 @pytest.mark.parametrize("kind", [pytest.param("zero0", marks=pytest.mark.slow), "zero3", "resident", "ram"])
@@ -281,15 +287,15 @@ def test_accounted_memory_is_what_the_allocator_gave(tmp_path, kind):
 
 def trained_blocks(rank, base, kind, blocks, nvme):
     adapter = AdapterConfig(method="blocks", blocks=blocks)
-    with engine(base, kind, adapter=adapter, train=DETERMINED, nvme=nvme) as own:
-        own.load(own.state())
+    with engine(base, kind, adapter=adapter, train=DETERMINED, nvme=nvme) as client_engine:
+        client_engine.load(client_engine.state())
         step = random_step(3, 2, 3)
         loads = []
         losses = []
         for _ in range(4):
-            losses.append(own.train_step([step], 0.1)[0].loss)
-            loads.append(own.store.take_loads().count if kind == "ram" else 0)
-        return losses, {n: v.detach().numpy() for n, v in own.state().items()}, loads
+            losses.append(client_engine.train_step([step], 0.1)[0].loss)
+            loads.append(client_engine.store.take_loads().count if kind == "ram" else 0)
+        return losses, {n: v.detach().numpy() for n, v in client_engine.state().items()}, loads
 
 
 @pytest.mark.parametrize("family,blocks", [("llama", LastBlocks(1)), ("llama", (1, 3)), ("gpt2", (0, 1))])

@@ -1,4 +1,6 @@
-"""Passes are counted where others keep step: a wrong number would be a wait without an end."""
+"""Passes are counted where ranks must pass together, because a wrong number would make the other ranks wait
+forever.
+"""
 
 import pytest
 
@@ -31,24 +33,24 @@ class Passing(ClientEngine):
 Passing.__abstractmethods__ = frozenset()
 
 
-@pytest.mark.parametrize(("declared", "made", "told"), [(3, 2, 2), (3, 5, 4), (0, 1, 1)])
-def test_a_wrong_number_of_passes_is_said_at_once(declared, made, told):
+@pytest.mark.parametrize(("declared", "made", "counted"), [(3, 2, 2), (3, 5, 4), (0, 1, 1)])
+def test_a_wrong_number_of_passes_is_refused_at_once(declared, made, counted):
     """More of them before the first that nobody would join."""
     engine = Passing("others")
-    said = f"{declared} passes were declared .* and {told} made: Method.passes"
-    with pytest.raises(AssertionError, match=said):
+    message = f"{declared} passes were declared .* and {counted} made: Method.passes"
+    with pytest.raises(AssertionError, match=message):
         engine.make(declared, made)
     assert not engine.idle
     engine.make(3, 3)
     assert engine.idle == 1
-    engine._count_pass()  # outside, nobody is told
+    engine._count_pass()  # outside of matched_passes nothing is counted
 
 
 def test_where_nobody_keeps_step_nobody_counts():
     Passing(None).make(3, 5)
 
 
-def test_a_failure_inside_is_told_as_it_is():
+def test_an_error_inside_is_raised_unchanged():
     engine = Passing("others")
     with pytest.raises(KeyError), engine.matched_passes(3, backward=True):
         raise KeyError("x")

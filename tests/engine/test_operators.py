@@ -1,4 +1,4 @@
-"""DeepSpeed's compiled operators: which tier needs them, what is said when they cannot be had, and while they
+"""DeepSpeed's compiled operators: which tier needs them, the error where they cannot be built, and while they
 are built.
 """
 
@@ -71,7 +71,7 @@ def builder(monkeypatch, tmp_path):
     return failing
 
 
-def test_a_build_is_told_by_the_one_that_builds(builder, tmp_path, capsys):
+def test_a_build_is_reported_by_the_rank_that_builds(builder, tmp_path, capsys):
     (tmp_path / "pin_memory").mkdir()
     (tmp_path / "pin_memory" / "pin_memory.so").touch()
     ranks = [threading.Thread(target=operators.build_operators, args=("stock", NVME)) for _ in range(3)]
@@ -88,7 +88,7 @@ def test_a_build_is_told_by_the_one_that_builds(builder, tmp_path, capsys):
     assert second.startswith("fedspeed: built in ")
 
 
-def test_a_build_that_fails_is_told(builder, tmp_path):
+def test_a_build_that_fails_is_reported(builder, tmp_path):
     builder.append(
         "Error building extension 'async_io'\n\nfatal error: x.h: No such file\nninja: build stopped\n"
     )

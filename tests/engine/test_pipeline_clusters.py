@@ -1,4 +1,4 @@
-"""A cluster's clients in one pipeline: each trains as it would alone."""
+"""The clients of a cluster share one pipeline, and each trains as it would alone."""
 
 import numpy as np
 import pytest
@@ -20,8 +20,8 @@ def a_clients_step(client: int, number: int):
 
 
 def scaled_turns(rank, base, clients):
-    """Of two turns: which steps were taken, from a loss scale that is too large at first, and how far they
-    went.
+    """Return for two turns which steps were taken, from a loss scale that is too large at first, and the
+    length of the update.
     """
     scope = "cluster" if len(clients) > 1 else "none"
     with engine(
@@ -32,16 +32,19 @@ def scaled_turns(rank, base, clients):
         adapter=LORA,
         options=EngineConfig(pipeline=scope),
         fp16={"enabled": True, "initial_scale_power": 18},
-    ) as own:
-        start = stirred(own.state())
+    ) as client_engine:
+        start = stirred(client_engine.state())
         found = []
         for _ in range(2):
-            with own.matched_passes(own.train_passes(1, 6, 1), backward=True):
-                own.load(start, seed=1)
-                taken = [own.train_step([a_clients_step(clients[rank], n)], 0.01)[0].steps for n in range(6)]
+            with client_engine.matched_passes(client_engine.train_passes(1, 6, 1), backward=True):
+                client_engine.load(start, seed=1)
+                taken = [
+                    client_engine.train_step([a_clients_step(clients[rank], n)], 0.01)[0].steps
+                    for n in range(6)
+                ]
                 found.append((
                     taken,
-                    float(sum((t.double() - start[n]).abs().sum() for n, t in own.state().items())),
+                    float(sum((t.double() - start[n]).abs().sum() for n, t in client_engine.state().items())),
                 ))
         return found
 
@@ -59,33 +62,38 @@ def test_each_turn_of_a_cluster_begins_with_a_fresh_loss_scale(bases):
         )
 
 
-def turn(own, clients, start, steps):
-    """A turn of the clients in this rank's client slots, as the rounds take it: (losses by step, end states,
-    held-out sums under the start).
+def turn(client_engine, clients, start, steps):
+    """Take a turn of the clients in this rank's client slots, in the order of the rounds; return (held-out
+    sums under the start, losses by step, end states).
     """
-    own.load(start)
-    with own.matched_passes(own.eval_passes([a_clients_step(c, 9).micro for c in clients]), backward=False):
-        before = own.evaluate([a_clients_step(c, 9).micro for c in clients])
+    client_engine.load(start)
+    with client_engine.matched_passes(
+        client_engine.eval_passes([a_clients_step(c, 9).micro for c in clients]), backward=False
+    ):
+        before = client_engine.evaluate([a_clients_step(c, 9).micro for c in clients])
     losses = []
     ends = []
-    with own.matched_passes(own.train_passes(len(clients), steps, 1), backward=True):
-        for first in range(0, len(clients), own.client_slots):
-            together = clients[first : first + own.client_slots]
-            for seat, client in enumerate(together):
-                own.load(start, seed=client, slot=seat)
+    with client_engine.matched_passes(client_engine.train_passes(len(clients), steps, 1), backward=True):
+        for first in range(0, len(clients), client_engine.client_slots):
+            together = clients[first : first + client_engine.client_slots]
+            for client_slot, client in enumerate(together):
+                client_engine.load(start, seed=client, slot=client_slot)
             losses.append([
-                [s.loss for s in own.train_step([a_clients_step(c, n) for c in together], RATE)]
+                [s.loss for s in client_engine.train_step([a_clients_step(c, n) for c in together], RATE)]
                 for n in range(steps)
             ])
             ends += [
-                {n: v.detach().numpy() for n, v in own.state(seat).items()} for seat in range(len(together))
+                {n: v.detach().numpy() for n, v in client_engine.state(client_slot).items()}
+                for client_slot in range(len(together))
             ]
     return before, losses, ends
 
 
 def alone(rank, base, client, dtype="fp32", clip=0.0):
-    with engine(base, "resident", dtype, adapter=LORA, train=DETERMINED, gradient_clipping=clip) as own:
-        return turn(own, [client], stirred(own.state()), 3)
+    with engine(
+        base, "resident", dtype, adapter=LORA, train=DETERMINED, gradient_clipping=clip
+    ) as client_engine:
+        return turn(client_engine, [client], stirred(client_engine.state()), 3)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +112,9 @@ def alone(rank, base, client, dtype="fp32", clip=0.0):
     ],
 )
 def test_a_cluster_in_one_pipeline_trains_each_client_as_alone(bases, sets, carried, client_slots, options):
-    filled = [clients or [9] for clients in carried]  # a rank has a seat, whether its client is asked or not
+    filled = [
+        clients or [9] for clients in carried
+    ]  # a rank has a client slot, whether its client is asked or not
     found = run_clusters(
         [sum(map(len, sets))],
         cluster_turn,
@@ -129,8 +139,8 @@ def test_a_cluster_in_one_pipeline_trains_each_client_as_alone(bases, sets, carr
             for at, (one_before, one_losses, one_ends) in enumerate(expected):
                 assert max(np.abs(ends[at][n] - one_ends[0][n]).max() for n in one_ends[0]) < 20 * tolerance
                 if rank == ranks[0]:
-                    group, seat = divmod(at, client_slots or len(clients))
-                    got = [step[seat] for step in losses[group]]
+                    group, client_slot = divmod(at, client_slots or len(clients))
+                    got = [step[client_slot] for step in losses[group]]
                     assert (
                         np.abs(np.array(got) / np.array([step[0] for step in one_losses[0]]) - 1).max()
                         < tolerance
@@ -159,9 +169,9 @@ def cluster_turn(rank, base, sets, filled, carried, *, client_slots, options):
         options=engine_options,
         client_slots=len(filled[me]),
         gradient_clipping=options.get("clip", 0.0),
-    ) as own:
-        start = stirred(own.state())
-        turns = [turn(own, carried[me], start, 3) for _ in range(2)]
+    ) as client_engine:
+        start = stirred(client_engine.state())
+        turns = [turn(client_engine, carried[me], start, 3) for _ in range(2)]
         assert all(
             np.array_equal(a[n], b[n]) for a, b in zip(turns[0][2], turns[1][2]) for n in a
         )  # nothing is left of the turn before

@@ -1,4 +1,4 @@
-"""Quantised tiers: units are dequantised where they are needed."""
+"""Quantised tiers dequantise a unit into the memory where it is needed."""
 
 from importlib.util import find_spec
 
@@ -9,9 +9,9 @@ from tests.processes import run_ranks
 
 
 def dequantised(rank):
-    """By kind, and whether there is a kernel that writes where it is told: (whether the unit has
-    bitsandbytes' own values, the most bytes made on the
-    way, bytes of the matrix). The CPU has no such kernel; the one that stands in for it knows the values.
+    """Return by kind, and by whether there is a kernel that writes into given memory: (whether the unit has
+    the values of bitsandbytes, the peak of temporary bytes, the bytes of the matrix). The CPU has no such
+    kernel; the one registered here copies the known values.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""What is to be built: kinds of engines, what they are capable of, and models of some blocks."""
+"""Specifications of engines: kinds, capabilities, and models with some of the blocks."""
 
 from dataclasses import replace
 
@@ -93,22 +93,22 @@ def of_some_blocks(rank, base, blocks, nvme):
             nvme=nvme,
             blocks=blocks,
             join=False,
-        ) as own:
+        ) as client_engine:
             names = {
                 name.replace(f".layers.{b}.", f".layers.{i}."): name
                 for i, b in enumerate(blocks or (0, 1))
-                for name in own.names
+                for name in client_engine.names
                 if f".layers.{b}." in name
             }
-            assert len(names) == len(own.names), "named as in the whole model"
+            assert len(names) == len(client_engine.names), "named as in the whole model"
             start = stirred({
-                short: 0.0 * own.state()[name] for short, name in names.items()
+                short: 0.0 * client_engine.state()[name] for short, name in names.items()
             })  # an adapter is drawn by its names
-            own.load({name: start[short] for short, name in names.items()})
-            losses = [own.train_step([random_step(3, 2, 2)], 0.1)[0].loss for _ in range(2)]
-            end = own.state()
+            client_engine.load({name: start[short] for short, name in names.items()})
+            losses = [client_engine.train_step([random_step(3, 2, 2)], 0.1)[0].loss for _ in range(2)]
+            end = client_engine.state()
             found[kind] = losses, {short: end[name].numpy() for short, name in names.items()}
-            own.close()
+            client_engine.close()
     leave_world()
     return found
 
@@ -124,7 +124,7 @@ def test_a_model_of_some_blocks_is_the_shorter_model(tmp_path):
 
 
 @pytest.mark.parametrize("numbers", [(), (2, 0), (0, 0), (0, 4), (-1, 0)])
-def test_blocks_that_are_not_there_are_told(numbers):
+def test_blocks_that_do_not_exist_are_refused(numbers):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

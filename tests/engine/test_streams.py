@@ -1,5 +1,5 @@
-"""The order of streams where there is an accelerator, on a faked one (tests/fake_cuda): every tier trains
-as on the CPU, and nothing races.
+"""The order of streams on a faked accelerator (tests/fake_cuda): every tier trains as on the CPU, without a
+race.
 """
 
 import io
@@ -45,33 +45,33 @@ def world():
         leave_world()
 
 
-def trained(own, seeded=lambda schedule: None) -> list[float]:
-    """Losses of steps of two micro-batches, with an evaluation between."""
-    own.load(own.state())
+def trained(client_engine, seeded=lambda schedule: None) -> list[float]:
+    """Return the losses of steps of two micro-batches, with an evaluation in between."""
+    client_engine.load(client_engine.state())
     losses = []
     for i in range(STEPS):
         seeded(i)
-        losses.append(own.train_step([random_step(i, 2, 2)], 0.05)[0].loss)
+        losses.append(client_engine.train_step([random_step(i, 2, 2)], 0.05)[0].loss)
         if i == 0:
-            losses.append(own.evaluate([random_step(9, 2, 1).micro])[0].loss)
+            losses.append(client_engine.evaluate([random_step(9, 2, 1).micro])[0].loss)
     return losses
 
 
 def engine_on_fake(base, folder, number, setting):
-    """(losses, races, deferred copies) of an engine."""
+    """Return (losses, races, deferred copies) of an engine."""
     from tests.fake_cuda import fake_cuda
 
     kind, options, extra = setting
     with fake_cuda() as fake:
-        with engine(base, kind, nvme=folder, options=options, join=False, **extra) as own:
-            losses = trained(own, lambda i: fake.reseed(100 * number + i))
-            own.close()
+        with engine(base, kind, nvme=folder, options=options, join=False, **extra) as client_engine:
+            losses = trained(client_engine, lambda i: fake.reseed(100 * number + i))
+            client_engine.close()
         return losses, fake.races, fake.copies
 
 
 def stores(kind, slots, folder, schedules, broken=(), *, chance=None):
-    """(schedules that gave a wrong sum, schedules with a race) of `schedules`, with parts of the code
-    replaced.
+    """Return (schedules with a wrong sum, schedules with a race) of `schedules` seeds, with the functions in
+    `broken` replaced.
     """
     from tests.fake_cuda import fake_cuda
 
@@ -90,7 +90,9 @@ def stores(kind, slots, folder, schedules, broken=(), *, chance=None):
 
 
 def broken_parts():
-    """For each kind of event: the tier, and what is put in the place of the code that keeps it."""
+    """Return for each kind of wait that could be missing: the tier, and the replacements that remove the
+    wait.
+    """
     from fedspeed.engine.base import copies, gathered, node
 
     whole = copies.copy_in_stream
@@ -118,7 +120,9 @@ def broken_parts():
 
 
 def locked_pages(folder, broken=()):
-    """What is registered with the driver while a store of node RAM lives and when it is closed, and races."""
+    """Return the numbers of page-locked regions while a store of node RAM is open and after it is closed, and
+    the races.
+    """
     from tests.fake_cuda import fake_cuda
 
     with fake_cuda() as fake, ExitStack() as stack:
@@ -134,18 +138,18 @@ def locked_pages(folder, broken=()):
 
 
 def without_pinned_memory(kind, folder):
-    """(what is said, memory still registered, races, whether the sums are right) where the driver locks less
-    than the base takes, or nothing.
+    """Return (the log, regions still page-locked, races, whether the sums are right) where the driver locks
+    less memory than the base takes, or none.
     """
     from tests.fake_cuda import fake_cuda
 
     def refuse(*_, **__):
         raise RuntimeError("CUDA error: out of memory\nmore lines")
 
-    said = io.StringIO()
+    log = io.StringIO()
     with (
         fake_cuda(lockable_bytes=30_000) as fake,
-        redirect_stderr(said),
+        redirect_stderr(log),
         patch.object(fake, "pin_memory", refuse),
     ):
         store, parameters = sealed_store(kind, 2, folder)
@@ -155,12 +159,12 @@ def without_pinned_memory(kind, folder):
     # The fake takes ordinary memory that torch makes for the device's, and so its making for something to
     # wait for.
     races = [race for race in fake.races if "aten::empty" not in race]
-    return said.getvalue(), registered, races, sums == pytest.approx([RIGHT, RIGHT], rel=1e-6)
+    return log.getvalue(), registered, races, sums == pytest.approx([RIGHT, RIGHT], rel=1e-6)
 
 
 def waited(folder):
-    """Loads and milliseconds that the arithmetic waited for them, where every copy is made when it is waited
-    for, and how often the host stopped.
+    """Return (loads, milliseconds that the computation waited for them, waits of the host, seconds reported
+    the second time) where a copy is made only when it is waited for.
     """
     from tests.fake_cuda import FakeEvent, fake_cuda
 
@@ -177,7 +181,7 @@ def waited(folder):
 
 
 def loaded_again(folder):
-    """(slots, loads of the first pass, of the second) with more slots asked for than there are blocks."""
+    """Return (slots, loads of the first and the second pass) with more slots requested than blocks exist."""
     store, parameters = sealed_store("ram", 99, folder)
     counts = []
     for _ in range(2):
@@ -189,8 +193,8 @@ def loaded_again(folder):
 
 
 def two_stages(folder):
-    """Whether the next unit is read while the copy of the last one is under way, and the order of reads and
-    of copies.
+    """Return whether the next unit is read while the last one is copied, the copies made by then, the order
+    of reads and of copies, and the races.
     """
     import torch
 
@@ -236,9 +240,9 @@ def played(rank, base, folder):
 
     seen = Scenarios()
     with world():
-        with engine(base, "ram", nvme=folder, join=False) as own:
-            seen["expected"] = trained(own)
-            own.close()
+        with engine(base, "ram", nvme=folder, join=False) as client_engine:
+            seen["expected"] = trained(client_engine)
+            client_engine.close()
         for number, (name, setting) in enumerate(SETTINGS.items()):
             seen.play(name, engine_on_fake, base, folder, number=number, setting=setting)
         for kind in ("ram", "nvme", "divided", "slices in host memory"):
@@ -311,16 +315,16 @@ def test_page_locks_are_undone(seen):
         ("slices in host memory", "CUDA error: out of memory"),
     ],
 )
-def test_pinned_memory_that_cannot_be_had_is_done_without_and_said_once(seen, kind, error):
+def test_a_refusal_of_pinned_memory_is_logged_once_and_changes_no_result(seen, kind, error):
     import socket
 
-    said, registered, races, right = seen["unpinned", kind]
+    log, registered, races, right = seen["unpinned", kind]
     assert (
-        said.count("\n") == 1
-        and f"{socket.gethostname()}: 0.00 GiB for " in said
-        and f"cannot be page-locked ({error})" in said
+        log.count("\n") == 1
+        and f"{socket.gethostname()}: 0.00 GiB for " in log
+        and f"cannot be page-locked ({error})" in log
     )
-    assert "ulimit -l unlimited" in said and registered == 0 and races == [] and right
+    assert "ulimit -l unlimited" in log and registered == 0 and races == [] and right
 
 
 def test_the_device_says_how_long_it_waited_and_the_host_does_not_stop_for_that(seen):

@@ -1,4 +1,4 @@
-"""What joining a world and building an engine load, and what they leave alone."""
+"""Modules that joining a world and building an engine load, and process settings that they restore."""
 
 import gc
 import os
@@ -21,13 +21,13 @@ UNUSED = ("torch._inductor.compile_fx", "torch._functorch.aot_autograd", "networ
 
 
 def loaded(base) -> list[str]:
-    """Which of UNUSED this process has loaded when its engine stands."""
+    """Return the modules of UNUSED that this process has loaded once its engine is built."""
     with engine(base, "zero3"):
         return [name for name in UNUSED if name in sys.modules]
 
 
 def in_a_fresh_interpreter(code: str, **env: str) -> str:
-    """What it prints in the end."""
+    """Run code in a new interpreter; return the last line it prints."""
     env = {key: value for key, value in os.environ.items() if key != "TORCHDYNAMO_DISABLE"} | env
     return subprocess.run(
         [sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True, timeout=LIMIT_S, check=True
@@ -35,8 +35,8 @@ def in_a_fresh_interpreter(code: str, **env: str) -> str:
 
 
 def test_no_rank_loads_a_compiler(tmp_path):
-    """Neither torch's, which DeepSpeed's Muon asks for, nor the one that DeepSpeed looks for its operators
-    with.
+    """Neither torch's compiler, which DeepSpeed's Muon imports, nor the one with which DeepSpeed looks for
+    its operators.
     """
     base = write_llama(tmp_path / "llama")
     assert (
@@ -48,7 +48,7 @@ def test_no_rank_loads_a_compiler(tmp_path):
 
 
 def test_without_it_deepspeed_loads_torchs_compiler():
-    """As long as this holds, import_deepspeed has something to do."""
+    """While this holds, import_deepspeed is needed."""
     code = (
         "import sys; import deepspeed.runtime.zero.muon.muon_optimizer; "
         "print('torch._functorch.aot_autograd' in sys.modules)"
@@ -75,7 +75,7 @@ def test_garbage_is_collected_again_after_the_imports(monkeypatch):
 
 
 class Nvml:
-    """NVIDIA's library, as far as DeepSpeed asks it."""
+    """The part of NVIDIA's management library that DeepSpeed calls."""
 
     @staticmethod
     def nvmlDeviceGetHandleByIndex(index):
@@ -88,7 +88,9 @@ class Nvml:
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """DeepSpeed's own accelerator for CUDA, with NVIDIA's library, on a torch that sees so many devices."""
+    """Install DeepSpeed's accelerator for CUDA, with a fake of NVIDIA's library, on a torch that sees some
+    devices.
+    """
     import deepspeed.accelerator as deepspeed_accelerator
     from deepspeed.accelerator import cuda_accelerator
 
@@ -113,7 +115,7 @@ def cuda(monkeypatch):
 
 @pytest.mark.parametrize(("devices", "local_rank", "index"), [(1, 0, 0), (1, 3, 0), (2, 1, 1), (2, 3, 1)])
 def test_a_rank_and_deepspeed_take_a_device_that_they_see(cuda, monkeypatch, devices, local_rank, index):
-    """DeepSpeed reads LOCAL_RANK as an index, and wants Open MPI's to be equal."""
+    """DeepSpeed reads LOCAL_RANK as a device index and requires Open MPI's variable to be equal."""
     monkeypatch.setenv("LOCAL_RANK", str(local_rank))
     monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", str(local_rank))
     _, taken = cuda(devices)
@@ -127,7 +129,7 @@ def test_a_rank_and_deepspeed_take_a_device_that_they_see(cuda, monkeypatch, dev
     [(None, True), ("3,5", True), ("GPU-1a,GPU-2b", False), ("MIG-1a", False), ("3,5,none", False)],
 )
 def test_names_of_devices_do_not_end_zero(cuda, monkeypatch, names, asks_nvidia):
-    """ZeRO-1 and 2 ask for free memory, for which DeepSpeed takes each name for a whole number."""
+    """ZeRO-1 and ZeRO-2 ask for the free memory, and DeepSpeed then parses each device name as an integer."""
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if names is not None:
@@ -141,7 +143,7 @@ def test_names_of_devices_do_not_end_zero(cuda, monkeypatch, names, asks_nvidia)
     assert not asks_nvidia or accelerator.available_memory() == 1000 + (1 if names is None else 5)
 
 
-def test_a_card_is_told_by_its_makers_id(cuda, monkeypatch):
+def test_a_card_is_identified_by_its_uuid(cuda, monkeypatch):
     assert own_card(0) is None  # the tests' environment says that it computes on the CPU
     monkeypatch.delenv("DS_ACCELERATOR")
     cuda(2)

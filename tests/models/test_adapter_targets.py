@@ -1,7 +1,6 @@
 """Names of a fresh adapter's target modules, compared with those of the base."""
 
 import pytest
-import torch
 
 from fedspeed.config.load import load
 from fedspeed.config.spelling import flow
@@ -10,8 +9,6 @@ from fedspeed.models.adapter_checks import check_adapter
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from fedspeed.models.loading import meta_model
 from tests.tiny import write_llama
-
-IDS = torch.arange(24).view(2, 12)
 
 
 @pytest.fixture(scope="module")

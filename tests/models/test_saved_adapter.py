@@ -1,5 +1,5 @@
-"""Adapters to start from: those that are taken have the losses that PEFT gives them, and the others are
-refused with the reason and a remedy.
+"""Adapters to start from: those accepted have the logits that PEFT gives them, and the others are refused
+with the reason and a remedy.
 """
 
 import json
@@ -24,7 +24,7 @@ IDS = torch.arange(24).view(2, 12)
 
 
 def label(value) -> str:
-    """The text of a parameter that is the same in every process: without the addresses of functions."""
+    """Return the text of a test parameter without addresses of functions, so that all workers agree."""
     return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
@@ -42,7 +42,7 @@ def base(tmp_path_factory):
 
 
 def adapter(folder: Path, base: str, *, change=lambda model: None, seed=0, save=None, **config) -> Path:
-    """A LoRA saved by PEFT beside `base`, with a B that is not zero."""
+    """Save a LoRA of `base` with PEFT, with a B that is not zero; return its folder."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
@@ -70,7 +70,7 @@ def adapter(folder: Path, base: str, *, change=lambda model: None, seed=0, save=
 
 
 def ours(base: str, folder: Path) -> torch.Tensor:
-    """Logits of the base with the adapter, as a run reads them; the dry run has nothing against it."""
+    """Return the logits of the base with the adapter, loaded as in a run, after the checks of the dry run."""
     config = ModelConfig(base=base, dtype="fp32")
     start = AdapterConfig(start_from=str(folder))
     model = meta_model(config, start)
@@ -98,10 +98,10 @@ def edit(folder: Path, **values) -> Path:
     return folder
 
 
-def dry_run(base: str, folder: Path, *words: str) -> str:
-    """What the dry run says of the adapter before it looks at the model."""
+def dry_run(base: str, folder: Path, *overrides: str) -> str:
+    """Return what the dry run reports of the adapter before it builds the model."""
     return "\n".join(
-        check_adapter(load(None, [f"model.base={base}", f"adapter.start_from={folder}", *words]))
+        check_adapter(load(None, [f"model.base={base}", f"adapter.start_from={folder}", *overrides]))
     )
 
 
@@ -133,13 +133,14 @@ def test_an_adapter_means_what_it_means_to_peft(base, tmp_path, config):
     assert "note" not in dry_run(base, folder)
 
 
-def test_another_dropout_than_it_was_trained_with_is_told_unless_it_was_chosen(base, tmp_path):
+def test_another_dropout_than_in_training_is_noted_unless_it_was_chosen(base, tmp_path):
     folder = edit(adapter(tmp_path / "adapter", base), lora_dropout=0.05)
-    said = dry_run(base, folder)
+    report = dry_run(base, folder)
     assert (
-        f"note     adapter.start_from={folder}: was trained with lora_dropout=0.05, and goes on with " in said
+        f"note     adapter.start_from={folder}: was trained with lora_dropout=0.05, and goes on with "
+        in report
     )
-    assert "adapter.dropout=0, the default; name adapter.dropout to have another" in said
+    assert "adapter.dropout=0, the default; name adapter.dropout to have another" in report
     for chosen in ("0", "0.05", "0.1"):
         assert "note" not in dry_run(base, folder, f"adapter.dropout={chosen}")
 
@@ -169,12 +170,12 @@ def test_another_dropout_than_it_was_trained_with_is_told_unless_it_was_chosen(b
     ],
     ids=label,
 )
-def test_what_is_more_than_a_and_b_is_refused(base, tmp_path, config, named):
+def test_an_adapter_with_more_than_lora_factors_is_refused(base, tmp_path, config, named):
     folder = adapter(tmp_path / "adapter", base, **config)
-    for found in (lambda: dry_run(base, folder), lambda: ours(base, folder)):
+    for check in (lambda: dry_run(base, folder), lambda: ours(base, folder)):
         with pytest.raises(ModelError) as caught:
-            found()
-        assert all(word in str(caught.value) for word in (str(folder / "adapter_config.json"), *named)), str(
+            check()
+        assert all(text in str(caught.value) for text in (str(folder / "adapter_config.json"), *named)), str(
             caught.value
         )
 
@@ -196,11 +197,11 @@ def test_what_is_more_than_a_and_b_is_refused(base, tmp_path, config, named):
     ],
     ids=label,
 )
-def test_what_a_configuration_may_not_say(base, tmp_path, values, named):
+def test_a_configuration_that_is_not_supported_is_refused(base, tmp_path, values, named):
     folder = edit(adapter(tmp_path / "adapter", base), **values)
     with pytest.raises(ModelError) as caught:
         dry_run(base, folder)
-    assert all(word in str(caught.value) for word in named), str(caught.value)
+    assert all(text in str(caught.value) for text in named), str(caught.value)
 
 
 def resized(model):
@@ -248,7 +249,7 @@ def test_no_tensor_of_the_file_is_dropped_or_made_up(base, tmp_path, options, va
     folder = edit(adapter(tmp_path / "adapter", base, **options), **values)
     with pytest.raises(ModelError) as caught:
         ours(base, folder)
-    assert all(word in str(caught.value) for word in (str(folder / "adapter_model.safetensors"), *named)), (
+    assert all(text in str(caught.value) for text in (str(folder / "adapter_model.safetensors"), *named)), (
         str(caught.value)
     )
 
@@ -341,7 +342,7 @@ def test_another_size_is_named(tmp_path, base):
 
 
 @pytest.mark.parametrize(
-    ("named", "told"),
+    ("named", "is_noted"),
     [
         ("{base}", False),
         ("{base}/", False),
@@ -355,22 +356,22 @@ def test_another_size_is_named(tmp_path, base):
         (None, False),
     ],
 )
-def test_another_name_of_the_base_is_told(base, tmp_path, named, told):
+def test_another_name_of_the_base_is_noted(base, tmp_path, named, is_noted):
     import shutil
 
-    places = {"base": base, "copy": shutil.copytree(base, tmp_path / "copy"), "other": tmp_path / "llama"}
+    folders = {"base": base, "copy": shutil.copytree(base, tmp_path / "copy"), "other": tmp_path / "llama"}
     write_llama(tmp_path / "llama", hidden=16, layers=2, vocab=64, intermediate=48, heads=2, kv_heads=1)
     path = shutil.copytree(base, tmp_path / "trained" / "llama") / "model.safetensors"
     save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path, {"format": "pt"})
-    places["trained"] = path.parent  # of equal configuration and sizes
+    folders["trained"] = path.parent  # of equal configuration and sizes, with other values
     folder = edit(
-        adapter(tmp_path / "adapter", base), base_model_name_or_path=named and named.format(**places)
+        adapter(tmp_path / "adapter", base), base_model_name_or_path=named and named.format(**folders)
     )
-    said = "\n".join(notes(folder, read_config(folder), base))
-    assert ("was trained on" in said) == told
-    assert ("note" in dry_run(base, folder)) == told
+    report = "\n".join(notes(folder, read_config(folder), base))
+    assert ("was trained on" in report) == is_noted
+    assert ("note" in dry_run(base, folder)) == is_noted
 
 
-def test_a_key_of_a_newer_peft_is_told(base, tmp_path):
+def test_a_key_of_a_newer_peft_is_noted(base, tmp_path):
     folder = edit(adapter(tmp_path / "adapter", base), quantum_lora=3, quantum_off=None)
     assert "quantum_lora: not known" in dry_run(base, folder) and "quantum_off" not in dry_run(base, folder)
