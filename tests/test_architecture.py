@@ -39,7 +39,7 @@ LATE = {
         "engine/client_engine",
         "evaluation/compare",
         "evaluation/held_out",
-        "federation/parts",
+        "federation/rank_components",
         "federation/rounds",
         "federation/tensors",
         "federation/trainer",

@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     need_packages()
     loaded = load(arguments.config, arguments.overrides)
-    from fedspeed.monitor.activity_line import Working
+    from fedspeed.monitor.activity_line import ActivityLine
     from fedspeed.routing.audit.adversary import Coalition
     from fedspeed.routing.config import MODES
     from fedspeed.session.audit import audit, render
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.relays or frozenset(),
             arguments.clients or frozenset(),
         )
-    with Working() if loaded.config.monitor.progress else contextlib.nullcontext():
+    with ActivityLine() if loaded.config.monitor.progress else contextlib.nullcontext():
         found = audit(loaded, arguments.rounds, arguments.words, modes, coalition)
     print_result(
         json.dumps(dataclasses.asdict(found), indent=1) if arguments.json else render(found, coalition)

@@ -52,9 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     folder = exported_folder(arguments.run)
     need_packages()
-    from fedspeed.monitor.activity_line import Working
+    from fedspeed.monitor.activity_line import ActivityLine
 
-    with Working():
+    with ActivityLine():
         loaded = load(folder)
     for text in [arguments.text] if arguments.text is not None else _lines():
         if not text.strip():

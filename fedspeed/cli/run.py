@@ -137,11 +137,11 @@ def _show(loaded: "Loaded", arguments: argparse.Namespace) -> int:
         print_result(render(loaded, merged, explained=True).lstrip())
     if arguments.dry_run:
         need_packages()
-        from fedspeed.monitor.activity_line import Working
+        from fedspeed.monitor.activity_line import ActivityLine
         from fedspeed.session.dry_run import dry_run
         from fedspeed.session.request import RunRequest
 
-        with Working() if loaded.config.monitor.progress else contextlib.nullcontext():
+        with ActivityLine() if loaded.config.monitor.progress else contextlib.nullcontext():
             text = dry_run(RunRequest(loaded, arguments.hostfile, fresh=arguments.fresh))
         print_result(f"{text}\nnothing was started")
     return EXIT_OK

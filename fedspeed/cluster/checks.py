@@ -4,9 +4,9 @@ import os
 import socket
 from pathlib import Path
 
-from fedspeed.cluster.cards import cards_of_ranks, check_cards
 from fedspeed.cluster.devices import computing_gpus
 from fedspeed.cluster.discover import Launch, from_process
+from fedspeed.cluster.gpus import check_gpus, gpus_of_ranks
 from fedspeed.cluster.local_ranks import check_rank_count, local_hosts, oversubscription_notes
 from fedspeed.cluster.topology import Topology, topology_of
 from fedspeed.config.run import RunConfig
@@ -65,6 +65,6 @@ def _sharing_notes(config: RunConfig, topology: Topology) -> list[str]:
     gpus = computing_gpus(os.environ)
     if not gpus:
         return oversubscription_notes(ranks)
-    return check_cards(
-        topology.worlds(config.engine.pipeline), cards_of_ranks(ranks, gpus, socket.gethostname())
+    return check_gpus(
+        topology.worlds(config.engine.pipeline), gpus_of_ranks(ranks, gpus, socket.gethostname())
     )

@@ -59,7 +59,7 @@ class Snapshot:
     left: frozenset[int] = frozenset()
 
 
-def judge(
+def find_lost_ranks(
     before: tuple[int, ...], snapshot: Snapshot, gone: bool, unresponsive: bool, holder: tuple[int, ...]
 ) -> tuple[int, ...]:
     """Return the ranks that are lost.
@@ -206,7 +206,7 @@ class Heartbeat:
             store.take({0: self._answers}, passed_s)
             before = self._lost
             unresponsive = bool(store.at_least(self._heartbeat_timeout_s))
-            self._lost = judge(before, self._snapshot, self._gone, unresponsive, holder)
+            self._lost = find_lost_ranks(before, self._snapshot, self._gone, unresponsive, holder)
             lost_s = lost_s + passed_s if before and self._lost else 0.0
             if lost_s >= self._grace_s:
                 with self._lock:

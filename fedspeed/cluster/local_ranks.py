@@ -49,7 +49,7 @@ def local_hosts(launch: Launch, setting: int | Literal["auto"], clients: int) ->
 def oversubscription_notes(ranks: int) -> list[str]:
     """Return a note if this machine, without a GPU, is to start more ranks than it has cores.
 
-    For ranks on GPUs see `cards.check_cards`.
+    For ranks on GPUs see `gpus.check_gpus`.
     """
     cores = usable_cores()
     if computing_gpus(os.environ) or ranks <= cores:

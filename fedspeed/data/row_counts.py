@@ -103,16 +103,16 @@ class DataReport:
     """Counts of the rows of a run and remarks on them, shown in the dry run, at the start and in the report.
 
     Attributes:
-        findings: remarks of data.findings.
+        row_remarks: remarks of data.row_remarks.
     """
 
     table: RowTable
-    findings: tuple[str, ...]
+    row_remarks: tuple[str, ...]
 
     @property
     def notes(self) -> list[str]:
         """Return all warnings and remarks."""
-        return [*self.table.warnings(), *self.findings]
+        return [*self.table.warnings(), *self.row_remarks]
 
 
 def count_values(counts: RowCounts) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ from fedspeed.data.tasks import template_of
 from fedspeed.data.templates import text_of
 
 
-def findings(config: DataConfig, clients: Sequence[ClientRows]) -> list[str]:
+def row_remarks(config: DataConfig, clients: Sequence[ClientRows]) -> list[str]:
     """Return a sentence for each remark on the rows of all clients."""
     rows = [row for client in clients for row in (*client.train, *client.val)]
     remarks = [_blank_answers(rows), _no_category(config, rows), _nothing_held_out(config, clients)]

@@ -42,7 +42,7 @@ class ActivationPolicy(Protocol):
     def put(self, hidden: torch.Tensor, block: int, micro: int) -> StoredInput:
         """Store a block's input."""
 
-    def bring(self, inputs: Sequence[StoredInput]) -> None:
+    def prefetch(self, inputs: Sequence[StoredInput]) -> None:
         """Start to copy a block's inputs back to the device."""
 
     def end(self) -> None:
@@ -72,7 +72,7 @@ class FixedActivationPolicy:
         """Store a block's input on the device."""
         return StoredInput(None, hidden)
 
-    def bring(self, inputs: Sequence[StoredInput]) -> None:
+    def prefetch(self, inputs: Sequence[StoredInput]) -> None:
         """Copy inputs back to the device, where all of them are already."""
 
     def end(self) -> None:
@@ -161,10 +161,10 @@ class BudgetedActivationPolicy:
         """Store a block's input, on the host if there is no room for it on the device."""
         return self.inputs.put(hidden, on_host=micro >= self._kept.inputs[block])
 
-    def bring(self, inputs: Sequence[StoredInput]) -> None:
+    def prefetch(self, inputs: Sequence[StoredInput]) -> None:
         """Start to copy a block's inputs back to the device."""
         self.inputs.end_forward()  # the backward pass has begun
-        self.inputs.bring(inputs)
+        self.inputs.prefetch(inputs)
 
     def end(self) -> None:
         """End the pass and update the budget."""

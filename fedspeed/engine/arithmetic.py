@@ -7,7 +7,7 @@ import socket
 
 import torch
 
-from fedspeed.engine.device_types import own_index
+from fedspeed.engine.device_types import device_index_of_rank
 from fedspeed.errors import ConfigError
 
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
@@ -47,7 +47,7 @@ def check_arithmetic(matmul: str, deterministic: bool, local_rank: int = 0) -> N
             f"engine.matmul=fp16_accumulation: torch {torch.__version__} has no such switch; "
             "install 2.7 or newer, or set engine.matmul=default"
         )
-    index = own_index(local_rank)
+    index = device_index_of_rank(local_rank)
     if matmul == "tf32" and torch.cuda.get_device_capability(index) < _TF32_FROM:
         raise ConfigError(
             f"engine.matmul=tf32: cuda:{index} of {socket.gethostname()} is older than Ampere "

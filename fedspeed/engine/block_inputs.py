@@ -101,7 +101,7 @@ class BlockInputs:
         if offload.sent is not None:
             get_accelerator().current_stream().wait_event(offload.sent)
 
-    def bring(self, inputs: Sequence[StoredInput]) -> None:
+    def prefetch(self, inputs: Sequence[StoredInput]) -> None:
         """Start to copy a block's inputs back. Call this one block early."""
         offloaded = [(stored, stored.host) for stored in inputs if stored.device is None]
         if not offloaded:

@@ -4,7 +4,7 @@ import os
 import socket
 from typing import Any
 
-from fedspeed.cluster.cards import Card, device_index
+from fedspeed.cluster.gpus import Gpu, device_index
 from fedspeed.errors import ModelError
 from fedspeed.models.numeric_types import DeviceTypes
 
@@ -33,7 +33,7 @@ def device_types(local_rank: int | None = None) -> list[DeviceTypes]:
     ]
 
 
-def own_index(local_rank: int) -> int:
+def device_index_of_rank(local_rank: int) -> int:
     """Return the index of a rank's device among those visible to it.
 
     Args:
@@ -44,7 +44,7 @@ def own_index(local_rank: int) -> int:
     return device_index(local_rank, get_accelerator().device_count())
 
 
-def own_card(local_rank: int) -> Card | None:
+def gpu_of_rank(local_rank: int) -> Gpu | None:
     """Return the GPU that a rank of this machine computes on, identified by its UUID: a launcher may make a
     different GPU visible to each rank under the same index. None if the rank does not compute on CUDA.
 
@@ -59,7 +59,7 @@ def own_card(local_rank: int) -> Card | None:
     if accelerator.device_name() != "cuda":
         return None
     count = accelerator.device_count()
-    return Card(_identity(device_index(local_rank, count)), socket.gethostname(), count)
+    return Gpu(_identity(device_index(local_rank, count)), socket.gethostname(), count)
 
 
 def _identity(index: int) -> str:
@@ -108,7 +108,7 @@ def check_dtype(dtype: str, began: str = "", local_rank: int = 0) -> None:
     from deepspeed.accelerator import get_accelerator
 
     accelerator = get_accelerator()
-    index = own_index(local_rank)
+    index = device_index_of_rank(local_rank)
     able = {"fp32": True, "bf16": _has_bf16(accelerator, index), "fp16": accelerator.is_fp16_supported()}
     if not able[dtype]:
         machine = f"the {accelerator.device_name()} of {socket.gethostname()} cannot compute in it"

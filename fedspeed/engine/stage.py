@@ -22,7 +22,7 @@ from fedspeed.engine.compute.micro_batches import (
     Tensors,
     fetch_scores,
 )
-from fedspeed.engine.player import StageCompute
+from fedspeed.engine.instruction_executor import StageCompute
 from fedspeed.engine.stage_weights import StageWeights
 from fedspeed.models.blocks import Anatomy
 from fedspeed.schedule.instructions import Loaded, Stream
@@ -42,7 +42,7 @@ class _Graph:
 
 
 class Stage(StageCompute):
-    """Compute micro-batches as a `Player` asks for.
+    """Compute micro-batches as an `InstructionExecutor` asks for.
 
     Args:
         model: as built, with its trainable parameters inside the blocks. A client's tensors are bound to
@@ -194,9 +194,9 @@ class Stage(StageCompute):
             self._scores[micro], grad = self.compute.head(x, task, differentiate=self._train)
         return grad
 
-    def bring(self, chunk: int) -> None:
+    def prefetch(self, chunk: int) -> None:
         kept = self._kept.get(chunk, {}).values()
-        self._policy.bring([stored for inputs in kept if isinstance(inputs, list) for stored in inputs])
+        self._policy.prefetch([stored for inputs in kept if isinstance(inputs, list) for stored in inputs])
 
     def backward(self, micro: int, chunk: int, output_grad: torch.Tensor) -> torch.Tensor | None:
         task = self._tasks[micro]

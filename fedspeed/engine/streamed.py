@@ -14,11 +14,11 @@ from fedspeed.engine.client_engine import Sums, Tensors
 from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.clock import Clock
 from fedspeed.engine.compute.micro_batches import MicroBatchTask, seed_of
-from fedspeed.engine.executor import Executor
 from fedspeed.engine.generation.pieces import Piece
 from fedspeed.engine.generation.stage import PieceStage
 from fedspeed.engine.groups import Groups
-from fedspeed.engine.player import Player, StreamSchedule
+from fedspeed.engine.instruction_executor import InstructionExecutor, StreamSchedule
+from fedspeed.engine.layer_major_executor import LayerMajorExecutor
 from fedspeed.engine.store_engine import StoreEngine, evaluation_passes
 from fedspeed.schedule.schedules import layer_major
 
@@ -38,13 +38,13 @@ class StreamedEngine(StoreEngine):
         groups: Groups,
         *,
         store: BaseStore,
-        executor: Executor,
+        executor: LayerMajorExecutor,
         clock: Clock,
     ):
         super().__init__(model, states, groups, matched_group=store.matched_group, store=store, clock=clock)
         self._executor = executor
         self._piece_stage = PieceStage(model, store, executor.chunks, rows=self._logit_rows)
-        self._player = Player()
+        self._player = InstructionExecutor()
         self._steps = 0  # local steps since `load`, for the seeds of dropout
 
     def _load(

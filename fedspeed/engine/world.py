@@ -6,7 +6,7 @@ import logging
 import os
 from datetime import timedelta
 
-from fedspeed.engine.device_types import own_index
+from fedspeed.engine.device_types import device_index_of_rank
 
 _NO_COMPILER = "TORCHDYNAMO_DISABLE"
 _OPEN_MPI_RANK = "OMPI_COMM_WORLD_LOCAL_RANK"
@@ -68,7 +68,7 @@ def take_device() -> None:
     from deepspeed.accelerator import get_accelerator
 
     accelerator = get_accelerator()
-    index = own_index(int(os.environ["LOCAL_RANK"]))
+    index = device_index_of_rank(int(os.environ["LOCAL_RANK"]))
     os.environ["LOCAL_RANK"] = str(index)
     if _OPEN_MPI_RANK in os.environ:
         os.environ[_OPEN_MPI_RANK] = str(index)

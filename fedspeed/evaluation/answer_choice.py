@@ -9,7 +9,7 @@ from fedspeed.data.rows import Row
 from fedspeed.data.templates import prompt
 
 
-class AmongOthers(ChoiceTask):
+class AnswerChoice(ChoiceTask):
     """The choices of a row are its own answer first, and then different answers of the rows that follow it in
     the data; the first row follows the last.
 

@@ -15,7 +15,7 @@ from fedspeed.data.clients import ClientData
 from fedspeed.engine.client_engine import ClientEngine, Sums
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.named_models import COMMON, assigned_models, has_own_models, models_of
-from fedspeed.federation.parts import RankParts
+from fedspeed.federation.rank_components import RankComponents
 from fedspeed.federation.run_progress import Progress
 from fedspeed.federation.tensors import as_torch
 from fedspeed.federation.trainer import Trainer
@@ -49,7 +49,7 @@ class _Evaluation:
 
 
 def compare(
-    parts: RankParts, progress: Progress, *, start: Arrays, everyone: Sequence[ClientData]
+    components: RankComponents, progress: Progress, *, start: Arrays, client_data: Sequence[ClientData]
 ) -> list[Score]:
     """Return scores of the start state, of each client alone (with as many local steps as the federated run,
     and its optimizer kept throughout), and of the federated model. Where clients have models of their own,
@@ -59,23 +59,24 @@ def compare(
 
     Args:
         start: the state before the first round. progress: after the last round.
-        everyone: rows of all clients of the run, by client number.
+        client_data: rows of all clients of the run, by client number.
     """
-    config = parts.config
-    count = parts.config.data.clients
+    config = components.config
+    count = components.config.data.clients
     all_clients = range(count)
     work = [
-        _Evaluation(client + 1, model, all_clients) for client, model in train_alone(parts, start).items()
+        _Evaluation(client + 1, model, all_clients)
+        for client, model in train_alone(components, start).items()
     ]
-    if 0 in parts.role.clients:  # on all ranks of client 0, which match their passes
-        work.append(_Evaluation(0, models_of(parts.method, start, {})[COMMON], all_clients))
-    work += [_Evaluation(count + 1, model, clients) for model, clients in _federated(parts, progress)]
-    rows = [eval_batches(data.val, config.train.micro_batch, data.pad_id, data.limit) for data in everyone]
+    if 0 in components.role.clients:  # on all ranks of client 0, which match their passes
+        work.append(_Evaluation(0, models_of(components.method, start, {})[COMMON], all_clients))
+    work += [_Evaluation(count + 1, model, clients) for model, clients in _federated(components, progress)]
+    rows = [eval_batches(data.val, config.train.micro_batch, data.pad_id, data.limit) for data in client_data]
     table = np.zeros((count + 2, len(FIELDS)))
-    for line, sums in _evaluated(parts.engine, work, rows):
-        if parts.role.gateway:
+    for line, sums in _evaluated(components.engine, work, rows):
+        if components.role.gateway:
             table[line] += [getattr(sums, name) for name in FIELDS]
-    total = parts.link.sum(table.reshape(-1), 0.0).vector.reshape(table.shape)
+    total = components.link.sum(table.reshape(-1), 0.0).vector.reshape(table.shape)
     names = ["before", *(f"client {client} alone" for client in all_clients), "federated"]
     return [
         Score(name, float(loss / tokens), float(exact / answers))
@@ -83,29 +84,31 @@ def compare(
     ]
 
 
-def train_alone(parts: RankParts, start: Arrays) -> dict[int, Arrays]:
+def train_alone(components: RankComponents, start: Arrays) -> dict[int, Arrays]:
     """Return by client the model that each client of this rank trains without the others."""
-    trainer = Trainer(parts.config, parts.role, parts.engine, parts.method)  # without a monitor
-    turns = [trainer.turn_alone(client, start) for client in parts.role.clients]
-    groups = -(-len(turns) // parts.engine.client_slots)
+    trainer = Trainer(
+        components.config, components.role, components.engine, components.method
+    )  # without a monitor
+    turns = [trainer.turn_alone(client, start) for client in components.role.clients]
+    groups = -(-len(turns) // components.engine.client_slots)
     steps = max((turn.steps for turn in turns), default=0)
     with activity.during("the training of each client alone", groups * steps, "local step"):
         results = [pair for pairs in trainer.train(turns) for pair in pairs]
     trained_models = {}
     for turn, trained in results:
-        models = models_of(parts.method, start | trained.end, {turn.client: trained.memory})
+        models = models_of(components.method, start | trained.end, {turn.client: trained.memory})
         [(trained_models[turn.client], _)] = assigned_models(models, [turn.client])
     return trained_models
 
 
-def _federated(parts: RankParts, progress: Progress) -> Sequence[tuple[Arrays, Sequence[int]]]:
+def _federated(components: RankComponents, progress: Progress) -> Sequence[tuple[Arrays, Sequence[int]]]:
     """Return the final models that this rank evaluates, each with the clients on whose rows. The common model
     is evaluated by the ranks of client 0.
     """
-    models = models_of(parts.method, progress.state, progress.memory)
-    if has_own_models(parts.method):
-        return assigned_models(models, parts.role.clients)
-    return [(models[COMMON], range(parts.config.data.clients))] if 0 in parts.role.clients else []
+    models = models_of(components.method, progress.state, progress.memory)
+    if has_own_models(components.method):
+        return assigned_models(models, components.role.clients)
+    return [(models[COMMON], range(components.config.data.clients))] if 0 in components.role.clients else []
 
 
 def _evaluated(

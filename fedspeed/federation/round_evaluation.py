@@ -5,28 +5,28 @@ the session passes to the rounds.
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.named_models import assigned_models, has_own_models, models_of
-from fedspeed.federation.parts import RankParts
+from fedspeed.federation.rank_components import RankComponents
 from fedspeed.federation.run_progress import Progress
 
 
-def evaluate(parts: RankParts, progress: Progress, ledger: Ledger, name: str) -> None:
+def evaluate(components: RankComponents, progress: Progress, ledger: Ledger, name: str) -> None:
     """Score the run's models on the held-out rows of this rank's clients, and add the sums to a ledger.
     Collective over the ranks that share the base.
 
     Args:
         name: of the evaluation, for the progress display.
     """
-    engine = parts.engine
-    method = parts.method
+    engine = components.engine
+    method = components.method
     assigned: list[tuple[Arrays, list[int]]] = assigned_models(
-        models_of(method, progress.state, progress.memory), parts.role.clients
+        models_of(method, progress.state, progress.memory), components.role.clients
     )
     # Ranks that share the base evaluate equally many models; those with fewer evaluate one for no client.
     count = 1
     if has_own_models(method):
         count = max(1, -engine.agree_least(-len(assigned)))
     assigned += [(progress.state, [])] * (count - len(assigned))
-    for evaluator in parts.evaluators:
+    for evaluator in components.evaluators:
         for state, clients in assigned:
             for client, values in evaluator(engine, state, name, clients).items():
                 ledger.add_client(client, **values)

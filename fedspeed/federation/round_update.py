@@ -15,7 +15,7 @@ from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.link import PendingSum
 from fedspeed.federation.methods.base import Aggregate
 from fedspeed.federation.methods.turns import Trained, Turn
-from fedspeed.federation.parts import RankParts
+from fedspeed.federation.rank_components import RankComponents
 from fedspeed.federation.recorder import Training
 from fedspeed.federation.run_progress import Progress
 from fedspeed.federation.schedule import sample_clients, turn_order
@@ -106,28 +106,32 @@ class AppliedUpdate:
 
 
 def begin(
-    parts: RankParts, round: int, *, memory: Mapping[int, Arrays], starts: dict[int, Arrays] | None = None
+    components: RankComponents,
+    round: int,
+    *,
+    memory: Mapping[int, Arrays],
+    starts: dict[int, Arrays] | None = None,
 ) -> RoundUpdate:
     """Begin a round's update by sampling its clients.
 
     Args:
         memory: clients' memory after the round before; it is copied. starts: see `RoundUpdate`.
     """
-    config = parts.config
+    config = components.config
     return RoundUpdate(
         round=round,
         clients=sample_clients(
             config.run.seed, round, config.data.clients, config.federation.clients_per_round
         ),
         starts=starts or {},
-        frozen=parts.method.frozen(round),
-        ledger=parts.recorder.ledger(),
+        frozen=components.method.frozen(round),
+        ledger=components.recorder.ledger(),
         memory=dict(memory),
     )
 
 
 def train(
-    parts: RankParts, progress: Progress, update: RoundUpdate, *, start: Arrays, exchange: int = 0
+    components: RankComponents, progress: Progress, update: RoundUpdate, *, start: Arrays, exchange: int = 0
 ) -> TrainedUpdate:
     """Train this rank's clients of a round for one exchange. Collective over the ranks that share the base.
 
@@ -135,14 +139,16 @@ def train(
         start: the common state that clients start from and deltas are counted from.
         exchange: its number in the round, from 0.
     """
-    parts.recorder.begin_training(update.round)
-    clients = [client for client in parts.role.clients if client in update.clients]
-    steps = parts.pace.steps(len(clients)) if parts.trainer.exchanges == 1 else 1
-    contribution = Contribution.empty(parts.method.values(update.round))
+    components.recorder.begin_training(update.round)
+    clients = [client for client in components.role.clients if client in update.clients]
+    steps = components.pace.steps(len(clients)) if components.trainer.exchanges == 1 else 1
+    contribution = Contribution.empty(components.method.values(update.round))
     trained = TrainedUpdate(update=update, exchange=exchange, start=start, contribution=contribution)
-    parts.engine.load_folded(as_torch(start))  # needed without turns too: pipeline ranks compute for others
+    components.engine.load_folded(
+        as_torch(start)
+    )  # needed without turns too: pipeline ranks compute for others
     turns = [
-        parts.trainer.turn(
+        components.trainer.turn(
             client,
             update.round,
             update.starts.get(client, start),
@@ -152,21 +158,27 @@ def train(
         )
         for client in clients
     ]
-    if parts.role.server:
-        channel = parts.trainer.channel
+    if components.role.server:
+        channel = components.trainer.channel
         order = turn_order(update.clients, channel.speakers)
-        parts.method.serve(parts.engine, channel, update.round, exchange, clients=order)
-    with parts.pace.measure(len(clients), steps):
-        for simultaneous in parts.trainer.train(turns, progress.optimizers):
+        components.method.serve(components.engine, channel, update.round, exchange, clients=order)
+    with components.pace.measure(len(clients), steps):
+        for simultaneous in components.trainer.train(turns, progress.optimizers):
             for slot, (turn, result) in enumerate(simultaneous):
-                _add_turn(parts, progress, trained, turn, result, slot=slot)
-            parts.recorder.note_turns(update.ledger, simultaneous)
-    parts.recorder.end_training(update.training)
+                _add_turn(components, progress, trained, turn, result, slot=slot)
+            components.recorder.note_turns(update.ledger, simultaneous)
+    components.recorder.end_training(update.training)
     return trained
 
 
 def _add_turn(
-    parts: RankParts, progress: Progress, trained: TrainedUpdate, turn: Turn, result: Trained, *, slot: int
+    components: RankComponents,
+    progress: Progress,
+    trained: TrainedUpdate,
+    turn: Turn,
+    result: Trained,
+    *,
+    slot: int,
 ) -> None:
     """Add a turn's result to this rank's contribution if it is usable, and store what its client keeps.
 
@@ -179,42 +191,44 @@ def _add_turn(
     update.counted[client] = update.counted.get(client, True) and usable
     if not usable:
         return
-    factor = parts.pace.delta_factor(result.sums.steps)
+    factor = components.pace.delta_factor(result.sums.steps)
     trained.contribution.add(
-        parts.method,
+        components.method,
         turn,
         result,
         start=trained.start,
-        weight=parts.weights[client],
+        weight=components.weights[client],
         factor=factor,
-        transform=parts.transform,
+        transform=components.transform,
     )
     if factor is not None:
         # All ranks of the client add the same number, and the ledger sums over ranks.
-        square = trained.contribution.squares[client] / parts.engine.groups.client_size
+        square = trained.contribution.squares[client] / components.engine.groups.client_size
         update.ledger.add_client(client, delta_square=square)
-    if parts.config.federation.local_optimizer == "keep":
-        progress.optimizers[client] = as_arrays(parts.engine.optimizer_state(slot))
-    if parts.method.keeps_memory:
+    if components.config.federation.local_optimizer == "keep":
+        progress.optimizers[client] = as_arrays(components.engine.optimizer_state(slot))
+    if components.method.keeps_memory:
         update.memory[client] = result.memory
 
 
-def send(parts: RankParts, trained: TrainedUpdate) -> SentUpdate:
+def send(components: RankComponents, trained: TrainedUpdate) -> SentUpdate:
     """Start the sum over all clients' updates; it proceeds in the background."""
     sent_at = time.perf_counter()
     contribution = trained.contribution
-    segments = parts.method.segments(trained.update.round)
-    pending = parts.link.start(contribution.vector, contribution.weight, segments)
+    segments = components.method.segments(trained.update.round)
+    pending = components.link.start(contribution.vector, contribution.weight, segments)
     return SentUpdate(trained=trained, pending=pending, sent_at=sent_at)
 
 
-def predicted_starts(parts: RankParts, progress: Progress, trained: TrainedUpdate) -> dict[int, Arrays]:
+def predicted_starts(
+    components: RankComponents, progress: Progress, trained: TrainedUpdate
+) -> dict[int, Arrays]:
     """Return the state that each of this rank's clients continues from during the exchange (`overlap`)."""
     update = trained.update
     fraction = overlap.expected_fraction(progress.update_alignment, len(update.clients))
     return {
         client: overlap.predicted_start(
-            parts.config.federation,
+            components.config.federation,
             progress.state,
             progress.moments,
             delta,
@@ -225,7 +239,7 @@ def predicted_starts(parts: RankParts, progress: Progress, trained: TrainedUpdat
     }
 
 
-def apply(parts: RankParts, progress: Progress, sent: SentUpdate) -> AppliedUpdate:
+def apply(components: RankComponents, progress: Progress, sent: SentUpdate) -> AppliedUpdate:
     """Wait for the sum of an exchange, and apply it to the global state in `progress`. Collective.
 
     Raises:
@@ -238,31 +252,34 @@ def apply(parts: RankParts, progress: Progress, sent: SentUpdate) -> AppliedUpda
     name = f"exchange of round {round}"
     wait_began = time.perf_counter()
     with activity.during(f"the {name}"):
-        total = parts.link.finish(sent.pending)
+        total = components.link.finish(sent.pending)
     waited_s = time.perf_counter() - wait_began
-    parts.keeper.wait()  # for the commit of the round before, which also deletes files that are out of date
-    parts.recorder.note_exchange(name, total, sent_at=sent.sent_at, waited_s=waited_s)
+    # For the commit of the round before, which also deletes files that are out of date.
+    components.progress_writer.wait()
+    components.recorder.note_exchange(name, total, sent_at=sent.sent_at, waited_s=waited_s)
     if total.weight <= 0:
         raise FedSpeedError(f"round {round}: no client's update is finite; lower train.lr, or set train.clip")
     contribution = trained.contribution
-    scale = parts.pace.mean_scale(parts.link, contribution.weight, contribution.weighted_steps)
+    scale = components.pace.mean_scale(components.link, contribution.weight, contribution.weighted_steps)
     update.clipped += total.clipped
-    aggregate = parts.method.aggregate(
+    aggregate = components.method.aggregate(
         trained.start, total.vector, total.weight, round=round, exchange=trained.exchange, factor=scale
     )
     if not are_finite(aggregate.state):
         raise FedSpeedError(
             f"round {round}: the sum of the updates is beyond fp32; lower train.lr, or set train.clip"
         )
-    _advance(parts, progress, trained, aggregate)
+    _advance(components, progress, trained, aggregate)
     return AppliedUpdate(
         update=update, start=trained.start, aggregate=aggregate, weight=total.weight, scale=scale
     )
 
 
-def _advance(parts: RankParts, progress: Progress, trained: TrainedUpdate, aggregate: Aggregate) -> None:
+def _advance(
+    components: RankComponents, progress: Progress, trained: TrainedUpdate, aggregate: Aggregate
+) -> None:
     """Advance the global state by an aggregate: server optimizer first, then the method's server."""
-    federation = parts.config.federation
+    federation = components.config.federation
     before = progress.state
     target = aggregate.state
     if federation.staleness and trained.start is not before:  # another round was applied in the meantime
@@ -271,11 +288,11 @@ def _advance(parts: RankParts, progress: Progress, trained: TrainedUpdate, aggre
         federation, progress.moments, before, target, trained.update.frozen
     )
     progress.moments = moments
-    progress.state = server_stepped(parts, state, round=trained.update.round, exchange=trained.exchange)
+    progress.state = server_stepped(components, state, round=trained.update.round, exchange=trained.exchange)
 
 
 def report(
-    parts: RankParts, progress: Progress, applied: AppliedUpdate, *, before: Arrays, ledger: Ledger
+    components: RankComponents, progress: Progress, applied: AppliedUpdate, *, before: Arrays, ledger: Ledger
 ) -> None:
     """Report a round to the monitor.
 
@@ -283,12 +300,12 @@ def report(
         before: the global state before the round's update. ledger: summed over all ranks.
     """
     update = applied.update
-    parts.recorder.report(
+    components.recorder.report(
         update.round,
         update.clients,
         ledger,
-        update_norm=parts.method.update_norm(before, progress.state),
+        update_norm=components.method.update_norm(before, progress.state),
         factor_error=applied.aggregate.factor_error,
-        factor_error_exact=parts.method.factor_error_is_exact,
+        factor_error_exact=components.method.factor_error_is_exact,
         clipped=update.clipped,
     )

@@ -115,7 +115,7 @@ def unpack(packed: Arrays) -> tuple[Arrays, server_optimizer.State, Arrays | Non
     return state, moments, previous or None
 
 
-def keeps_starts(config: RunConfig) -> bool:
+def stores_starts(config: RunConfig) -> bool:
     """Return whether clients' predicted starts are written to the journal, so that a resumed run computes the
     same as an uninterrupted one.
 
@@ -125,9 +125,9 @@ def keeps_starts(config: RunConfig) -> bool:
     return bool(config.federation.staleness) and not config.routing.sums_only
 
 
-def keeps_clients(config: RunConfig, method: type[Method]) -> bool:
+def stores_clients(config: RunConfig, method: type[Method]) -> bool:
     """Return whether each client has a file of its own in the journal."""
-    return config.federation.local_optimizer == "keep" or keeps_starts(config) or method.keeps_memory
+    return config.federation.local_optimizer == "keep" or stores_starts(config) or method.keeps_memory
 
 
 def pack_client(config: RunConfig, progress: Progress, client: int) -> Arrays:
@@ -135,7 +135,7 @@ def pack_client(config: RunConfig, progress: Progress, client: int) -> Arrays:
     unprefixed: Arrays = {}
     if config.federation.local_optimizer == "keep":
         unprefixed = progress.optimizers.get(client, {})
-    elif keeps_starts(config):
+    elif stores_starts(config):
         unprefixed = progress.starts.get(client, {})
     packed = unprefixed | {
         f"{MEMORY}{name}": array for name, array in progress.memory.get(client, {}).items()
@@ -175,7 +175,7 @@ def load_clients(
         JournalError: a client's file is missing or damaged.
         LostPeerError: another participant could not read its files.
     """
-    if not keeps_clients(config, method_class(config.federation.method.name)):
+    if not stores_clients(config, method_class(config.federation.method.name)):
         return
     for client in role.clients:
         packed = journal.load_client(progress.round, client) if role.gateway else None
@@ -184,7 +184,7 @@ def load_clients(
     link.sum(np.zeros(1), 0.0)
 
 
-class Keeper:
+class ProgressWriter:
     """Writes the progress to the journal: the reporter writes rounds and the best state, gateways write their
     clients' files. Used as a context manager, it finishes a background commit on exit.
 
@@ -211,7 +211,7 @@ class Keeper:
         self._writer: ThreadPoolExecutor | None = None
         self._commit_in_progress: Future[None] | None = None
 
-    def __enter__(self) -> "Keeper":
+    def __enter__(self) -> "ProgressWriter":
         self._writer = ThreadPoolExecutor(1, "journal")
         return self
 
@@ -240,11 +240,11 @@ class Keeper:
         if self._role.reporter:
             self._journal.save_best(progress.round, progress.state)
 
-    def keep_clients(self, progress: Progress, link: ClientLink) -> None:
+    def store_clients(self, progress: Progress, link: ClientLink) -> None:
         """Write the files of this rank's clients. They are on disk on all hosts before the reporter commits
         the round. Collective over all ranks.
         """
-        if not keeps_clients(self._config, type(self._method)):
+        if not stores_clients(self._config, type(self._method)):
             return
         if self._role.gateway:
             for client in self._role.clients:  # no file is written for a client that was never sampled

@@ -11,12 +11,12 @@ from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.base import Method
 
 if TYPE_CHECKING:  # `rank_components` imports, by way of the trainer, modules that import this one
-    from fedspeed.federation.parts import RankParts
+    from fedspeed.federation.rank_components import RankComponents
 
 SIGNATURE_BYTES = 64  # Ed25519
 
 
-def server_stepped(parts: "RankParts", state: Arrays, *, round: int, exchange: int = 0) -> Arrays:
+def server_stepped(components: "RankComponents", state: Arrays, *, round: int, exchange: int = 0) -> Arrays:
     """Return the state after the step of the method's server, on all ranks; `state` itself if the method has
     no such step. Collective over all ranks.
 
@@ -27,36 +27,36 @@ def server_stepped(parts: "RankParts", state: Arrays, *, round: int, exchange: i
         FedSpeedError: no rank is the server, its result is not finite, or it has sent different results.
         LostPeerError: the server, or another participant, is missing.
     """
-    if type(parts.method).server_step is Method.server_step:
+    if type(components.method).server_step is Method.server_step:
         return state
     layout = Layout.of(state)
     step_name = f"the server's step in round {round}, exchange {exchange}"
     vector = np.zeros(layout.size, dtype=np.float32)
     signature = np.zeros(SIGNATURE_BYTES, dtype=np.uint8)
-    if parts.role.server:
+    if components.role.server:
         with activity.during(step_name):
-            new_state = parts.method.server_step(
+            new_state = components.method.server_step(
                 state,
-                parts.engine,
-                parts.role.public_rows,
+                components.engine,
+                components.role.public_rows,
                 round=round,
                 exchange=exchange,
-                trainer=parts.trainer,
+                trainer=components.trainer,
             )
         vector = layout.flatten(new_state)
-        if parts.witness is not None:
-            signature = parts.witness.sign(step_name, vector)
-    priority = float(parts.role.server)
+        if components.witness is not None:
+            signature = components.witness.sign(step_name, vector)
+    priority = float(components.role.server)
     with activity.during(f"the wait for {step_name}"):
-        received = parts.link.share(vector, priority)
+        received = components.link.share(vector, priority)
     if received is None:
         raise FedSpeedError(
-            f"federation.method={parts.config.federation.method.name} has a server, and no rank is one; "
+            f"federation.method={components.config.federation.method.name} has a server, and no rank is one; "
             "write `# fed-host NAME role=server` in the hostfile"
         )
-    received_signature = parts.link.share(signature, priority)
+    received_signature = components.link.share(signature, priority)
     assert received_signature is not None, "the server that sent a vector with this priority signs it"
-    _check(parts, step_name, received, received_signature)
+    _check(components, step_name, received, received_signature)
     stepped = layout.unflatten(received)
     if not are_finite(stepped):
         raise FedSpeedError(
@@ -65,15 +65,15 @@ def server_stepped(parts: "RankParts", state: Arrays, *, round: int, exchange: i
     return stepped
 
 
-def _check(parts: "RankParts", step_name: str, received: np.ndarray, signature: np.ndarray) -> None:
+def _check(components: "RankComponents", step_name: str, received: np.ndarray, signature: np.ndarray) -> None:
     """Check that all participants received the same result with a valid signature. Collective over all ranks.
 
     Raises:
         FedSpeedError: they did not; on all ranks alike.
     """
     problem = ""
-    if parts.witness is not None:
-        problem = parts.witness.problem(step_name, received, signature)
-    if parts.link.any_of_client(bool(problem)):
+    if components.witness is not None:
+        problem = components.witness.problem(step_name, received, signature)
+    if components.link.any_of_client(bool(problem)):
         elsewhere = f"{step_name}: this rank's gateway has heard what others have not; its message says more"
         raise FedSpeedError(problem or elsewhere)

@@ -19,7 +19,7 @@ MIN_SHOWN_S = 5.0  # shorter work is not shown
 POLL_S = 0.5
 
 
-class Working:
+class ActivityLine:
     """A context manager that shows long work while it is entered.
 
     Args:

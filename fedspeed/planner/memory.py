@@ -1,6 +1,6 @@
 """Peak bytes of a setting, by cause: on each GPU, in a node's RAM, on its disk. Pure.
 
-The terms follow the tensors of the executors (engine/executor.py, engine/stage.py, engine/base/);
+The terms follow the tensors of the executors (engine/layer_major_executor.py, engine/stage.py, engine/base/);
 docs/planner.md gives them as formulas.
 """
 

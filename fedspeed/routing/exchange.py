@@ -22,7 +22,7 @@ DTYPES = (np.float32, np.float64)
 _POLL_S = 1.0  # how often a wait asks who has been lost
 
 
-class RollCall(Protocol):
+class ArrivalTracker(Protocol):
     """Knowledge about participants from outside of the transport: who has reached an exchange, so that a
     failed one can name the missing, and who has been lost, which makes an exchange fail.
 
@@ -42,8 +42,8 @@ class RollCall(Protocol):
         ...
 
 
-class NoRollCall:
-    """A roll call that knows nobody: errors say that somebody is missing, but not who."""
+class NoArrivalTracker:
+    """A tracker that knows nobody: errors say that somebody is missing, but not who."""
 
     def arrive(self, number: int) -> None:
         """Do nothing."""
@@ -78,13 +78,13 @@ class Outcome:
 class Handle:
     """An exchange under way."""
 
-    def __init__(self, future: "futures.Future[Outcome]", number: int, roll: RollCall):
+    def __init__(self, future: "futures.Future[Outcome]", number: int, arrivals: ArrivalTracker):
         """Wait for the outcome of exchange `number`. The other attributes are those of `Outcome`, once `wait`
         has returned.
         """
         self._future = future
         self._number = number
-        self._roll = roll
+        self._arrivals = arrivals
         self.idle_s = 0.0
         self.exchange_s = 0.0
         self.clipped = 0
@@ -100,7 +100,7 @@ class Handle:
         while not futures.wait([self._future], max(0.0, min(_POLL_S, end - time.monotonic()))).done:
             # A machine that loses power closes no connection: the transport would wait for it until the
             # deadline.
-            if lost := self._roll.lost():
+            if lost := self._arrivals.lost():
                 raise LostPeerError(f"the update of {', '.join(lost)} is missing: silent for too long")
             if time.monotonic() >= end:
                 raise self._failure(f"no answer within {deadline_s:.0f} s")
@@ -114,7 +114,7 @@ class Handle:
         return outcome.total, outcome.weight
 
     def _failure(self, reason: str) -> LostPeerError:
-        missing = self._roll.missing(self._number)
+        missing = self._arrivals.missing(self._number)
         names = (
             ", ".join(missing) if missing else "at least one participant (all had arrived: lost on the way)"
         )
@@ -138,7 +138,7 @@ class Exchange(ABC):
     Subclasses give `_run`.
     """
 
-    def __init__(self, transport: Transport, deadline_s: float, roll: RollCall | None = None):
+    def __init__(self, transport: Transport, deadline_s: float, arrivals: ArrivalTracker | None = None):
         """Start the thread.
 
         Args:
@@ -146,7 +146,7 @@ class Exchange(ABC):
         """
         self._transport = transport
         self._deadline_s = deadline_s
-        self._roll = roll or NoRollCall()
+        self._arrivals = arrivals or NoArrivalTracker()
         self._number = 0  # of the next exchange
         # One thread, so that exchanges run in the order of the calls. It is not an executor's: Python waits
         # for those when it ends, and this one may be waiting for a participant that is gone.
@@ -186,9 +186,9 @@ class Exchange(ABC):
             raise ValueError(f"tensors of {sum(lengths)} values together, in a vector of {vector.size}")
         request = _Request(self._number, vector, float(weight), lengths)
         self._number += 1
-        self._roll.arrive(request.number)
+        self._arrivals.arrive(request.number)
         self._requests.put(request)
-        return Handle(request.future, request.number, self._roll)
+        return Handle(request.future, request.number, self._arrivals)
 
     def share(self, vector: np.ndarray, priority: float) -> np.ndarray | None:
         """Return the vector of the participant with the highest priority, sent in the clear: for what is no

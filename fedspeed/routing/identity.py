@@ -35,7 +35,7 @@ _YEARS = 10
 
 
 @dataclass(frozen=True)
-class Card:
+class MemberCard:
     """A member's public data.
 
     Attributes:
@@ -77,7 +77,7 @@ class Roster:
         server: number of the member that is the server, for methods that have one.
     """
 
-    members: tuple[Card, ...]
+    members: tuple[MemberCard, ...]
     epoch: int
     digest: bytes
     server: int | None = None
@@ -87,7 +87,7 @@ class Roster:
         """The identity keys of all members."""
         return tuple(card.key for card in self.members)
 
-    def card_of(self, key: bytes) -> Card:
+    def card_of(self, key: bytes) -> MemberCard:
         """Return the card of the member with this key."""
         return self.members[self.keys.index(key)]
 
@@ -156,12 +156,12 @@ def read_key(path: Path) -> Ed25519PrivateKey:
     return key
 
 
-def read_card(path: Path) -> Card:
+def read_card(path: Path) -> MemberCard:
     """Read a member's card. Raises FedSpeedError if it is none."""
     return _card(_json(path), str(path))
 
 
-def sign_roster(cards: Sequence[Card], signer: Ed25519PrivateKey, epoch: int, server: str = "") -> str:
+def sign_roster(cards: Sequence[MemberCard], signer: Ed25519PrivateKey, epoch: int, server: str = "") -> str:
     """Return the text of a roster's file, signed.
 
     Args:
@@ -298,10 +298,10 @@ def _json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _card(values: Any, where: str) -> Card:
+def _card(values: Any, where: str) -> MemberCard:
     """Check the values of a card. Raises FedSpeedError, which names `where` they were read."""
     try:
-        card = Card(str(values["name"]), str(values["address"]), str(values["certificate"]))
+        card = MemberCard(str(values["name"]), str(values["address"]), str(values["certificate"]))
         address_of(card.address, where)
         if len(card.key) != 32:
             raise ValueError("not an Ed25519 key")

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedspeed.errors import ConfigError
 from fedspeed.routing.anonymous.crypto import public_bytes
 from fedspeed.routing.config import RoutingConfig
-from fedspeed.routing.identity import Card, Roster, address_of, membership
+from fedspeed.routing.identity import MemberCard, Roster, address_of, membership
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def own_membership(routing: RoutingConfig) -> Membership:
     return Membership(routing.identity, key, roster, listen)
 
 
-def listen_address(routing: RoutingConfig, card: Card) -> ListenAddress:
+def listen_address(routing: RoutingConfig, card: MemberCard) -> ListenAddress:
     """Return the address on which the site of this card listens: `routing.listen`, else that of the card.
 
     Raises:

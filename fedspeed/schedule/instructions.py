@@ -120,7 +120,7 @@ class Decide(Instruction):
 
 
 @dataclass(frozen=True)
-class Bring(Instruction):
+class PrefetchInputs(Instruction):
     """Start to prefetch the inputs of a chunk's backward pass onto the device, without waiting for them."""
 
     chunk: int

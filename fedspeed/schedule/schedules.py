@@ -7,7 +7,6 @@ from itertools import chain
 
 from fedspeed.schedule.instructions import (
     Backward,
-    Bring,
     Decide,
     Embed,
     Forward,
@@ -18,6 +17,7 @@ from fedspeed.schedule.instructions import (
     Micro,
     MicroBatchInstruction,
     Pipeline,
+    PrefetchInputs,
     Release,
     Stream,
     outputs_of,
@@ -107,11 +107,11 @@ def layer_major(blocks: int, micros: int, *, lowest: int = 0, train: bool = True
         order += [Load(last), *(Forward(m, last) for m in everyone), Load("head"), *map(Head, everyone)]
         return (*order, Release("head"), Release(last))
     backwards = range(last - 1, lowest - 1, -1)
-    order += [*map(Bring, backwards[:1]), Load(last), Load("head")]
+    order += [*map(PrefetchInputs, backwards[:1]), Load(last), Load("head")]
     order += [work for m in everyone for work in (Forward(m, last), Head(m), Backward(m, last))]
     order += [Release("head"), Release(last)]
     for k in backwards:
-        before = [Bring(k - 1)] if k > lowest else []
+        before = [PrefetchInputs(k - 1)] if k > lowest else []
         order += [*before, Load(k), *(Backward(m, k) for m in everyone), Release(k)]
     return tuple(order)
 

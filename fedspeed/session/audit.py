@@ -157,7 +157,7 @@ def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray
         for each exchange [clients, words] float32.
     """
     from fedspeed.engine.build import EngineContext, build_engine
-    from fedspeed.federation.parts import run_method
+    from fedspeed.federation.rank_components import run_method
 
     config = loaded.config
     tokenizer = load_tokenizer(config.model)
@@ -202,7 +202,7 @@ def _sent(
     Yields:
         [clients, words] float32.
     """
-    from fedspeed.federation.parts import start, weights_of
+    from fedspeed.federation.rank_components import start, weights_of
     from fedspeed.federation.tensors import as_torch
     from fedspeed.federation.trainer import Trainer
 

@@ -18,7 +18,7 @@ from fedspeed.cluster.launch_context import host_of_rank
 from fedspeed.config.show import render
 from fedspeed.data.clients import ClientData, ClientRows, row_counts
 from fedspeed.data.row_counts import DataReport, RowTable, count_values
-from fedspeed.data.row_remarks import findings
+from fedspeed.data.row_remarks import row_remarks
 from fedspeed.engine.base.placement import pipeline_tier
 from fedspeed.engine.world import import_deepspeed
 from fedspeed.errors import FedSpeedError, PlanError
@@ -29,7 +29,7 @@ from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.federation.updates.base import hidden_by
 from fedspeed.models.planned_shape import planned_shape
 from fedspeed.monitor import summary_file
-from fedspeed.monitor.activity_line import Working
+from fedspeed.monitor.activity_line import ActivityLine
 from fedspeed.monitor.clock import StageClock, peak_bytes
 from fedspeed.monitor.metrics.metric import WEIGHTS
 from fedspeed.monitor.monitor import Monitor, NoMonitor
@@ -47,7 +47,7 @@ from fedspeed.session.resume import RunLock
 
 if TYPE_CHECKING:  # they load torch and cryptography, which a supervisor does without
     from fedspeed.engine.client_engine import ClientEngine
-    from fedspeed.federation.parts import RankParts, RunServices
+    from fedspeed.federation.rank_components import RankComponents, RunServices
     from fedspeed.routing.signed_broadcast import SignedBroadcast
 
 
@@ -217,7 +217,7 @@ def make_services(
         record: of the configuration, for the journal. stop: returns whether this process was asked to end.
         channel, witness: see `participant.make_channel` and `participant.make_signed_broadcast`.
     """
-    from fedspeed.federation.parts import RunServices, StopSignals
+    from fedspeed.federation.rank_components import RunServices, StopSignals
 
     return RunServices(
         journal=journal,
@@ -232,7 +232,7 @@ def make_services(
     )
 
 
-def make_rank_parts(
+def assemble_rank(
     job: Job,
     role: RankRole,
     engine: "ClientEngine",
@@ -240,21 +240,21 @@ def make_rank_parts(
     *,
     method: Method,
     services: "RunServices",
-) -> "RankParts":
+) -> "RankComponents":
     """Build this rank's parts of the rounds.
 
     Args:
-        method: of the run (federation.parts.run_method).
+        method: of the run (federation.rank_components.run_method).
     """
     from fedspeed.evaluation.held_out import HeldOut
-    from fedspeed.federation.parts import assemble
+    from fedspeed.federation.rank_components import assemble
 
     evaluators = [HeldOut(job.config.train, role)]
     return assemble(job.config, role, engine, link, method=method, services=services, evaluators=evaluators)
 
 
 def make_data_report(
-    job: Job, link: ClientLink, data: Mapping[int, ClientData], everyone: Sequence[ClientRows]
+    job: Job, link: ClientLink, data: Mapping[int, ClientData], all_clients: Sequence[ClientRows]
 ) -> DataReport:
     """Count the rows of all clients for the report. Collective over all ranks that carry clients.
 
@@ -263,7 +263,7 @@ def make_data_report(
 
     Args:
         data: encoded rows of this rank's clients, by client.
-        everyone: rows of all clients of this job.
+        all_clients: rows of all clients of this job.
     """
     config = job.config
     sums_only = config.routing.sums_only or WEIGHTS in hidden_by(config.federation.updates)
@@ -273,7 +273,7 @@ def make_data_report(
     counted = link.sum(own.reshape(-1), 0.0).vector.tolist()
     table = RowTable.from_values(counted, config.data.max_tokens, sums_only)
     mine = RowTable.of([row_counts(rows) for rows in data.values()], config.data.max_tokens).total
-    return DataReport(table, (*job.deployment.own_rows_notes(mine), *findings(config.data, everyone)))
+    return DataReport(table, (*job.deployment.own_rows_notes(mine), *row_remarks(config.data, all_clients)))
 
 
 def make_trace(job: Job) -> NoTrace:
@@ -285,7 +285,7 @@ def make_trace(job: Job) -> NoTrace:
 
 def show_progress(job: Job) -> contextlib.AbstractContextManager:
     """Return a context that shows what the reporting rank is doing; one that does nothing on other ranks."""
-    return Working() if job.reporter and job.config.monitor.progress else contextlib.nullcontext()
+    return ActivityLine() if job.reporter and job.config.monitor.progress else contextlib.nullcontext()
 
 
 def make_monitor(

@@ -99,8 +99,8 @@ class CheckIn:
                 raise failure
 
 
-class StoreRollCall:
-    """A `routing.exchange.RollCall` for the ranks of a job.
+class StoreArrivalTracker:
+    """A `routing.exchange.ArrivalTracker` for the ranks of a job.
 
     Notes in the store tell who has reached an exchange, the heartbeat tells who is lost.
     """

@@ -30,7 +30,7 @@ from fedspeed.session.resume import journal_of
 
 if TYPE_CHECKING:  # they load torch
     from fedspeed.engine.client_engine import ClientEngine
-    from fedspeed.federation.parts import RankParts
+    from fedspeed.federation.rank_components import RankComponents
 
 LAST = "-last"
 
@@ -44,7 +44,9 @@ class RoundResult:
     memory: dict[int, Arrays]
 
 
-def export_models(job: Job, rank_parts: "RankParts", progress: Progress, tokenizer: Any) -> Export | None:
+def export_models(
+    job: Job, rank_components: "RankComponents", progress: Progress, tokenizer: Any
+) -> Export | None:
     """Write the models that this rank is responsible for; on the reporting rank, return what was exported.
 
     Collective over all ranks that carry clients if the method has other models than the common one: it
@@ -53,21 +55,21 @@ def export_models(job: Job, rank_parts: "RankParts", progress: Progress, tokeniz
     Args:
         tokenizer: of the run, a transformers tokenizer.
     """
-    has_more = has_own_models(rank_parts.method)
+    has_more = has_own_models(rank_components.method)
     if not (job.reporter or has_more):
         return None
     kind = export_kind(job.config)
     last = RoundResult(progress.round, progress.state, progress.memory)
-    best = _best(job, rank_parts.link, progress, is_shared=has_more)
+    best = _best(job, rank_components.link, progress, is_shared=has_more)
     exported = last if best is None else best
     with activity.during(f"the export of the {kind}"):
-        written = _write(job, rank_parts, exported, tokenizer, is_last=best is None)
+        written = _write(job, rank_components, exported, tokenizer, is_last=best is None)
         if best is not None:
-            written |= _write(job, rank_parts, last, tokenizer, suffix=LAST)
-    others = _others(job, rank_parts.link, written) if has_more else ()
+            written |= _write(job, rank_components, last, tokenizer, suffix=LAST)
+    others = _others(job, rank_components.link, written) if has_more else ()
     if not job.reporter:
         return None
-    card = _card(job, rank_parts.engine, tokenizer, exported.round)
+    card = _card(job, rank_components.engine, tokenizer, exported.round)
     folder = str(job.request.folder / kind)
     return Export(
         kind,
@@ -123,7 +125,7 @@ def _best(job: Job, link: ClientLink, progress: Progress, *, is_shared: bool) ->
 
 def _write(
     job: Job,
-    rank_parts: "RankParts",
+    rank_components: "RankComponents",
     result: RoundResult,
     tokenizer: Any,
     *,
@@ -135,13 +137,13 @@ def _write(
     Args:
         suffix: of the folders' names. is_last: whether this is the last round, so that no other is exported.
     """
-    role = rank_parts.role
-    engine = rank_parts.engine
+    role = rank_components.role
+    engine = rank_components.engine
     kind = export_kind(job.config)
     carried = role.clients if role.gateway else ()
-    models = models_of(rank_parts.method, result.state, result.memory)
+    models = models_of(rank_components.method, result.state, result.memory)
     ours = {name for name in models if is_ours(name, reporter=job.reporter, carried=carried)}
-    has_more = has_own_models(rank_parts.method)
+    has_more = has_own_models(rank_components.method)
     for name in sorted(ours):
         folder = job.request.folder / folder_of(kind, name, suffix)
         folder.parent.mkdir(parents=True, exist_ok=True)

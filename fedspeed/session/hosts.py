@@ -15,14 +15,16 @@ def several_hosts(job: Job) -> bool:
     return len(_first_ranks(job)) > 1
 
 
-def publish_digests(job: Job, store: Store, everyone: Sequence[ClientRows]) -> None:
+def publish_digests(job: Job, store: Store, all_clients: Sequence[ClientRows]) -> None:
     """Publish digests of the inputs of this host; its first working rank does so.
 
     Args:
-        everyone: the rows of all clients, as this host reads them.
+        all_clients: the rows of all clients, as this host reads them.
     """
     if job.world_rank in _first_ranks(job).values():
-        store.put(_key(job.world_rank), json.dumps(digests(job.config, None if job.is_server else everyone)))
+        store.put(
+            _key(job.world_rank), json.dumps(digests(job.config, None if job.is_server else all_clients))
+        )
 
 
 def check_hosts(job: Job, store: Store) -> None:

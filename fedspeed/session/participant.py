@@ -14,10 +14,10 @@ from fedspeed.federation.link import ClientLink
 from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.routing.channel import Channel
 from fedspeed.routing.config import TRANSPORTS
-from fedspeed.routing.exchange import Exchange, PlainExchange, RollCall
+from fedspeed.routing.exchange import ArrivalTracker, Exchange, PlainExchange
 from fedspeed.routing.opening import TransportContext
 from fedspeed.routing.transport import Transport
-from fedspeed.session.coordination import StoreRollCall
+from fedspeed.session.coordination import StoreArrivalTracker
 from fedspeed.session.deployment import Identity
 from fedspeed.session.engine_spec import engine_spec
 from fedspeed.session.request import Job
@@ -96,26 +96,26 @@ def make_participant(
         return None
     assert transport is not None  # every participant opens one
     routing = job.config.routing
-    roll = None if job.outlives_losses else StoreRollCall(job, store, heartbeat)
+    arrivals = None if job.outlives_losses else StoreArrivalTracker(job, store, heartbeat)
     identity = None
     if routing.anonymous or job.topology.server:
         identity = job.deployment.identity(transport, job.request.fingerprint)
     exchange: Exchange
     if routing.anonymous:
         assert identity is not None
-        exchange = make_anonymous_exchange(job, transport, identity, roll)
+        exchange = make_anonymous_exchange(job, transport, identity, arrivals)
     else:
-        exchange = PlainExchange(transport, routing.deadline_s, roll)
+        exchange = PlainExchange(transport, routing.deadline_s, arrivals)
     return Participant(transport=transport, exchange=exchange, identity=identity)
 
 
 def make_anonymous_exchange(
-    job: Job, transport: Transport, identity: Identity, roll: RollCall | None
+    job: Job, transport: Transport, identity: Identity, arrivals: ArrivalTracker | None
 ) -> Exchange:
     """Build the exchange of the masked modes, which refuses a sum of too few participants.
 
     Args:
-        roll: tells who has reached an exchange; None where it goes on without lost participants.
+        arrivals: tells who has reached an exchange; None where it goes on without lost participants.
     """
     from fedspeed.routing.anonymous.exchange import AnonymousExchange
 
@@ -125,7 +125,12 @@ def make_anonymous_exchange(
     least = least_participants(job.config, adding, spec)
     routing = replace(job.config.routing, min_participants=least + servers)
     return AnonymousExchange(
-        transport, routing, identity.key, roster=identity.members, settings=identity.settings, roll=roll
+        transport,
+        routing,
+        identity.key,
+        roster=identity.members,
+        settings=identity.settings,
+        arrivals=arrivals,
     )
 
 

@@ -17,7 +17,7 @@ from fedspeed.config.load import Loaded
 from fedspeed.config.run import RunConfig
 from fedspeed.data.clients import ClientRows, client_rows, encode_client, largest_id, row_counts
 from fedspeed.data.row_counts import RowTable
-from fedspeed.data.row_remarks import findings
+from fedspeed.data.row_remarks import row_remarks
 from fedspeed.engine.base.describe import execution
 from fedspeed.engine.base.placement import choose_tier, pipeline_tier, slots_of
 from fedspeed.engine.checks import check_engine, check_pipeline, engine_notes
@@ -211,7 +211,7 @@ def _built(loaded: Loaded) -> list[str]:
 def _rows(loaded: Loaded) -> list[str]:
     config = loaded.config
     clients = client_rows(config.data, config.run.seed)
-    return [*_encoded(loaded, clients), *(f"note     {text}" for text in findings(config.data, clients))]
+    return [*_encoded(loaded, clients), *(f"note     {text}" for text in row_remarks(config.data, clients))]
 
 
 def _encoded(loaded: Loaded, clients: Sequence[ClientRows]) -> list[str]:

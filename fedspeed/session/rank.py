@@ -39,7 +39,7 @@ from fedspeed.session.refusal import AbortableTransport, abort, report_refusal
 from fedspeed.session.request import Job, RunRequest
 
 if TYPE_CHECKING:  # it loads torch
-    from fedspeed.federation.parts import RankParts
+    from fedspeed.federation.rank_components import RankComponents
 
 LEAVE_S = 60.0  # for rank 0, which holds the store, to wait for the other ranks at the end
 SHORT_LEAVE_S = 10.0  # the same where ranks may be lost and the run goes on
@@ -112,7 +112,7 @@ class _OtherRanks:
 def _work(job: Job, store: rendezvous.Store, mpi_transport: Transport | None, stop: StopFlag) -> Ending:
     """Read and check the inputs, connect to the other ranks, and take part in the rounds."""
     lock = resume.RunLock()
-    shared_gpus.publish_card(job, store)
+    shared_gpus.publish_gpu(job, store)
     decided = numeric_type.agree(job, store)
     job = decided.job
     if decided.text and job.reporter:
@@ -152,7 +152,7 @@ def _federate(
     stop: StopFlag,
 ) -> Ending:
     """Build the parts of this rank, resume from the journal, and run the remaining rounds."""
-    from fedspeed.federation.parts import run_method, start
+    from fedspeed.federation.rank_components import run_method, start
 
     with ExitStack() as always, _closed_in_order() as closing:
         # Swap files are as large as the model, and a later start cannot use them.
@@ -177,7 +177,7 @@ def _federate(
         )
         if job.reporter and progress.is_resumed:
             LOG.info(f"going on after round {progress.round} of {job.config.federation.rounds}")
-        data = components.make_data_report(job, link, inputs.data, inputs.everyone)
+        data = components.make_data_report(job, link, inputs.data, inputs.all_clients)
         monitor = components.make_monitor(job, progress.round if inputs.entry else 0, lock, data)
         always.callback(monitor.close)
         always.callback(clock.trace.close)
@@ -192,11 +192,11 @@ def _federate(
             channel=participant.make_channel(job, engine, own),
             witness=participant.make_signed_broadcast(job, own),
         )
-        rank_parts = components.make_rank_parts(job, role, engine, link, method=method, services=services)
+        rank_components = components.assemble_rank(job, role, engine, link, method=method, services=services)
         try:
-            progress = _run_rounds(job, rank_parts, progress, stop)
+            progress = _run_rounds(job, rank_components, progress, stop)
             clock.trace.close()
-            return _finish(job, rank_parts, progress, inputs, start=first, monitor=monitor)
+            return _finish(job, rank_components, progress, inputs, start=first, monitor=monitor)
         except Exception as error:
             error.add_note(f"round {progress.round} was the last finished round")
             reported = _report_failure(job, others, monitor, error)
@@ -229,24 +229,24 @@ def _check_first_state(job: Job, link: ClientLink, state: Arrays) -> None:
 def _record(job: Job, inputs: Inputs) -> dict:
     """Return the journal's record of the configuration, with digests of the inputs on the reporting rank."""
     return job.request.record | (
-        {"inputs": journal_digests(job.config, inputs.everyone)} if job.reporter else {}
+        {"inputs": journal_digests(job.config, inputs.all_clients)} if job.reporter else {}
     )
 
 
-def _run_rounds(job: Job, rank_parts: "RankParts", progress: Progress, stop: StopFlag) -> Progress:
+def _run_rounds(job: Job, rank_components: "RankComponents", progress: Progress, stop: StopFlag) -> Progress:
     """Evaluate the start of a new run, and run all remaining rounds."""
     from fedspeed.federation import rounds
 
     if job.reporter:
         stop.on_request = lambda where: reporting.note_stop_request(job.request.folder, where)
-    rounds.baseline(rank_parts, progress)
+    rounds.baseline(rank_components, progress)
     stop.in_rounds = True
-    return rounds.run(rank_parts, progress)
+    return rounds.run(rank_components, progress)
 
 
 def _finish(
     job: Job,
-    rank_parts: "RankParts",
+    rank_components: "RankComponents",
     progress: Progress,
     inputs: Inputs,
     *,
@@ -260,10 +260,10 @@ def _finish(
     Args:
         start: the state before the first round.
     """
-    comparison = _compare(job, rank_parts, progress, inputs, start=start)
+    comparison = _compare(job, rank_components, progress, inputs, start=start)
     exported = None
     if progress.done:
-        exported = exporting.export_models(job, rank_parts, progress, inputs.tokenizer)
+        exported = exporting.export_models(job, rank_components, progress, inputs.tokenizer)
     if not isinstance(monitor, Monitor):  # another rank reports
         if progress.done:
             return Ending(status=status_of(progress.done), exit_code=EXIT_OK)
@@ -277,15 +277,15 @@ def _finish(
 
 
 def _compare(
-    job: Job, rank_parts: "RankParts", progress: Progress, inputs: Inputs, *, start: Arrays
+    job: Job, rank_components: "RankComponents", progress: Progress, inputs: Inputs, *, start: Arrays
 ) -> Comparison | None:
     """Train each client alone and compare with the federated model, where the configuration asks for it."""
     if not (progress.done and job.config.federation.compare_alone):
         return None
     from fedspeed.evaluation.compare import compare
 
-    everyone = [encode_client(rows, inputs.tokenizer, job.config.data) for rows in inputs.everyone]
-    scores = compare(rank_parts, progress, start=start, everyone=everyone)
+    client_data = [encode_client(rows, inputs.tokenizer, job.config.data) for rows in inputs.all_clients]
+    scores = compare(rank_components, progress, start=start, client_data=client_data)
     return Comparison(tuple(ComparisonRow(s.name, s.held_out_loss, s.accuracy) for s in scores))
 
 
@@ -315,7 +315,7 @@ def _stand_by(job: Job, store: rendezvous.Store, mpi_transport: Transport | None
     """Be a rank without work: leave at once, except rank 0, which holds the store until all workers left."""
     if job.world_rank == 0:
         points = {
-            "cards": shared_gpus.may_share_cards(job),
+            "cards": shared_gpus.may_share_gpus(job),
             "devices": job.config.model.dtype == "auto",
             "ready": True,
             "inputs": several_hosts(job),

@@ -24,7 +24,7 @@ class Inputs:
 
     Attributes:
         tokenizer: a transformers tokenizer.
-        everyone: rows of all clients; empty on a rank of the server.
+        all_clients: rows of all clients; empty on a rank of the server.
         data: encoded rows of this rank's clients, by client.
         entry: the newest entry of the journal, on the reporting rank, if there is one.
         sharers: number of ranks that compute on this rank's device.
@@ -32,7 +32,7 @@ class Inputs:
     """
 
     tokenizer: Any
-    everyone: list[ClientRows]
+    all_clients: list[ClientRows]
     data: dict[int, ClientData]
     entry: Entry | None
     sharers: int
@@ -75,12 +75,12 @@ def _read(
     config = job.config
     local_rank = job.launch.local_rank
     _check_plan(job)
-    remarks, sharers = shared_gpus.check_shared(job, store)
+    remarks, sharers = shared_gpus.check_shared_gpus(job, store)
     check_dtype(config.model.dtype, str(request.folder) if is_original_dtype else "", local_rank)
     check_arithmetic(config.engine.matmul, config.engine.deterministic, local_rank)
     tokenizer = load_tokenizer(config.model)
-    everyone = [] if job.is_server else client_rows(config.data, config.run.seed)
-    data = {c: encode_client(everyone[c], tokenizer, config.data) for c in job.place.clients}
+    all_clients = [] if job.is_server else client_rows(config.data, config.run.seed)
+    data = {c: encode_client(all_clients[c], tokenizer, config.data) for c in job.place.clients}
     public = None
     if job.is_server and config.federation.public_rows:
         public = public_data(config.federation.public_rows, config.data, tokenizer)
@@ -89,11 +89,11 @@ def _read(
     remarks = [*remarks, *preflight.start_notes(request.loaded)]
     entry = None
     if job.reporter:
-        entry, found = _read_journal(job, lock, everyone)
+        entry, found = _read_journal(job, lock, all_clients)
         remarks += found
     if several_hosts(job):
-        publish_digests(job, store, everyone)
-    return Inputs(tokenizer, everyone, data, entry=entry, sharers=sharers, public=public), remarks
+        publish_digests(job, store, all_clients)
+    return Inputs(tokenizer, all_clients, data, entry=entry, sharers=sharers, public=public), remarks
 
 
 def _check_plan(job: Job) -> None:
@@ -109,7 +109,7 @@ def _check_plan(job: Job) -> None:
 
 
 def _read_journal(
-    job: Job, lock: resume.RunLock, everyone: list[ClientRows]
+    job: Job, lock: resume.RunLock, all_clients: list[ClientRows]
 ) -> tuple[Entry | None, list[str]]:
     """Lock the run's folder; return the newest entry of its journal, and remarks about its inputs.
 
@@ -126,6 +126,6 @@ def _read_journal(
     entry = resume.journal_entry(journal, request)
     if entry is None:
         return None, []
-    remarks = check_inputs(journal, entry, job.config, everyone)
+    remarks = check_inputs(journal, entry, job.config, all_clients)
     resume.check_best(journal, entry)
     return entry, remarks

@@ -3,45 +3,45 @@
 import json
 from dataclasses import asdict
 
-from fedspeed.cluster.cards import Card, check_cards
+from fedspeed.cluster.gpus import Gpu, check_gpus
 from fedspeed.cluster.rendezvous import Store
 from fedspeed.engine import device_types
 from fedspeed.session.coordination import CheckIn
 from fedspeed.session.request import Job
 
 
-def may_share_cards(job: Job) -> bool:
-    """Return whether there are several working ranks, which could share a card."""
+def may_share_gpus(job: Job) -> bool:
+    """Return whether there are several working ranks, which could share a GPU."""
     return len(job.workers) > 1
 
 
-def publish_card(job: Job, store: Store) -> None:
-    """Publish the card that this rank computes on. Collective over the required ranks."""
-    if not may_share_cards(job):
+def publish_gpu(job: Job, store: Store) -> None:
+    """Publish the GPU that this rank computes on. Collective over the required ranks."""
+    if not may_share_gpus(job):
         return
-    with CheckIn(job, store, "cards"):
-        card = device_types.own_card(job.launch.local_rank)
-        store.put(_key(job.world_rank), json.dumps(asdict(card) if card else None))
+    with CheckIn(job, store, "gpus"):
+        gpu = device_types.gpu_of_rank(job.launch.local_rank)
+        store.put(_key(job.world_rank), json.dumps(asdict(gpu) if gpu else None))
 
 
-def check_shared(job: Job, store: Store) -> tuple[list[str], int]:
-    """Compare the published cards with the planned torch worlds. The result is the same on all ranks.
+def check_shared_gpus(job: Job, store: Store) -> tuple[list[str], int]:
+    """Compare the published GPUs with the planned torch worlds. The result is the same on all ranks.
 
     Returns:
-        (a remark for each card that several torch worlds share, number of ranks on this rank's device).
+        (a remark for each GPU that several torch worlds share, number of ranks on this rank's device).
 
     Raises:
-        ConfigError: two ranks of one torch world would compute on one card.
+        ConfigError: two ranks of one torch world would compute on one GPU.
     """
-    if not may_share_cards(job):
+    if not may_share_gpus(job):
         return [], 1
     published = [json.loads(text) for text in store.get(*map(_key, job.workers))]
-    cards = {rank: Card(**card) for rank, card in zip(job.workers, published, strict=True) if card}
-    notes = check_cards(job.topology.worlds(job.config.engine.pipeline), cards)
-    if job.world_rank not in cards:  # it computes on the CPUs of its host, as do all other ranks there
+    gpus = {rank: Gpu(**gpu) for rank, gpu in zip(job.workers, published, strict=True) if gpu}
+    notes = check_gpus(job.topology.worlds(job.config.engine.pipeline), gpus)
+    if job.world_rank not in gpus:  # it computes on the CPUs of its host, as do all other ranks there
         return notes, sum(job.topology.placement(rank).host == job.place.host for rank in job.workers)
-    return notes, list(cards.values()).count(cards[job.world_rank])
+    return notes, list(gpus.values()).count(gpus[job.world_rank])
 
 
 def _key(rank: int) -> str:
-    return f"card/{rank}"
+    return f"gpu/{rank}"

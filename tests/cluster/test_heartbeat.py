@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from fedspeed.cluster.heartbeat import Heartbeat, IdleTime, Snapshot, judge
+from fedspeed.cluster.heartbeat import Heartbeat, IdleTime, Snapshot, find_lost_ranks
 from fedspeed.cluster.rendezvous import Store
 from tests.limits import LIMIT_S
 from tests.processes import free_port, run_ranks
@@ -204,4 +204,4 @@ def test_a_process_that_was_stopped_itself_takes_nobody_for_lost():
     ],
 )
 def test_judgement(before, snapshot, gone, unresponsive, lost):
-    assert judge(before, snapshot, gone, unresponsive, (0,)) == lost
+    assert find_lost_ranks(before, snapshot, gone, unresponsive, (0,)) == lost

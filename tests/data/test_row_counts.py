@@ -8,7 +8,7 @@ from fedspeed.config.load import load
 from fedspeed.data.clients import client_rows, encode_client, row_counts
 from fedspeed.data.config import DataConfig
 from fedspeed.data.row_counts import RowCounts, RowTable, count_values
-from fedspeed.data.row_remarks import findings
+from fedspeed.data.row_remarks import row_remarks
 from fedspeed.errors import DataError
 from fedspeed.models.tokenizer import byte_tokenizer
 from fedspeed.session import preflight
@@ -93,7 +93,7 @@ def test_blank_answers_and_missing_categories_are_reported(tmp_path):
         WHOLE | {"output": " ", "category": "x"}
     ]
     config = file_config(tmp_path, records, split="meta", clients=3)
-    found = findings(config, client_rows(config, 0))
+    found = row_remarks(config, client_rows(config, 0))
     assert found[0].startswith("1 of 7 rows have a blank answer")
     assert found[1].startswith("2 of 7 rows have no category: data.split=meta treats them as one category")
     assert len(found) == 2
@@ -101,7 +101,7 @@ def test_blank_answers_and_missing_categories_are_reported(tmp_path):
 
 def test_nothing_is_said_of_good_rows(tmp_path):
     config = file_config(tmp_path, [WHOLE] * 12, clients=2)
-    assert findings(config, client_rows(config, 0)) == []
+    assert row_remarks(config, client_rows(config, 0)) == []
 
 
 def test_a_field_that_is_blank_in_every_row_is_the_wrong_one(tmp_path):
@@ -121,7 +121,7 @@ def test_copies_at_several_clients_are_reported(tmp_path):
     trained = [{row for row in client.train} for client in clients]
     shared = sum(any(row in rows for rows in trained) for client in clients for row in client.val)
     held_out = sum(len(client.val) for client in clients)
-    several, seen = findings(config, clients)
+    several, seen = row_remarks(config, clients)
     assert "different rows are training rows of more than one client" in several
     assert shared and seen.startswith(
         f"{shared} of {held_out} held-out rows are also training rows of another client"
@@ -134,7 +134,7 @@ def test_clients_whose_rows_are_all_equal_hold_out_none(tmp_path):
     config = DataConfig(task="file", path=str(path), clients=2, val_fraction=0.2)
     clients = client_rows(config, 0)
     assert [(len(client.train), len(client.val)) for client in clients] == [(5, 0)] * 2
-    assert any(text.startswith("clients that hold out no row") for text in findings(config, clients))
+    assert any(text.startswith("clients that hold out no row") for text in row_remarks(config, clients))
 
 
 def test_the_dry_run_reports_all_of_it(tmp_path):

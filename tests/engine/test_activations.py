@@ -228,15 +228,15 @@ BROKEN = {
         inputs, "end_forward", inputs._offloads.clear
     ),
     "the arithmetic does not wait for the copy up": lambda inputs: setattr(
-        inputs, "bring", without_events(inputs.bring)
+        inputs, "prefetch", without_events(inputs.prefetch)
     ),
     "the memory of an input is given away": lambda inputs: setattr(inputs, "put", without_keeping(inputs)),
 }
 
 
-def without_events(bring):
+def without_events(prefetch):
     def brought(inputs):
-        bring(inputs)
+        prefetch(inputs)
         for waiting in inputs:
             waiting.arrived = None
 

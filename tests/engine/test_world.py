@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fedspeed.engine.device_types import own_card
+from fedspeed.engine.device_types import gpu_of_rank
 from fedspeed.engine.world import import_deepspeed, take_device
 from fedspeed.session.components import preload
 from tests.engine.engines import engine
@@ -144,9 +144,9 @@ def test_names_of_devices_do_not_end_zero(cuda, monkeypatch, names, asks_nvidia)
 
 
 def test_a_card_is_identified_by_its_uuid(cuda, monkeypatch):
-    assert own_card(0) is None  # the tests' environment says that it computes on the CPU
+    assert gpu_of_rank(0) is None  # the tests' environment says that it computes on the CPU
     monkeypatch.delenv("DS_ACCELERATOR")
     cuda(2)
-    assert (own_card(3).name, own_card(3).seen, own_card(1)) == ("GPU-id-1", 2, own_card(3))
+    assert (gpu_of_rank(3).name, gpu_of_rank(3).seen, gpu_of_rank(1)) == ("GPU-id-1", 2, gpu_of_rank(3))
     cuda(1)
-    assert own_card(3).name == "GPU-id-0"
+    assert gpu_of_rank(3).name == "GPU-id-0"

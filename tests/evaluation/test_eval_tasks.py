@@ -18,7 +18,7 @@ from fedspeed.data.eval_task import (
 )
 from fedspeed.data.rows import Row
 from fedspeed.errors import DataError
-from fedspeed.evaluation.answer_choice import AmongOthers
+from fedspeed.evaluation.answer_choice import AnswerChoice
 from fedspeed.evaluation.exact_match import ExactMatch
 from fedspeed.evaluation.scoring import score_task
 from tests.conftest import ROOT
@@ -107,7 +107,7 @@ def test_all_samples_of_a_row_count_and_the_first_rank_speaks(tokenizer):
 
 
 def test_choices_are_ranked_by_likelihood(tokenizer):
-    task = AmongOthers(ROWS, "plain", count=2)
+    task = AnswerChoice(ROWS, "plain", count=2)
     assert task.choices(ROWS[0]) == ["ebad", "dabe", "fade"] and task.choices(ROWS[5]) == [
         "ba",
         "ebad",
@@ -192,7 +192,7 @@ def learned(rank, base):
         exact = [own.evaluate([eval_batches([one], 1, tokenizer.pad_token_id)])[0].exact for one in examples]
         found = (
             score_task(own, ExactMatch("plain", GenerationSettings(max_new=8)), ROWS, tokenizer),
-            score_task(own, AmongOthers(ROWS, "plain"), ROWS, tokenizer),
+            score_task(own, AnswerChoice(ROWS, "plain"), ROWS, tokenizer),
         )
         own.close()
     return exact, *found

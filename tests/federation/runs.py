@@ -165,7 +165,7 @@ def _in_world(rank, clusters, port, function, *args, **named):
 class Federated:
     """One rank's parts of a run, and its journal."""
 
-    parts: object  # federation.parts.RankParts
+    parts: object  # federation.rank_components.RankComponents
     journal: object
 
     @property
@@ -227,7 +227,7 @@ def federation(
     from fedspeed.engine.config import EngineConfig
     from fedspeed.evaluation.held_out import HeldOut
     from fedspeed.federation.link import ClientLink
-    from fedspeed.federation.parts import RunServices, assemble, run_method
+    from fedspeed.federation.rank_components import RunServices, assemble, run_method
     from fedspeed.federation.recorder import StopSignals
     from fedspeed.federation.role import RankRole
     from fedspeed.monitor.clock import StageClock
@@ -325,7 +325,7 @@ def exchange_over(transport, routing):
 
 def begin(fed: Federated):
     """Return the start of a run, with a B that is not zero."""
-    from fedspeed.federation.parts import start
+    from fedspeed.federation.rank_components import start
     from fedspeed.models.folded import trainable
 
     progress = start(fed.config, fed.engine, fed.parts.method)

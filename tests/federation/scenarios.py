@@ -363,7 +363,7 @@ def compared(world, base, folder, kind):
         start = progress.state
         end = fed.run(progress)
         everyone = [runs.client_data(c) for c in range(3)]
-        return compare(fed.parts, end, start=start, everyone=everyone)
+        return compare(fed.parts, end, start=start, client_data=everyone)
 
 
 def uneven_evaluation(world, base, folder):

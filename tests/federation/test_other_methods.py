@@ -109,7 +109,7 @@ def compared(world, base, folder):
         first = begin(fed)
         start = dict(first.state)
         scores = compare(
-            fed.parts, fed.run(first), start=start, everyone=[client_data(client) for client in CLIENTS]
+            fed.parts, fed.run(first), start=start, client_data=[client_data(client) for client in CLIENTS]
         )
     return {score.name: score.held_out_loss for score in scores}, notes.records[-1].val_loss
 

@@ -10,7 +10,7 @@ import pytest
 from fedspeed.federation import run_progress
 from fedspeed.federation.methods.base import Method, method_class
 from fedspeed.federation.role import RankRole
-from fedspeed.federation.run_progress import Keeper, Progress
+from fedspeed.federation.run_progress import Progress, ProgressWriter
 from tests.federation.runs import same_bits
 from tests.tiny import run_config
 
@@ -77,7 +77,7 @@ def test_what_clients_had_in_the_best_round_comes_back():
     best = {"w": A["w"] * 5}
     now = {"w": A["w"] * 6}
     progress = Progress(2, A, {}, memory={0: best})
-    keeper(Saved()).note_loss(progress, 1.0)
+    progress_writer(Saved()).note_loss(progress, 1.0)
     progress.memory = {0: now}
     for round, names in ((2, ["memory/w"]), (3, ["best/w", "memory/w"])):
         progress.round = round
@@ -98,12 +98,12 @@ def test_what_clients_had_in_the_best_round_comes_back():
     ],
 )
 def test_clients_have_files_where_they_have_something_to_go_on_with(settings, method, keeps):
-    assert run_progress.keeps_clients(run_config(federation=settings), method) == keeps
+    assert run_progress.stores_clients(run_config(federation=settings), method) == keeps
 
 
 def test_what_tells_an_update_is_not_written_where_it_is_a_secret():
     config = run_config(federation={"staleness": 1}, routing={"mode": "mask"})
-    assert not run_progress.keeps_starts(config) and not run_progress.keeps_clients(config, Method)
+    assert not run_progress.stores_starts(config) and not run_progress.stores_clients(config, Method)
 
 
 @pytest.mark.parametrize(
@@ -115,9 +115,9 @@ def test_why_a_run_is_over(round, stale, why):
     assert run_progress.ending(4, 9, rounds=5, patience=0) == ""
 
 
-def keeper(journal, **settings):
+def progress_writer(journal, **settings):
     role = RankRole(clients={}, reporter=True)
-    return Keeper(
+    return ProgressWriter(
         run_config(federation=settings),
         role,
         journal,
@@ -130,7 +130,7 @@ def keeper(journal, **settings):
 def test_the_best_round_is_the_one_with_the_least_loss():
     journal = Saved()
     progress = Progress(0, A, {})
-    kept = keeper(journal)
+    kept = progress_writer(journal)
     for round, loss in enumerate([2.0, 2.0, math.nan, None, 1.0, 1.5]):
         progress.round = round
         kept.note_loss(progress, loss)
@@ -142,7 +142,7 @@ def test_an_entry_tells_all_that_a_resumed_run_needs():
     progress = replace(
         Progress(2, A, {"m": B}), best_round=1, best_loss=0.5, stale=1, update_alignment=0.25, previous=B
     )
-    with keeper(journal, staleness=1) as kept:
+    with progress_writer(journal, staleness=1) as kept:
         kept.commit(progress)
     ((entry, tensors),) = journal.entries
     assert (
@@ -159,6 +159,6 @@ def test_an_entry_tells_all_that_a_resumed_run_needs():
 def test_a_background_commit_that_fails_is_reported():
     journal = Saved()
     journal.commit = lambda *_: (_ for _ in ()).throw(OSError("no space"))
-    kept = keeper(journal, staleness=1)
+    kept = progress_writer(journal, staleness=1)
     with pytest.raises(OSError, match="no space"), kept:
         kept.commit(Progress(1, A, {}))

@@ -8,7 +8,7 @@ import pytest
 
 from fedspeed import activity
 from fedspeed.errors import ConfigError, Preempted
-from fedspeed.monitor.activity_line import MIN_SHOWN_S, Working
+from fedspeed.monitor.activity_line import MIN_SHOWN_S, ActivityLine
 from fedspeed.session.coordination import StopFlag
 from tests.monitor.test_progress import ManualTime, Terminal
 
@@ -22,11 +22,11 @@ def clock(monkeypatch):
 
 def test_a_log_says_what_takes_long_once_and_then_once_a_minute(clock):
     stream = io.StringIO()
-    working = Working(stream, clock)
+    activity_line = ActivityLine(stream, clock)
     with activity.during("the evaluation before round 1", 40, "batch"):
         for second in range(130):
             clock.now = float(second)
-            working.update()
+            activity_line.update()
             if second % 5 == 4:
                 activity.advance()
     assert stream.getvalue().splitlines() == [
@@ -38,14 +38,14 @@ def test_a_log_says_what_takes_long_once_and_then_once_a_minute(clock):
 
 def test_what_is_short_is_not_shown(clock):
     stream = io.StringIO()
-    working = Working(stream, clock)
+    activity_line = ActivityLine(stream, clock)
     for _ in range(10):
         with activity.during("the loading of the base", 3, "part"):
             clock.now += MIN_SHOWN_S - 0.1
-            working.update()
+            activity_line.update()
     with activity.during("round 1", 10, "local step", quiet=True):
         clock.now += 1000
-        working.update()
+        activity_line.update()
     assert stream.getvalue() == ""
 
 
@@ -53,20 +53,20 @@ def test_work_of_unknown_length_says_how_long_it_has_taken(clock):
     stream = io.StringIO()
     with activity.during("the export of the model"):
         clock.now = 7.0
-        Working(stream, clock).update()
+        ActivityLine(stream, clock).update()
     assert stream.getvalue() == "export of the model  7.0s so far\n"
 
 
 def test_a_terminal_has_one_line_that_goes_away(clock, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     terminal = Terminal(80)
-    working = Working(terminal.stream, clock)
+    activity_line = ActivityLine(terminal.stream, clock)
     with activity.during("the loading of the base", 4, "part"):
         activity.advance(2)
         for clock.now in (6.0, 8.0):
-            working.update()
+            activity_line.update()
         assert terminal.shown() == ["loading of the base  ████████░░░░░░░░  part 3 of 4  ETA 8.0s"]
-    working.update()
+    activity_line.update()
     assert terminal.shown() == [""]
     terminal.close()
 
@@ -75,10 +75,10 @@ def test_it_looks_by_itself_and_ends(monkeypatch):
     monkeypatch.setattr("fedspeed.monitor.activity_line.POLL_S", 0.01)
     monkeypatch.setattr("fedspeed.monitor.activity_line.MIN_SHOWN_S", 0.0)
     stream = io.StringIO()
-    with Working(stream) as working, activity.during("the report"):
+    with ActivityLine(stream) as activity_line, activity.during("the report"):
         while not stream.getvalue():
-            working._ended.wait(0.01)
-    assert stream.getvalue().startswith("report  ") and not working._thread.is_alive()
+            activity_line._ended.wait(0.01)
+    assert stream.getvalue().startswith("report  ") and not activity_line._thread.is_alive()
 
 
 def test_counted_work_ends_with_its_items_and_with_an_error():

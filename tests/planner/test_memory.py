@@ -170,7 +170,7 @@ def test_what_waits_between_two_blocks():
     from fedspeed.engine.activations import ActivationBudget
     from fedspeed.engine.base.layout import frozen_units
     from fedspeed.engine.compute.micro_batches import MicroBatchTask
-    from fedspeed.engine.executor import Executor
+    from fedspeed.engine.layer_major_executor import LayerMajorExecutor
     from fedspeed.models.adapters import add_adapter
     from fedspeed.models.blocks import anatomy
     from fedspeed.models.config import AdapterConfig
@@ -192,7 +192,7 @@ def test_what_waits_between_two_blocks():
 
     ids = np.ones((2, 128), dtype=np.int64)
     mask = np.ones((2, 128), dtype=np.int64)
-    stage = Executor(model, parts, Store(), ActivationBudget(0.0, 1)).stage
+    stage = LayerMajorExecutor(model, parts, Store(), ActivationBudget(0.0, 1)).stage
     owner = dict(model.named_parameters())
     stage.begin([MicroBatchTask(Batch(ids, ids, mask, 1), 0) for _ in range(3)], [owner], (), train=False)
     waiting = {}

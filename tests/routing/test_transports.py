@@ -169,7 +169,7 @@ def test_a_missing_participant_is_named_within_the_deadline():
     transports = LocalTransport.set_of(2)
     begin = time.monotonic()
     with pytest.raises(LostPeerError, match=r"the update of client 1 \(rank 1\) is missing"):
-        PlainExchange(transports[0], deadline_s=0.3, roll=Late()).start(np.zeros(4), 1.0).wait(LIMIT_S)
+        PlainExchange(transports[0], deadline_s=0.3, arrivals=Late()).start(np.zeros(4), 1.0).wait(LIMIT_S)
     assert time.monotonic() - begin < LIMIT_S
 
 
@@ -214,9 +214,9 @@ def test_other_dtypes_are_refused():
 LOST_SCRIPT = """
 import time, numpy as np
 from fedspeed.errors import LostPeerError
-from fedspeed.routing.exchange import NoRollCall, PlainExchange
+from fedspeed.routing.exchange import NoArrivalTracker, PlainExchange
 from fedspeed.routing.transports.local import LocalTransport
-class Roll(NoRollCall):
+class Roll(NoArrivalTracker):
     def lost(self): return ["client 1 (rank 1 on beta)"]
 begin = time.monotonic()
 try:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedspeed.cli import main
-from fedspeed.cluster.cards import Card
+from fedspeed.cluster.gpus import Gpu
 from fedspeed.cluster.hostfile import Host
 from fedspeed.config.load import load
 from fedspeed.errors import EXIT_USAGE, FedSpeedError
@@ -16,7 +16,7 @@ from fedspeed.session.explain import as_user_error
 from tests.run.launched import COLD, headline, records
 from tests.run.meeting import meet
 
-OWN_CARD = "fedspeed.engine.device_types.own_card"
+GPU_OF_RANK = "fedspeed.engine.device_types.gpu_of_rank"
 FULL = torch.OutOfMemoryError(
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 10.75 GiB of which 1.25 "
     "GiB is free. Including non-PyTorch memory, this process has 9.48 GiB memory in use. Of the allocated"
@@ -29,13 +29,13 @@ def order(*words: str) -> SimpleNamespace:
 
 
 def agreed(job, store):
-    shared_gpus.publish_card(job, store)
-    return shared_gpus.check_shared(job, store)
+    shared_gpus.publish_gpu(job, store)
+    return shared_gpus.check_shared_gpus(job, store)
 
 
 def test_all_ranks_refuse_two_of_a_cluster_on_one_card(monkeypatch):
-    cards = ["GPU-1", "GPU-2", "GPU-1"]
-    monkeypatch.setattr(OWN_CARD, lambda local_rank: Card(cards[local_rank], "alpha", 1))
+    gpus = ["GPU-1", "GPU-2", "GPU-1"]
+    monkeypatch.setattr(GPU_OF_RANK, lambda local_rank: Gpu(gpus[local_rank], "alpha", 1))
     told = {str(one) for one in meet(order(), 3, agreed)}
     assert (
         len(told) == 1
@@ -44,7 +44,7 @@ def test_all_ranks_refuse_two_of_a_cluster_on_one_card(monkeypatch):
 
 
 def test_clusters_of_one_rank_share_a_card(monkeypatch):
-    monkeypatch.setattr(OWN_CARD, lambda local_rank: Card("GPU-1", "alpha", 1))
+    monkeypatch.setattr(GPU_OF_RANK, lambda local_rank: Gpu("GPU-1", "alpha", 1))
     hosts = tuple(Host(name, 1, cluster=name) for name in "abc")
     found = meet(order(), 3, agreed, hosts)
     assert found[0] == found[1] == found[2]
@@ -55,7 +55,7 @@ def test_clusters_of_one_rank_share_a_card(monkeypatch):
 
 def test_ranks_that_see_a_card_each_and_ranks_without_any_pass(monkeypatch):
     monkeypatch.setattr(
-        OWN_CARD, lambda local_rank: Card(f"GPU-{local_rank}", "alpha") if local_rank else None
+        GPU_OF_RANK, lambda local_rank: Gpu(f"GPU-{local_rank}", "alpha") if local_rank else None
     )
     assert meet(order(), 3, agreed) == [([], 3), ([], 1), ([], 1)]
 

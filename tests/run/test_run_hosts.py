@@ -69,7 +69,7 @@ def read(orders: dict[str, RunRequest]) -> list:
         order = orders["beta" if number else "alpha"]
         try:
             job = Job(order, launch, place_clients(HOSTS, 3, "auto"))
-            shared_gpus.publish_card(job, store)
+            shared_gpus.publish_gpu(job, store)
             found[number] = rank_inputs.read_inputs(job, store, RunLock(), False)
         except FedSpeedError as error:
             found[number] = error

@@ -10,7 +10,6 @@ import pytest
 from fedspeed.planner.pipeline.execute import Deadlock, execute
 from fedspeed.schedule.instructions import (
     Backward,
-    Bring,
     Decide,
     Embed,
     Forward,
@@ -18,6 +17,7 @@ from fedspeed.schedule.instructions import (
     Load,
     Micro,
     Pipeline,
+    PrefetchInputs,
     Receive,
     Release,
     Send,
@@ -224,7 +224,7 @@ def test_layer_major_visits_blocks_as_the_planner_counts_and_computes_the_last_o
             Forward: micros * blocks,
             Head: micros,
             Backward: micros * (blocks - lowest),
-            Bring: last - lowest,
+            PrefetchInputs: last - lowest,
             Load: len(loads) + 2,
             Release: len(loads) + 2,
             Decide: int(lowest < last),
@@ -232,10 +232,10 @@ def test_layer_major_visits_blocks_as_the_planner_counts_and_computes_the_last_o
         for m in range(micros):
             assert stream[at[Forward(m, last)] :][:3] == (Forward(m, last), Head(m), Backward(m, last))
         for k in range(lowest, last):
-            assert at[Bring(k)] < [i for i, work in enumerate(stream) if work == Load(k)][1], (
+            assert at[PrefetchInputs(k)] < [i for i, work in enumerate(stream) if work == Load(k)][1], (
                 "before its block"
             )
-            assert [w.chunk for w in stream[at[Bring(k)] :] if isinstance(w, Load)][0] == k + 1, (
+            assert [w.chunk for w in stream[at[PrefetchInputs(k)] :] if isinstance(w, Load)][0] == k + 1, (
                 "one block ahead"
             )
     forwards = layer_major(blocks, 3, lowest=lowest, train=False)

@@ -7,8 +7,8 @@ from fedspeed.engine.base.placement import choose_tier, trainable_section
 from fedspeed.engine.builders.common import make_client_slot, put_buffers_on_device
 from fedspeed.engine.builders.store import StoreBuilder
 from fedspeed.engine.ds_config import model_facts, resolve_autos
-from fedspeed.engine.executor import Executor
 from fedspeed.engine.groups import ClientMpu, Groups
+from fedspeed.engine.layer_major_executor import LayerMajorExecutor
 from fedspeed.engine.spec import EngineContext, EngineSpec
 from fedspeed.engine.streamed import StreamedEngine
 from fedspeed.models.blocks import anatomy, trained_outside
@@ -39,5 +39,7 @@ def build(net: nn.Module, spec: EngineSpec, context: EngineContext, groups: Grou
     for name, tensor in states[0].tensors().items():
         named[name].data = tensor
     budget = ActivationBudget(engine.activation_gib, context.sharers)
-    executor = Executor(net, parts, store, budget, inputs=engine.block_inputs, compiled=engine.compile_blocks)
+    executor = LayerMajorExecutor(
+        net, parts, store, budget, inputs=engine.block_inputs, compiled=engine.compile_blocks
+    )
     return StreamedEngine(net, states, groups, store=store, executor=executor, clock=context.clock)

@@ -9,14 +9,14 @@ from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.compute.micro_batches import Call
 from fedspeed.engine.generation.blocks import PieceModel
 from fedspeed.engine.generation.pieces import Piece
-from fedspeed.engine.player import StageCompute
+from fedspeed.engine.instruction_executor import StageCompute
 from fedspeed.engine.stage_weights import StageWeights
 from fedspeed.models.blocks import anatomy
 from fedspeed.schedule.instructions import Loaded, Stream
 
 
 class PieceStage(StageCompute):
-    """Executes the instructions of a `Player` for pieces instead of micro-batches.
+    """Executes the instructions of an `InstructionExecutor` for pieces instead of micro-batches.
 
     Args:
         model: as built. store: the frozen parameters of this rank.

@@ -17,8 +17,8 @@ from deepspeed.runtime.pipe.module import PipelineModule
 from deepspeed.runtime.pipe.topology import ProcessTopology
 from torch import nn
 
+from fedspeed.engine.instruction_executor import InstructionExecutor, StageCompute, StreamSchedule, TraceSpan
 from fedspeed.engine.pipeline.transfers import Transfers, naming_lost_ranks
-from fedspeed.engine.player import Player, StageCompute, StreamSchedule, TraceSpan
 from fedspeed.errors import LostPeerError
 from fedspeed.schedule.instructions import Stream
 
@@ -56,14 +56,14 @@ class FederatedPipelineModule(PipelineModule):
         self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
 
 
-class FederatedPipelineEngine(PipelineEngine, Player):
+class FederatedPipelineEngine(PipelineEngine, InstructionExecutor):
     """Execute instruction streams in DeepSpeed's loop. Building it is collective over the torch world.
 
     Args:
         config: DeepSpeed section without optimizer and ZeRO.
     """
 
-    _INSTRUCTION_MAP = Player._INSTRUCTION_MAP
+    _INSTRUCTION_MAP = InstructionExecutor._INSTRUCTION_MAP
 
     def __init__(self, module: FederatedPipelineModule, config: dict):
         mpu = module.mpu()

@@ -21,9 +21,9 @@ from fedspeed.engine.compute.micro_batches import MicroBatchTask, Score
 from fedspeed.engine.generation.pieces import Piece
 from fedspeed.engine.generation.stage import PieceStage
 from fedspeed.engine.groups import Groups, world_deadline
+from fedspeed.engine.instruction_executor import StageCompute
 from fedspeed.engine.pipeline.engine import FederatedPipelineEngine
 from fedspeed.engine.pipeline.transfers import Routes, Transfers
-from fedspeed.engine.player import StageCompute
 from fedspeed.engine.stage import Stage
 from fedspeed.engine.store_engine import StoreEngine
 from fedspeed.schedule.instructions import Micro, Pipeline, Step, Stream

@@ -22,7 +22,7 @@ from fedspeed.routing.anonymous.phases import AgreedSum, AttemptFailed, MembersL
 from fedspeed.routing.anonymous.protocol import Member
 from fedspeed.routing.buffer_pool import BUFFERS
 from fedspeed.routing.config import MODES, RoutingConfig
-from fedspeed.routing.exchange import Exchange, Outcome, RollCall
+from fedspeed.routing.exchange import ArrivalTracker, Exchange, Outcome
 from fedspeed.routing.transport import PeersLost, Transport
 
 # The number of a phase on the wire is its place here. 0 is the recovery: transports tell by it that a peer
@@ -58,7 +58,7 @@ class AnonymousExchange(Exchange):
         roster: Sequence[bytes],
         settings: bytes,
         *,
-        roll: RollCall | None = None,
+        arrivals: ArrivalTracker | None = None,
     ):
         """Start the thread of the exchanges.
 
@@ -85,7 +85,7 @@ class AnonymousExchange(Exchange):
         self._attempts = 0  # so far, over all exchanges
         self._arrived: float | None = None  # when all had arrived at the current exchange
         self._begun = False  # whether all have begun the current sum: none is still training
-        super().__init__(transport, config.deadline_s, roll)
+        super().__init__(transport, config.deadline_s, arrivals)
 
     def close(self) -> None:
         """Close the transport, and free the memory of exchanges."""

@@ -18,7 +18,7 @@ from fedspeed.federation.pacing import Pace
 from fedspeed.federation.recorder import Recorder, StopSignals
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.round_monitor import RoundMonitor
-from fedspeed.federation.run_progress import Keeper, Progress
+from fedspeed.federation.run_progress import Progress, ProgressWriter
 from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.federation.tensors import as_arrays
 from fedspeed.federation.trainer import Trainer
@@ -28,7 +28,7 @@ from fedspeed.monitor.clock import StageClock
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankParts:
+class RankComponents:
     """The components that one rank runs its rounds with. Every rank of every client runs the same rounds;
     `RankRole` says what differs.
 
@@ -47,7 +47,7 @@ class RankParts:
     method: Method
     trainer: Trainer
     pace: Pace
-    keeper: Keeper
+    progress_writer: ProgressWriter
     recorder: Recorder
     evaluators: Sequence[Evaluator]
     weights: dict[int, float]
@@ -64,7 +64,7 @@ class RunServices:
         monitor: receives local steps and records of rounds. clock: of this rank's stages.
         peak_bytes: returns the peak memory of this rank.
         channel: between the method's server and the clients; None where there is no server.
-        witness: see `RankParts`.
+        witness: see `RankComponents`.
     """
 
     journal: Journal
@@ -119,7 +119,7 @@ def assemble(
     method: Method,
     services: RunServices,
     evaluators: Sequence[Evaluator],
-) -> RankParts:
+) -> RankComponents:
     """Assemble the components of a rank. Collective over the client where the run has transforms of updates.
 
     Args:
@@ -132,7 +132,7 @@ def assemble(
     transforms = make_transforms(listed, shared_seed(engine) if listed else None)
     needs = method.server_needs if role.server else method.needs
     check_capabilities(needs, engine.kind, f"federation.method={config.federation.method.name}")
-    return RankParts(
+    return RankComponents(
         config=config,
         role=role,
         engine=engine,
@@ -140,7 +140,7 @@ def assemble(
         method=method,
         trainer=Trainer(config, role, engine, method, monitor=services.monitor, channel=services.channel),
         pace=Pace(config, role.cluster, engine),
-        keeper=Keeper(
+        progress_writer=ProgressWriter(
             config,
             role,
             services.journal,

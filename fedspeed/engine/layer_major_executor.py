@@ -23,7 +23,7 @@ from fedspeed.engine.activation_policy import BudgetedActivationPolicy
 from fedspeed.engine.activations import ActivationBudget
 from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.compute.micro_batches import MicroBatchTask, Score, Tensors
-from fedspeed.engine.player import Player, StreamSchedule
+from fedspeed.engine.instruction_executor import InstructionExecutor, StreamSchedule
 from fedspeed.engine.stage import Stage
 from fedspeed.log import LOG
 from fedspeed.models.blocks import Anatomy
@@ -33,7 +33,7 @@ from fedspeed.schedule.schedules import layer_major
 CACHED_STREAMS = 64
 
 
-class Executor:
+class LayerMajorExecutor:
     """Run passes over a model whose frozen parameters are in a `BaseStore`. A pass without micro-batches
     computes nothing, and takes part in the loads of other ranks.
 
@@ -65,7 +65,7 @@ class Executor:
         self.stage = Stage(
             model, parts, store, self.chunks, policy=self.policy, lowest=self._lowest, compiled=compiled
         )
-        self._player = Player()
+        self._player = InstructionExecutor()
         self._streams = lru_cache(CACHED_STREAMS)(layer_major)
 
     @property

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from fedspeed.cluster import local_ranks
-from fedspeed.cluster.cards import Card, cards_of_ranks, check_cards, device_index
+from fedspeed.cluster.gpus import Gpu, check_gpus, device_index, gpus_of_ranks
 from fedspeed.cluster.hostfile import read
 from fedspeed.cluster.topology import place_clients
 from fedspeed.errors import ConfigError
@@ -22,7 +22,7 @@ def test_a_rank_takes_a_device_that_it_sees(local_rank, seen, index):
 
 def test_two_ranks_of_a_world_share_no_card():
     with pytest.raises(ConfigError) as refused:
-        check_cards({"cluster fast": (0, 1, 2)}, cards_of_ranks(3, 2, "alpha"))
+        check_gpus({"cluster fast": (0, 1, 2)}, gpus_of_ranks(3, 2, "alpha"))
     assert (
         "host alpha: ranks 0 and 2 of cluster fast would compute on one GPU (GPU 0; a rank there sees 2 GPUs)"
         in str(refused.value)
@@ -32,9 +32,9 @@ def test_two_ranks_of_a_world_share_no_card():
 
 def test_ranks_of_different_worlds_may_share_a_card_which_is_said():
     worlds = {f"cluster {name}": (rank,) for rank, name in enumerate("abc")}
-    [note] = check_cards(worlds, cards_of_ranks(3, 1, "alpha"))
+    [note] = check_gpus(worlds, gpus_of_ranks(3, 1, "alpha"))
     assert "ranks 0, 1 and 2 share GPU 0 of alpha" in note
-    two = check_cards({"client 0": (0, 1), "client 1": (2, 3)}, cards_of_ranks(4, 2, "alpha"))
+    two = check_gpus({"client 0": (0, 1), "client 1": (2, 3)}, gpus_of_ranks(4, 2, "alpha"))
     assert [note.partition(":")[0] for note in two] == [
         "ranks 0 and 2 share GPU 0 of alpha",
         "ranks 1 and 3 share GPU 1 of alpha",
@@ -43,19 +43,17 @@ def test_ranks_of_different_worlds_may_share_a_card_which_is_said():
 
 def test_ranks_with_a_card_each_are_not_spoken_of():
     """Nor are ranks that compute on the CPU, and those that carry no client."""
-    assert check_cards({"cluster default": (0, 1)}, cards_of_ranks(2, 2, "alpha")) == []
-    assert check_cards({"cluster default": (0, 1)}, {}) == []
-    assert check_cards({"cluster default": (0,)}, cards_of_ranks(2, 1, "alpha")) == []
+    assert check_gpus({"cluster default": (0, 1)}, gpus_of_ranks(2, 2, "alpha")) == []
+    assert check_gpus({"cluster default": (0, 1)}, {}) == []
+    assert check_gpus({"cluster default": (0,)}, gpus_of_ranks(2, 1, "alpha")) == []
 
 
 def test_a_card_is_known_by_its_name_whatever_else_is_told_of_it():
-    """A launcher may show two ranks of a machine the same card, or each another one under the same number."""
-    same = {0: Card("GPU-1", "alpha", 1), 1: Card("GPU-1", "alias", 1)}
+    """A launcher may show two ranks of a machine the same GPU, or each another one under the same number."""
+    same = {0: Gpu("GPU-1", "alpha", 1), 1: Gpu("GPU-1", "alias", 1)}
     with pytest.raises(ConfigError, match="ranks 0 and 1 of cluster default would compute on one GPU"):
-        check_cards({"cluster default": (0, 1)}, same)
-    assert (
-        check_cards({"cluster default": (0, 1)}, {0: Card("GPU-1", "alpha"), 1: Card("GPU-2", "alpha")}) == []
-    )
+        check_gpus({"cluster default": (0, 1)}, same)
+    assert check_gpus({"cluster default": (0, 1)}, {0: Gpu("GPU-1", "alpha"), 1: Gpu("GPU-2", "alpha")}) == []
 
 
 def test_the_page_shows_how_three_participants_share_a_card(tmp_path):
@@ -63,7 +61,7 @@ def test_the_page_shows_how_three_participants_share_a_card(tmp_path):
     (tmp_path / "hosts").write_text(text)
     topology = place_clients(read(tmp_path / "hosts").hosts, 3, "auto")
     assert len(topology.participants) == 3
-    [note] = check_cards(topology.worlds("none"), cards_of_ranks(3, 1, "here"))
+    [note] = check_gpus(topology.worlds("none"), gpus_of_ranks(3, 1, "here"))
     assert note.startswith("ranks 0, 1 and 2 share GPU 0 of here")
 
 

@@ -9,7 +9,6 @@ import torch
 
 from fedspeed.schedule.instructions import (
     Backward,
-    Bring,
     Decide,
     Embed,
     Forward,
@@ -18,6 +17,7 @@ from fedspeed.schedule.instructions import (
     Kind,
     Load,
     Loaded,
+    PrefetchInputs,
     Receive,
     Release,
     Send,
@@ -73,7 +73,7 @@ class StageCompute(ABC):
         """
         raise AssertionError("this stage has no backward pass")
 
-    def bring(self, chunk: int) -> None:
+    def prefetch(self, chunk: int) -> None:
         """Start to copy the stored inputs of a chunk back to the device."""
         raise AssertionError("this stage has no backward pass")
 
@@ -125,7 +125,7 @@ class StreamSchedule:
 
 
 Arguments = ParamSpec("Arguments")
-Method = Callable[Concatenate["Player", Arguments], None]
+Method = Callable[Concatenate["InstructionExecutor", Arguments], None]
 
 
 def timed(kind: str) -> Callable[[Method[Arguments]], Method[Arguments]]:
@@ -134,7 +134,7 @@ def timed(kind: str) -> Callable[[Method[Arguments]], Method[Arguments]]:
     def decorate(method: Method[Arguments]) -> Method[Arguments]:
         name = method.__name__.removeprefix("_exec_")
 
-        def traced(self: "Player", /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        def traced(self: "InstructionExecutor", /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
             if self._trace is None:
                 method(self, *args, **kwargs)
                 return
@@ -148,7 +148,7 @@ def timed(kind: str) -> Callable[[Method[Arguments]], Method[Arguments]]:
     return decorate
 
 
-class Player:
+class InstructionExecutor:
     """Execute a stream by looking up each instruction in a map by its exact type. DeepSpeed's
     `PipelineEngine` does the same, and its loop may replace the one here. The player stores tensors on their
     way between two chunks.
@@ -251,8 +251,8 @@ class Player:
         self._compute.decide(chunk, inputs)
 
     @timed("load")
-    def _exec_bring(self, chunk: int) -> None:
-        self._compute.bring(chunk)
+    def _exec_prefetch_inputs(self, chunk: int) -> None:
+        self._compute.prefetch(chunk)
 
     @timed("step")
     def _exec_step(self, client: int) -> None:
@@ -268,6 +268,6 @@ class Player:
         Load: _exec_load,
         Release: _exec_release,
         Decide: _exec_decide,
-        Bring: _exec_bring,
+        PrefetchInputs: _exec_prefetch_inputs,
         Step: _exec_step,
     }
