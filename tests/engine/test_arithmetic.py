@@ -23,7 +23,7 @@ def as_before(monkeypatch):
 
 @pytest.fixture
 def card(monkeypatch):
-    """Give this machine a card of a compute capability, as far as torch and DeepSpeed are asked."""
+    """Return a function that makes torch and DeepSpeed report a card of a compute capability."""
     import deepspeed.accelerator as deepspeed_accelerator
 
     def of(capability):

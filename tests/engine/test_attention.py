@@ -1,6 +1,4 @@
-"""Attention without a mask for padding on the right, and with keys repeated on cards that know no grouped
-queries.
-"""
+"""Attention without a mask for padding on the right, and repeated keys on cards without grouped queries."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,8 +13,8 @@ from tests.tiny import random_step
 
 
 def padded_step():
-    """Two rows, of which one ends early; what stands behind its end is no padding token, so that looking at
-    it would show.
+    """Return two rows, one of which ends early. The ids behind its end are ordinary tokens, so that attending
+    to them would change the result.
     """
     step = random_step(4, 2, 1)
     step.micro[0].attention_mask[0, -7:] = 0

@@ -1,5 +1,5 @@
-"""What a turn starts from and leaves: optimizers kept and restored, loss scales, steps that were not
-taken.
+"""What a turn starts from and leaves behind: optimizers that are kept and restored, loss scales, and skipped
+steps.
 """
 
 import pytest
@@ -23,8 +23,8 @@ def base(tmp_path_factory):
 
 
 def built(rank, base, nvme, kinds):
-    """Largest difference of an untrained engine's masters from the adapter's own start; its parameters'
-    types.
+    """Return the largest difference of an untrained engine's masters from the adapter's initial values, and
+    the types of its parameters.
     """
     import torch
 
@@ -52,8 +52,8 @@ def built(rank, base, nvme, kinds):
 
 
 def test_building_an_engine_moves_nothing(base, tmp_path):
-    """Where DeepSpeed steps once without gradients, weight decay must not bite; and adapters of a 16-bit
-    model are 16 bit.
+    """DeepSpeed takes one step without gradients while it initialises, which must apply no weight decay; and
+    adapters of a 16-bit model are 16 bit.
     """
     kinds = [(kind, dtype) for kind in ("zero0", "zero2", "zero3", "ram") for dtype in ("fp32", "bf16")]
     [seen] = run_clusters([1], built, base, tmp_path, kinds)
@@ -85,7 +85,7 @@ def kept_by_a_fresh_engine(rank, base, nvme, kinds):
 
 
 def test_a_fresh_engine_takes_up_a_kept_optimizer(base, tmp_path):
-    """As a resumed run does: before its first step."""
+    """A resumed run does this before its first step."""
     for seen in run_clusters(
         [2], kept_by_a_fresh_engine, base, tmp_path, ["zero0", "zero1", "zero2", "zero3", "client"]
     ):
@@ -110,7 +110,7 @@ def without_finite_gradient(rank, base, nvme, kinds):
 
 
 def test_a_step_that_is_not_taken_is_not_counted(base, tmp_path):
-    """And it leaves nothing behind for the next turn."""
+    """The next turn starts as if there had been no such step."""
     [seen] = run_clusters(
         [1],
         without_finite_gradient,

@@ -9,7 +9,7 @@ from tests.tiny import NoClock
 
 
 class Passing(ClientEngine):
-    """Makes passes of nothing; the rank that it keeps step with makes four."""
+    """Makes passes without work; another rank of its group makes four."""
 
     def __init__(self, matched):
         self._matched_group = matched
@@ -35,7 +35,7 @@ Passing.__abstractmethods__ = frozenset()
 
 @pytest.mark.parametrize(("declared", "made", "counted"), [(3, 2, 2), (3, 5, 4), (0, 1, 1)])
 def test_a_wrong_number_of_passes_is_refused_at_once(declared, made, counted):
-    """More of them before the first that nobody would join."""
+    """If more passes are made than declared, the error comes before one that no other rank joins."""
     engine = Passing("others")
     message = f"{declared} passes were declared .* and {counted} made: Method.passes"
     with pytest.raises(AssertionError, match=message):

@@ -52,9 +52,7 @@ def test_stock_execution_with_nvme_alone_needs_async_io(monkeypatch, tier, secti
 
 @pytest.fixture
 def builder(monkeypatch, tmp_path):
-    """DeepSpeed's builder of async_io, which leaves its files and says nothing; given a text, it fails with
-    it.
-    """
+    """Replace DeepSpeed's builder of async_io by one that writes its files, or fails with a message."""
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     def load(self, verbose):

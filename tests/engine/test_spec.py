@@ -64,7 +64,7 @@ KEPT = (0, 2)
 
 
 def shorter(rank, base, folder):
-    """A copy of a base that has the blocks of KEPT only."""
+    """Write a copy of a base that has the blocks of KEPT only."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -77,7 +77,7 @@ def shorter(rank, base, folder):
 
 
 def of_some_blocks(rank, base, blocks, nvme):
-    """By kind, losses and end of two steps; names as in the shorter base."""
+    """Return by tier the losses and the end of two steps, with the names of the shorter base."""
     from fedspeed.engine.world import join_world, leave_world, quiet
     from tests.limits import LIMIT_S
 

@@ -95,7 +95,7 @@ def test_a_plan_downloads_the_configuration_and_a_run_the_files_once(models, tmp
         assert ask("hub.model_folder('org/whole')", place, tmp_path) == folder and len(asked) == count, (
             "the cache is asked first"
         )
-    for environment in ({"HF_HUB_OFFLINE": "1"}, {}):  # told that there is no network, and not told
+    for environment in ({"HF_HUB_OFFLINE": "1"}, {}):  # offline by setting, and offline without one
         assert (
             ask(
                 "(hub.model_folder('org/whole'), planned.planned_shape('org/whole').layers)",
@@ -136,7 +136,7 @@ def test_the_dry_run_asks_for_a_bases_tokenizer_where_the_run_does(monkeypatch, 
         ("org/bert", ("model_type is 'bert'", "llama, qwen2, gpt2")),
     ],
 )
-def test_what_the_hub_does_not_have_is_told_before_a_file_is_asked_for(models, tmp_path, name, says):
+def test_what_the_hub_does_not_have_is_reported_before_a_file_is_requested(models, tmp_path, name, says):
     with hub(models) as (place, asked):
         text = ask(f"hub.model_folder('{name}')", place, tmp_path)
     assert text.startswith("ModelError:") and all(words in text for words in says)
@@ -147,7 +147,7 @@ def test_without_a_network_the_model_is_what_is_missing(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never answers
         place = f"http://127.0.0.1:{silent.getsockname()[1]}"
         text = ask("setattr(hub, 'ANSWER_S', 0.2) or hub.model_folder('org/whole')", place, tmp_path)
-    for told, why in (
+    for message, why in (
         (text, "the hub cannot be reached"),
         (ask("hub.model_folder('org/whole')", place, tmp_path, HF_HUB_OFFLINE="1"), "HF_HUB_OFFLINE is set"),
         (
@@ -156,9 +156,9 @@ def test_without_a_network_the_model_is_what_is_missing(tmp_path):
         ),
     ):
         assert (
-            told.startswith("ModelError: model.base: org/whole is no folder here")
-            and why in told
-            and "hf download org/whole" in told
+            message.startswith("ModelError: model.base: org/whole is no folder here")
+            and why in message
+            and "hf download org/whole" in message
         )
 
 

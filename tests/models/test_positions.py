@@ -1,5 +1,5 @@
-"""Rows longer than a base has positions for: refused where its table ends, told where it has learned nothing
-beyond.
+"""Rows longer than a base has positions for: refused where its position table ends, noted where it was not
+trained on longer rows.
 """
 
 import json
