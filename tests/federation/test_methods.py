@@ -1,6 +1,5 @@
 """Methods of averaging as pure functions, against their definitions in float64."""
 
-import math
 import pickle
 from dataclasses import replace
 
@@ -8,90 +7,28 @@ import numpy as np
 import pytest
 
 from fedspeed.errors import ConfigError
-from fedspeed.federation.layout import Layout
-from fedspeed.federation.methods.base import make_method, method_class
+from fedspeed.federation.methods.base import method_class
 from fedspeed.federation.methods.config import METHODS, Entry, variant_of
 from fedspeed.models.factors import is_factor_a, pairs
-
-SHAPES = {
-    "x.q.lora_A.default.weight": (3, 9),
-    "x.q.lora_B.default.weight": (8, 3),
-    "x.v.lora_A.default.weight": (3, 6),
-    "x.v.lora_B.default.weight": (12, 3),
-}
-WEIGHTS = {0: 120.0, 1: 31.0, 2: 7.0}
-A_NAMES = frozenset(n for n in SHAPES if ".lora_A." in n)
-B_NAMES = frozenset(n for n in SHAPES if ".lora_B." in n)
-
-
-def drawn(seed, shapes=SHAPES, scale=1.0):
-    rng = np.random.default_rng(seed)
-    return {n: (scale * rng.standard_normal(s)).astype(np.float32) for n, s in shapes.items()}
-
-
-RULES = ("avg_factors", "freeze_a", "alternate")
-
-
-def variant(name):
-    """The configuration of a method, or of a rule of `lora_average`."""
-    return variant_of("lora_average")(rule=name) if name in RULES else variant_of(name)()
-
-
-class Round:
-    """A method in one round."""
-
-    def __init__(self, name, shapes=SHAPES, clients=3, seed=5, round=1):
-        self.method = make_method(variant(name), drawn(0, shapes), clients=clients, seed=seed)
-        self.round = round
-        self.values = self.method.values(round)
-        self.frozen = self.method.frozen(round)
-
-    def contribution(self, client, weight, start, end):
-        turn = self.method.turn(client, self.round, start, steps=1, seed=0, memory={})
-        assert turn.frozen == self.frozen
-        return self.method.encode(turn, end, weight)
-
-    def result(self, start, total, weight, factor=1.0):
-        return self.method.aggregate(start, total, weight, round=self.round, factor=factor)
-
-
-def frozen(name, round, shapes=SHAPES):
-    return Round(name, shapes, round=round).frozen
+from tests.federation.one_round import (
+    A_NAMES,
+    B_NAMES,
+    SHAPES,
+    WEIGHTS,
+    Round,
+    aggregate,
+    drawn,
+    frozen,
+    mean_product,
+    trained,
+    variant,
+    weighted_mean,
+)
 
 
 def problem(name, start):
     """What is wrong with starting from these tensors."""
     return method_class(variant(name).name).start_problem(variant(name), start)
-
-
-def aggregate(rule, start, ends, weights=WEIGHTS):
-    """The result of one sum over all clients in `ends`."""
-    total = np.sum(
-        [rule.contribution(c, weights[c], start, end).astype(np.float64) for c, end in ends.items()], axis=0
-    )
-    return rule.result(start, total.astype(np.float32), sum(weights[c] for c in ends))
-
-
-def trained(name, round=1, clients=(0, 1, 2), scale=0.1):
-    """Where the clients end, with what is frozen left where it was."""
-    start = drawn(99)
-    stays = frozen(name, round)
-    return start, {
-        c: {n: t if n in stays else t + drawn(c, scale=scale)[n] for n, t in start.items()} for c in clients
-    }
-
-
-def weighted_mean(ends, weights=WEIGHTS):
-    total = sum(weights[c] for c in ends)
-    return {n: sum(weights[c] / total * end[n].astype(np.float64) for c, end in ends.items()) for n in SHAPES}
-
-
-def mean_product(ends, a, b, weights=WEIGHTS):
-    total = sum(weights[c] for c in ends)
-    return sum(
-        weights[c] / total * (end[b].astype(np.float64) @ end[a].astype(np.float64))
-        for c, end in ends.items()
-    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -311,117 +248,6 @@ def test_no_error_where_one_factor_is_shared(name, round):
 def test_no_error_while_b_is_zero():
     start = {n: t * (n in A_NAMES) for n, t in drawn(1).items()}
     assert aggregate(Round("avg_factors"), start, {0: start, 1: start, 2: start}).factor_error == 0.0
-
-
-# The exact rule.
-
-
-def truncated(matrix, r):
-    u, s, vt = np.linalg.svd(matrix)
-    return (u[:, :r] * s[:r]) @ vt[:r], float(np.linalg.norm(s[r:]))
-
-
-def test_svd_is_the_best_approximation_of_the_mean_product():
-    start, ends = trained("flexlora", scale=1.0)
-    result = aggregate(Round("flexlora"), start, ends)
-    lost = 0.0
-    whole = 0.0
-    for a, b in pairs(SHAPES):
-        assert result.state[a].shape == SHAPES[a] and result.state[b].shape == SHAPES[b]
-        mean = mean_product(ends, a, b)
-        best, cut = truncated(mean, 3)
-        np.testing.assert_allclose(
-            result.state[b].astype(np.float64) @ result.state[a], best, rtol=0, atol=2e-6
-        )
-        assert np.linalg.norm(result.state[a]) == pytest.approx(np.linalg.norm(result.state[b]), rel=1e-5), (
-            "evenly split"
-        )
-        lost = lost + cut**2
-        whole = whole + np.linalg.norm(mean) ** 2
-    assert result.factor_error == pytest.approx((lost / whole) ** 0.5, rel=1e-5)
-
-
-def test_svd_is_exact_where_the_mean_has_rank_r():
-    start, ends = trained("freeze_a", scale=1.0)  # one A for all: the mean product has A's rank
-    result = aggregate(Round("flexlora"), start, ends)
-    for a, b in pairs(SHAPES):
-        np.testing.assert_allclose(
-            result.state[b].astype(np.float64) @ result.state[a], mean_product(ends, a, b), rtol=0, atol=2e-6
-        )
-    assert result.factor_error < 1e-6
-
-
-def test_svd_leaves_out_clients_without_weight():
-    start, ends = trained("flexlora", clients=(0, 2), scale=1.0)
-    result = aggregate(Round("flexlora"), start, ends)
-    for a, b in pairs(SHAPES):
-        best, _ = truncated(mean_product(ends, a, b), 3)
-        np.testing.assert_allclose(
-            result.state[b].astype(np.float64) @ result.state[a], best, rtol=0, atol=2e-6
-        )
-
-
-def test_svd_slots_are_bitwise_what_the_client_sent():
-    rule = Round("flexlora")
-    start, ends = trained("flexlora")
-    assert rule.values == 3 * (105 + 1)
-    vector = rule.contribution(1, 31.0, start, ends[1]).reshape(3, -1)
-    assert not vector[[0, 2]].any() and vector[1, 0] == 31.0
-    np.testing.assert_array_equal(vector[1, 1:], Layout.of(start).flatten(ends[1]))
-
-
-def test_svd_of_matrices_smaller_than_r():
-    shapes = {"m.lora_A.default.weight": (8, 3), "m.lora_B.default.weight": (2, 8)}
-    start = drawn(9, shapes)
-    ends = {c: drawn(c, shapes) for c in range(3)}
-    result = aggregate(Round("flexlora", shapes), start, ends)
-    a = "m.lora_A.default.weight"
-    b = "m.lora_B.default.weight"
-    np.testing.assert_allclose(
-        result.state[b].astype(np.float64) @ result.state[a], mean_product(ends, a, b), rtol=0, atol=2e-6
-    )
-    assert result.state[a].shape == (8, 3) and result.factor_error < 1e-6
-
-
-def test_svd_of_nothing_learned_can_still_learn():
-    """All steps of fp16's first round may be skipped for overflow; factors that are both zero would stay zero
-    for ever.
-    """
-    start = {n: t * (n in A_NAMES) for n, t in drawn(1).items()}
-    result = aggregate(Round("flexlora"), start, {0: start, 1: start, 2: start})
-    for a, b in pairs(SHAPES):
-        assert not result.state[b].any()
-        np.testing.assert_array_equal(result.state[a], start[a])
-    assert result.factor_error == 0.0
-
-
-@pytest.mark.parametrize("shape", [(6, 5, 2), (3, 4, 4)])
-def test_the_norm_of_an_update_is_that_of_products_under_svd(shape):
-    """Whatever rotation the factors come in; and without forming a product."""
-    out, wide, r = shape
-    rng = np.random.default_rng(0)
-    a = "m.lora_A.default.weight"
-    b = "m.lora_B.default.weight"
-    bias = "m.lora_B.default.bias"
-    before, after = (
-        {
-            a: rng.normal(size=(r, wide)).astype(np.float32),
-            b: rng.normal(size=(out, r)).astype(np.float32),
-            bias: rng.normal(size=out).astype(np.float32),
-        }
-        for _ in range(2)
-    )
-    method = make_method(variant("flexlora"), before, clients=1, seed=0)
-    turn = np.linalg.qr(rng.normal(size=(r, r)))[0]
-    turned = after | {a: (turn.T @ after[a]).astype(np.float32), b: (after[b] @ turn).astype(np.float32)}
-    products = [state[b].astype(float) @ state[a] for state in (before, after)]
-    expected = math.hypot(
-        np.linalg.norm(products[1] - products[0]), np.linalg.norm(after[bias] - before[bias])
-    )
-    for state in (after, turned):
-        assert method.update_norm(before, state) == pytest.approx(expected, rel=1e-5)
-    only_turned = before | {a: turned[a], b: turned[b]}
-    assert method.update_norm({**after, bias: before[bias]}, only_turned) == pytest.approx(0.0, abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Memory that is used again: never while anybody holds a part of it, and never more than was needed at
+"""The buffer pool: it never reuses memory that any array refers to, and never holds more than was needed at
 once.
 """
 
@@ -13,17 +13,17 @@ from fedspeed.routing.buffer_pool import MIN_BYTES, BufferPool
 N = 4 * MIN_BYTES
 
 
-def place(array: np.ndarray) -> int:
+def address_of(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 
 
-def test_what_nobody_holds_is_used_again():
+def test_memory_without_references_is_reused():
     pool = BufferPool()
     first = pool.take(N)
-    at = place(first)
+    at = address_of(first)
     del first
     again = pool.take(3, N // 4, dtype=np.uint8)
-    assert place(again) == at and again.shape == (3, N // 4) and pool.allocated_bytes == N
+    assert address_of(again) == at and again.shape == (3, N // 4) and pool.allocated_bytes == N
 
 
 @pytest.mark.parametrize(
@@ -37,17 +37,17 @@ def test_what_nobody_holds_is_used_again():
         lambda a: a.reshape(4, -1)[1],
     ],
 )
-def test_not_while_a_part_of_it_is_held(part):
+def test_memory_with_a_reference_to_any_view_is_not_reused(part):
     pool = BufferPool()
     first = pool.take(N)
-    at = place(first)
+    at = address_of(first)
     held = part(first)
     del first
-    assert place(pool.take(N)) != at
+    assert address_of(pool.take(N)) != at
     del held
     gc.collect()
-    places = {place(a) for a in [pool.take(N), pool.take(N)]}
-    assert at in places
+    addresses = {address_of(a) for a in [pool.take(N), pool.take(N)]}
+    assert at in addresses
 
 
 def test_it_never_holds_more_than_was_needed_at_once():
