@@ -60,8 +60,8 @@ def work(rank: int, port: int, folder: str, args, results) -> None:
             ),
         )
     for engine in engines.values():
-        for seat in range(engine.client_slots):
-            engine.load(engine.state(seat), slot=seat)
+        for slot in range(engine.client_slots):
+            engine.load(engine.state(slot), slot=slot)
     steps = [Rows(args, client).step(args.micro, 1) for client in range(CLIENTS)]
     seconds = {name: [] for name in engines}
     loaded = {}

@@ -30,7 +30,7 @@ def main() -> None:
     )
     parser.add_argument("--only", choices=TASKS)
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--words", type=int, default=4096)
+    parser.add_argument("--values", type=int, default=4096)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder))
@@ -63,8 +63,8 @@ def main() -> None:
                     *overrides,
                     "--rounds",
                     str(args.rounds or rounds),
-                    "--words",
-                    str(args.words),
+                    "--values",
+                    str(args.values),
                 ],
                 cwd=ROOT,
                 check=True,

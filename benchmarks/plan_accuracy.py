@@ -102,8 +102,8 @@ def work(case: Case, rank: int, port: int, folder: str, repeat: int, *, results)
         range(first, min(first + engine.client_slots, case.clients))
         for first in range(0, case.clients, engine.client_slots)
     ]
-    for seat in range(engine.client_slots):
-        engine.load(engine.state(seat), slot=seat)
+    for slot in range(engine.client_slots):
+        engine.load(engine.state(slot), slot=slot)
     step = Rows(case, 0).step(case.rows // case.micro_batch, case.micro_batch)
     seconds = []
     for _ in range(1 + repeat):

@@ -30,7 +30,7 @@ def add(commands: Commands) -> None:
         "--rounds", type=positive, default=40, help="rounds to train and to exchange (default: 40)"
     )
     parser.add_argument(
-        "--words",
+        "--values",
         type=positive,
         default=4096,
         help="of every update, how many values are exchanged (default: 4096)",
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.clients or frozenset(),
         )
     with ActivityLine() if loaded.config.monitor.progress else contextlib.nullcontext():
-        found = audit(loaded, arguments.rounds, arguments.words, modes, coalition)
+        found = audit(loaded, arguments.rounds, arguments.values, modes, coalition)
     print_result(
         json.dumps(dataclasses.asdict(found), indent=1) if arguments.json else render(found, coalition)
     )

@@ -55,7 +55,7 @@ def planned_task(
     quantised: bool = False,
     *,
     hosts: "Sequence[Host] | None" = None,
-    words: Sequence[str] = (),
+    overrides: Sequence[str] = (),
 ) -> "tuple[Task, Topology, dict[str, Node]]":
     """Return the task, the placement of clients and the hosts' hardware that the arguments describe.
 
@@ -66,7 +66,7 @@ def planned_task(
         micro_batch: None: the plan chooses it.
         quantised: whether to consider a base in 8 and 4 bits.
         hosts: None: those of the hostfile.
-        words: overrides of configuration keys, which take precedence over the user's.
+        overrides: overrides of configuration keys, which take precedence over the user's.
 
     Raises:
         FedSpeedError: hostfile, configuration or arguments are wrong.
@@ -89,7 +89,7 @@ def planned_task(
     hosts = hosts or read(arguments.hostfile).hosts
     defaults = [] if arguments.config else [f"data.clients={len(hosts)}"]
     given = [f"{key}={value}" for key, value in flags.items() if value is not None]
-    loaded = load(arguments.config, [*defaults, *arguments.overrides, *given, *words])
+    loaded = load(arguments.config, [*defaults, *arguments.overrides, *given, *overrides])
     for name, value in (("rows", arguments.rows), ("micro-batch", micro_batch)):
         if value is not None and value < 1:
             raise PlanError(f"--{name}={value}: must be at least 1")

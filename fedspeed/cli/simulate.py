@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         """Return the plan of a single client on each kind of host."""
         kinds = {(host.slots, host.facts): host for host in read(arguments.hostfile).hosts}
         return [
-            planned_task(arguments, model, 1, hosts=[host], words=["cluster.ranks_per_client=auto"])
+            planned_task(arguments, model, 1, hosts=[host], overrides=["cluster.ranks_per_client=auto"])
             for host in kinds.values()
         ]
 

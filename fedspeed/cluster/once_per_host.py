@@ -16,7 +16,7 @@ from fedspeed.log import LOG
 ONCE_VARIABLE = "FEDSPEED_ONCE"
 # Prefix of the lock files of `run_once_per_host` in the folder for temporary files. The user's id, the
 # parent's pid and the parent's start time follow.
-_LOCK_PREFIX = "fedspeed-told"
+_LOCK_PREFIX = "fedspeed-reported"
 
 
 def report_error(error: FedSpeedError, env: Mapping[str, str] = os.environ) -> None:

@@ -14,7 +14,7 @@ SAMPLE_BYTES = 64 << 10
 WITHOUT_MEANING = ("transformers_version", "_name_or_path")
 
 
-def of_config(path: Path) -> str:
+def config_digest(path: Path) -> str:
     """Return a digest of what a config.json says of its model; empty if it cannot be read."""
     try:
         values = json_value(path.read_bytes())
@@ -25,12 +25,12 @@ def of_config(path: Path) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def of_weights(folder: Path) -> str:
+def weights_digest(folder: Path) -> str:
     """Return a digest of the safetensors of a base's folder; empty if it has none."""
-    return of_files(sorted(folder.glob("*.safetensors")))
+    return files_digest(sorted(folder.glob("*.safetensors")))
 
 
-def of_files(paths: Sequence[Path]) -> str:
+def files_digest(paths: Sequence[Path]) -> str:
     """Return a digest of the names and contents of those files that exist; empty if none does, or one
     cannot be read.
     """

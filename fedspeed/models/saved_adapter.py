@@ -273,7 +273,7 @@ def _same(one: str, other: str) -> bool:
 
 
 def _outline(folder: Path) -> tuple[str, str]:
-    return file_digests.of_config(folder / "config.json"), file_digests.of_weights(folder)
+    return file_digests.config_digest(folder / "config.json"), file_digests.weights_digest(folder)
 
 
 def _last(name: str) -> str:

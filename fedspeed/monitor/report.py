@@ -28,7 +28,7 @@ from fedspeed.monitor.visibility import shows_everything, visible
 from fedspeed.units import bytes_text, seconds_text
 
 CLIPPED = (
-    "a participant told a wrong size of its update, and what was beyond the sizes that all told was cut off"
+    "a participant reported a wrong size of its update, and what exceeded the reported sizes was cut off"
 )
 
 

@@ -89,7 +89,7 @@ class Audit:
 
     clients: int
     rounds: int
-    words: int
+    values: int
     task: str
     findings: list[Finding] = field(default_factory=list)
 
@@ -97,7 +97,7 @@ class Audit:
 def audit(
     loaded: Loaded,
     rounds: int,
-    words: int,
+    values: int,
     modes: Sequence[str],
     coalition: Coalition | None,
     *,
@@ -107,7 +107,7 @@ def audit(
 
     Args:
         rounds: number of rounds to train and exchange.
-        words: number of values of each client's vector to exchange, drawn once.
+        values: number of values of each client's vector to exchange, drawn once.
         modes: routing modes to attack.
         coalition: the adversary; None for all owners of chunks and no relay.
         seed: of the choice of values and of the linkers.
@@ -137,7 +137,7 @@ def audit(
         )
     loaded = with_local_dtype(loaded)
     check_length(config.model.base, config.data.max_tokens)
-    updates = train(loaded, rounds, words, seed)
+    updates = train(loaded, rounds, values, seed)
     found = Audit(
         config.data.clients, rounds, updates[0].shape[1], f"{config.data.task}, split {config.data.split}"
     )
@@ -146,15 +146,15 @@ def audit(
     return found
 
 
-def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray]:
+def train(loaded: Loaded, rounds: int, values: int, seed: int) -> list[np.ndarray]:
     """Train the clients of a run, and return the values that they exchange.
 
     Args:
-        rounds: number of rounds. words: number of coordinates of each client's vector, at most all of them.
+        rounds: number of rounds. values: number of coordinates of each client's vector, at most all of them.
         seed: of the choice of coordinates, which is the same in every exchange.
 
     Returns:
-        for each exchange [clients, words] float32.
+        for each exchange [clients, values] float32.
     """
     from fedspeed.engine.build import EngineContext, build_engine
     from fedspeed.federation.rank_components import run_method
@@ -179,7 +179,7 @@ def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray
             with contextlib.closing(build_engine(spec, context)) as engine:
                 method = run_method(config, engine)
                 least = min(method.values(number) for number in range(1, rounds + 1))
-                chosen = np.sort(np.random.default_rng(seed).permutation(least)[:words])
+                chosen = np.sort(np.random.default_rng(seed).permutation(least)[:values])
                 return list(_sent(config, engine, method, data, rounds=rounds, chosen=chosen))
     finally:
         leave_world()
@@ -197,10 +197,10 @@ def _sent(
     """Train all clients one after the other, round by round; yield the values of each exchange.
 
     Args:
-        data: encoded rows by client. chosen: coordinates [words] of the vector.
+        data: encoded rows by client. chosen: coordinates [values] of the vector.
 
     Yields:
-        [clients, words] float32.
+        [clients, values] float32.
     """
     from fedspeed.federation.rank_components import start, weights_of
     from fedspeed.federation.tensors import as_torch
@@ -250,7 +250,7 @@ def play_all(
     """Exchange the updates of all rounds in one mode, and attack it with the coalition's linkers."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    n, words = updates[0].shape
+    n, values = updates[0].shape
     identities = [Ed25519PrivateKey.generate() for _ in range(n)]
     # A plain sum shows owners of chunks the same as cells without masks and relays.
     chosen = MODES[mode]
@@ -261,17 +261,17 @@ def play_all(
     def members(number: int, update: np.ndarray) -> list[Member]:
         parameters = PublicParameters(
             keys,
-            words,
+            values,
             b"audit",
             attempt=number,
             masked=chosen.masked,
             relays=hops,
-            chunk_length=-(-words // n),
+            chunk_length=-(-values // n),
             cipher=routing.cipher,
             threshold=n // 2 + 1,
         )
         span = sum(norm_bound(row) for row in update)
-        payloads = [_words(row, span) for row in update]
+        payloads = [_encoded(row, span) for row in update]
         return [Member(parameters, i, identities[i], partial(payloads.__getitem__, i)) for i in range(n)]
 
     views: list[View] = []
@@ -298,7 +298,7 @@ def play_all(
     )
 
 
-def _words(values: np.ndarray, span: float) -> np.ndarray:
+def _encoded(values: np.ndarray, span: float) -> np.ndarray:
     out = np.empty(len(values), np.uint32)
     part = iter(range(2**32))
     key = os.urandom(32)
@@ -334,7 +334,7 @@ def render(found: Audit, coalition: Coalition | None) -> str:
         )
     )
     lines = [
-        f"{found.clients} clients on {found.task}; {found.rounds} rounds, {found.words} words of each "
+        f"{found.clients} clients on {found.task}; {found.rounds} rounds, {found.values} values of each "
         f"update; the coalition: {who}"
     ]
     for finding in found.findings:

@@ -100,14 +100,14 @@ def digests(config: RunConfig, rows: Sequence[ClientRows] | None) -> dict[str, s
     base = _folder(config.model.base)
     tokenizer = _folder(tokenizer_place(config.model))
     if base is not None:
-        found[BASE_CONFIG] = file_digests.of_config(base / "config.json")
+        found[BASE_CONFIG] = file_digests.config_digest(base / "config.json")
     if base is not None and config.model.init == "pretrained":
-        found[BASE_WEIGHTS] = file_digests.of_weights(base)
+        found[BASE_WEIGHTS] = file_digests.weights_digest(base)
     if tokenizer is not None:
-        found[TOKENIZER] = file_digests.of_files([tokenizer / name for name in TOKENIZER_FILES])
+        found[TOKENIZER] = file_digests.files_digest([tokenizer / name for name in TOKENIZER_FILES])
     if (adapter := _folder(config.adapter.start_from)) is not None:
         weights = sorted(adapter.glob("adapter_model*.safetensors"))
-        found[ADAPTER] = file_digests.of_files([adapter / "adapter_config.json", *weights])
+        found[ADAPTER] = file_digests.files_digest([adapter / "adapter_config.json", *weights])
     if rows is not None:
         found[ROWS] = _rows_digest(rows)
     return {name: digest for name, digest in found.items() if digest}

@@ -11,7 +11,7 @@ from fedspeed.log import LOG
 from fedspeed.monitor import stdout
 from fedspeed.session.ending import error_ending
 
-REPORTED = "refusal told"  # key in the store: the refusal is on stdout
+REPORTED = "refusal reported"  # key in the store: the refusal is on stdout
 REPORT_S = 30.0  # for the first rank to report it; after that another rank does
 
 
@@ -30,7 +30,7 @@ def report_refusal(error: BaseException, json_out: TextIO | None, store: Store) 
     if json_out is None or not isinstance(error, FedSpeedError) or error.exit_code != EXIT_USAGE:
         return
     if store.is_first("refused") or (
-        store.wait([REPORTED], REPORT_S) and store.is_first("refused, but not told")
+        store.wait([REPORTED], REPORT_S) and store.is_first("refused, but not reported")
     ):
         stdout.write_refusal(json_out, error)
         store.try_put(REPORTED, "")

@@ -13,7 +13,7 @@ from fedspeed.monitor.report import Export, Facts, Predicted
 from fedspeed.session.request import Job
 
 
-def facts(job: Job, exported: Export | None, predicted: Predicted | None = None) -> Facts:
+def report_facts(job: Job, exported: Export | None, predicted: Predicted | None = None) -> Facts:
     """Return the facts of a job for its report.
 
     Args:

@@ -23,7 +23,7 @@ from fedspeed.session.ending import (
     with_losses,
 )
 from fedspeed.session.explain import lost_ranks_error
-from fedspeed.session.report_facts import facts
+from fedspeed.session.report_facts import report_facts
 from fedspeed.session.request import Job
 from fedspeed.units import loss_text
 
@@ -50,7 +50,7 @@ def finish(
         sum(r.missing_count for r in monitor.records), sum(int(r.clipped or 0) for r in monitor.records)
     )
     ending = rounds_ending(progress.done, [unbeaten(progress, exported.kind)], lost)
-    monitor.finish(_summary(job.config, monitor, ending), facts(job, exported, predicted), comparison)
+    monitor.finish(_summary(job.config, monitor, ending), report_facts(job, exported, predicted), comparison)
     return ending
 
 
@@ -62,7 +62,7 @@ def stop_early(job: Job, number: int, monitor: Monitor, renewed: bool) -> Ending
     """
     why = "all sites have a newer roster" if renewed else "asked to end"
     ending = stop_ending(number, job.config.federation.rounds, why)
-    monitor.finish(_summary(job.config, monitor, ending), facts(job, None))
+    monitor.finish(_summary(job.config, monitor, ending), report_facts(job, None))
     return ending
 
 
@@ -75,7 +75,7 @@ def report_failure(job: Job, monitor: Monitor, error: BaseException, lost: Seque
     clients = tuple(sorted({c for rank in lost for c in job.topology.placement(rank).clients}))
     missing = gaps(monitor.records, monitor.absent, clients, range(job.config.federation.rounds + 1))
     ending = with_losses(error_ending(error), [job.describe(rank) for rank in lost], missing)
-    monitor.finish(_summary(job.config, monitor, ending), facts(job, None))
+    monitor.finish(_summary(job.config, monitor, ending), report_facts(job, None))
     return ending
 
 

@@ -25,13 +25,13 @@ def test_an_audit_of_real_updates(workshop):
         "federation.updates=[clip]",
         "--rounds",
         "8",
-        "--words",
+        "--values",
         "600",
         "--json",
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert (found["clients"], found["rounds"], found["words"]) == (3, 8, 600)
+    assert (found["clients"], found["rounds"], found["values"]) == (3, 8, 600)
     clear, masked = found["findings"]
     assert (clear["mode"], masked["mode"]) == ("mix", "mix+mask") and clear["games"] == masked["games"] == 7
     best = {finding["mode"]: max(row[2] for row in finding["rows"]) for finding in found["findings"]}
@@ -52,7 +52,7 @@ def test_a_coalition_with_all_relays_follows_every_cell(workshop):
         "federation.server_lr=1",
         "--rounds",
         "2",
-        "--words",
+        "--values",
         "300",
         "--modes",
         "mix+mask",

@@ -164,16 +164,16 @@ def test_a_large_file_counts_with_size_header_and_samples(tmp_path, monkeypatch)
     path = tmp_path / "model.safetensors"
     held = bytearray(10_000)
     path.write_bytes(held)
-    digest = file_digests.of_files([path])
+    digest = file_digests.files_digest([path])
     for at in (3, 9_999, (10_000 - 16) * 10 // 63):
         held[at] ^= 1
         path.write_bytes(held)
-        assert file_digests.of_files([path]) != digest
+        assert file_digests.files_digest([path]) != digest
         held[at] ^= 1
     path.write_bytes(held + b"0")
-    assert file_digests.of_files([path]) != digest
+    assert file_digests.files_digest([path]) != digest
     path.write_bytes(held)
-    assert file_digests.of_files([path]) == digest
+    assert file_digests.files_digest([path]) == digest
 
 
 def test_what_is_not_to_be_had_is_not_compared(project):

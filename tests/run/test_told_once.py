@@ -58,7 +58,7 @@ def test_what_one_rank_alone_refuses_is_told(place, monkeypatch, capfd):
 
 def test_files_of_starts_that_are_over_are_removed(place):
     left, other = (
-        place / f"fedspeed-told-{os.getuid()}-{os.getpid()}-{began}"
+        place / f"fedspeed-reported-{os.getuid()}-{os.getpid()}-{began}"
         for began in ("0", _start_time(os.getpid()))
     )
     left.touch()
