@@ -33,8 +33,8 @@ def is_folded(name: str) -> bool:
 
 def trainable(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return those arrays of a global state that clients train. Others have names of the form KIND:NAME,
-    which no parameter has: the folded ones, and what else a method tells everybody, such as control
-    variates.
+    which no parameter has: the folded ones, and other arrays that a method sends to all participants, such
+    as control variates.
     """
     return {name: array for name, array in state.items() if ":" not in name}
 

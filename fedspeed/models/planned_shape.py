@@ -13,8 +13,8 @@ from fedspeed.models.local_config import config_file, shipped_names
 
 
 def planned_shape(base: str) -> ModelShape:
-    """Return the dimensions of a folder, a config.json, a known model, or any model on the hub, of which only
-    config.json is downloaded.
+    """Return the dimensions of a folder, a config.json, a known model, or any model on the hub. Of a model
+    on the hub only config.json is downloaded.
 
     Raises:
         ModelError: there is no such model (the message lists the known ones), or FedSpeed cannot train it.

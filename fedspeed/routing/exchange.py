@@ -1,7 +1,7 @@
 """The exchange of a round: every participant contributes a vector and a weight, and gets the sums. There is
 no server process.
 
-`Exchange` is what all kinds have in common, `PlainExchange` the one that hides nothing.
+`Exchange` is the base class of all kinds of exchange. `PlainExchange` hides nothing.
 """
 
 import queue
@@ -23,8 +23,8 @@ _POLL_S = 1.0  # how often a wait asks who has been lost
 
 
 class ArrivalTracker(Protocol):
-    """Knowledge about participants from outside of the transport: who has reached an exchange, so that a
-    failed one can name the missing, and who has been lost, which makes an exchange fail.
+    """Track from outside of the transport which participants have reached an exchange, so that the error of a
+    failed one can name the others, and which are lost, which makes an exchange fail.
 
     Exchanges are numbered from 0; names are those of messages.
     """

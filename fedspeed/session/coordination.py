@@ -102,7 +102,7 @@ class CheckIn:
 class StoreArrivalTracker:
     """A `routing.exchange.ArrivalTracker` for the ranks of a job.
 
-    Notes in the store tell who has reached an exchange, the heartbeat tells who is lost.
+    Entries in the store show which ranks have reached an exchange, the heartbeat shows which are lost.
     """
 
     def __init__(self, job: Job, store: rendezvous.Store, heartbeat: Heartbeat):

@@ -1,4 +1,4 @@
-"""Measures that planner and engine share: a probe's file, and the sizes of a base."""
+"""Inputs of the planner that do not come from the configuration: a probe's file, and the sizes of a base."""
 
 from collections.abc import Mapping
 from pathlib import Path

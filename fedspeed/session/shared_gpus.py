@@ -1,4 +1,4 @@
-"""Exchange of which ranks compute on which GPU, before anything is built."""
+"""Each rank publishes its GPU before anything is built, and all ranks check which of them share one."""
 
 import json
 from dataclasses import asdict

@@ -253,11 +253,11 @@ class MicroBatchModel:
 
 
 def check_padding(batch: Batch) -> None:
-    """Assert that a micro-batch needs no attention mask beside the causal one, or that of a sliding window.
+    """Assert that a micro-batch needs no attention mask except the causal one, or that of a sliding window.
 
-    Padding stands on the right of all tokens, which look to the left only, and its own output is asked for by
-    nobody. A mask would make attention hold all T x T scores instead of going through a fused kernel. A
-    family whose tokens look to the right, or rows packed behind each other, would need one here.
+    Padding follows all tokens, which attend to earlier positions only, and the output at padding is not used.
+    A mask would make attention hold all T x T scores instead of going through a fused kernel. A
+    family whose tokens attend to later positions, or several rows packed into one, would need one here.
     """
     lengths = batch.attention_mask.sum(1, keepdims=True)
     on_the_right = np.arange(batch.attention_mask.shape[1]) < lengths

@@ -157,8 +157,8 @@ class Group:
 
 
 def prefix_piece(tokens: np.ndarray) -> tuple[Segment, Piece]:
-    """Make the piece of what all contexts begin with, [t] int64, of which no logits are read; and the segment
-    that will have its keys and values.
+    """Make the piece of the common prefix of all contexts, [t] int64, and the segment for its keys and
+    values. No logits of it are read.
     """
     segment = Segment(1)
     positions = np.arange(len(tokens))[None]
@@ -166,13 +166,13 @@ def prefix_piece(tokens: np.ndarray) -> tuple[Segment, Piece]:
 
 
 def unread_piece(tokens: np.ndarray, positions: np.ndarray, view: View) -> Piece:
-    """Make a piece of which no logits are read here; arguments as of `Piece`."""
+    """Make a piece without logits to read on this rank. Arguments as for `Piece`."""
     none = np.zeros(0, dtype=np.int64)
     return Piece(tokens, positions, view, wanted=(none, none), read=read_nothing, reads_tokens=True)
 
 
 def read_nothing(logits: torch.Tensor, part: slice) -> torch.Tensor:
-    """Stand in for the reader of a piece of which no logits are read here."""
+    """Be the reader of a piece without logits to read: it must never be called."""
     raise AssertionError("no logits of this piece are read here")
 
 

@@ -1,5 +1,5 @@
-"""Metrics of the transforms of updates (`federation.updates`). A transform reports amounts by slot; ranks of
-one client tell the same, so that ratios stay what they are.
+"""Metrics of the transforms of updates (`federation.updates`). A transform reports amounts by slot. All
+ranks of a client report the same amounts, so that summing over ranks does not change a ratio.
 """
 
 from fedspeed.monitor.metrics.metric import Metric

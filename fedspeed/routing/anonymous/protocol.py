@@ -10,8 +10,8 @@ any number of members can be played in one process, with any message changed on 
     hop 0..L   the cells, from their sources through L relays to the owners of chunks
     collect    owners publish signed lists of the serials that they have summed, with digests of the sums;
                each owner's backup gets its sums
-    vote       each member tells whether its own cells are listed, once each, and which lists it has received:
-               this catches owners that equivocate
+    vote       each member reports whether its own cells are listed, once each, and which lists it has
+               received: this catches owners that equivocate
     confirm    each member signs the lists. All signatures together are the certificate that commits the set;
                before it nobody can unmask anything
     unmask     the secrets of the self masks; shares of those of lost members
