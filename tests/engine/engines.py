@@ -39,7 +39,7 @@ TIERS = (
     "nvme",
     "client",
     "cluster",
-)  # kinds beside those of ZERO: the base in a store, executed layer by layer
+)  # tiers whose base is in a store and which compute layer by layer
 
 OPTIONAL = ROOT / ".venv" / "optional"  # what launchers/test.sh installs apart from the rest
 

@@ -18,7 +18,7 @@ _BODY = _TOKENS | {
 }
 _FULL = "full_attention"
 _SLIDING = "sliding_attention"
-_MIXED = [_SLIDING, _FULL, _FULL, _SLIDING]  # both stages of a pipeline of two have other lists
+_MIXED = [_SLIDING, _FULL, _FULL, _SLIDING]  # the two stages of a pipeline have different lists
 _YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
 _LONGROPE = {
     "rope_type": "longrope",
@@ -89,7 +89,7 @@ _SPECIAL = {
     },
 }
 WRITTEN = tuple(_SPECIAL)  # families by their model_type
-# What a tied base has otherwise than an untied one, so that both settings of these are compared.
+# Settings in which a tied base differs from an untied one, so that both values of each are compared.
 _TIED = {
     "gpt_neox": {"use_parallel_residual": False},
     "gpt2": {"scale_attn_by_inverse_layer_idx": False},
@@ -107,7 +107,7 @@ def configuration(family: str, *, tied: bool):
     from transformers import AutoConfig
 
     body = dict(_BODY)
-    if family == "gpt2":  # knows neither, and keeps its hidden size's fourfold under another name
+    if family == "gpt2":  # has neither, and its intermediate size is called n_inner
         body = {k: v for k, v in body.items() if k not in ("intermediate_size", "num_key_value_heads")}
         body |= {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
     if family == "gpt_neox":

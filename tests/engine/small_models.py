@@ -21,7 +21,7 @@ def write_family(family: str, folder) -> str:
         return write_llama(folder, layers=4)
     torch.manual_seed(0)
     common = {"vocab_size": 260, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    if family == "qwen2":  # with both kinds of attention: a block is called with another mask than the next
+    if family == "qwen2":  # with both kinds of attention, so that blocks are called with different masks
         model = Qwen2ForCausalLM(
             Qwen2Config(
                 hidden_size=64,

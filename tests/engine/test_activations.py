@@ -201,7 +201,7 @@ def test_what_a_step_has_left_free_is_the_budget_of_the_next(monkeypatch, sharer
 
     seen = card(monkeypatch, free=12 * GIB, reserved=8 * GIB, fraction=fraction)
     budget = ActivationBudget("auto", sharers)
-    seen.peak = 7 * GIB  # of loading, say
+    seen.peak = 7 * GIB  # of loading, for example
     assert budget.begin([10, 10]) == 0, "the first step keeps nothing"
     assert (budget.peak, seen.resets) == (7 * GIB, 1)
     seen.peak = 6 * GIB

@@ -15,7 +15,7 @@ MATMUL = torch.backends.cuda.matmul
 
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch):
-    monkeypatch.setenv(CUBLAS_WORKSPACE, "anything")  # so that what a test leaves is taken back
+    monkeypatch.setenv(CUBLAS_WORKSPACE, "anything")  # so that monkeypatch restores it after the test
     monkeypatch.delenv(CUBLAS_WORKSPACE)
     yield
     set_arithmetic("default", False)

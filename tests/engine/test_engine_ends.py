@@ -16,8 +16,8 @@ METHODS = {
     "blocks": AdapterConfig(method="blocks", blocks=LastBlocks(1)),
     "full": AdapterConfig(method="full"),
 }
-ENDS = ("untied", "head")  # what the files hold: two that differ, or the head alone
-# (family, ends, method) -> how the base is held.
+ENDS = ("untied", "head")  # the files have an embedding and a different head, or the head alone
+# (family, ends, method) -> kinds of engines.
 CASES = {
     ("llama", "untied", "lora"): ("zero0", "zero3", "resident", "ram", "nvme", "client"),
     ("llama", "untied", "blocks"): ("ram",),

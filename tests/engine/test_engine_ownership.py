@@ -104,7 +104,7 @@ def whose_adapters(rank, base, nvme, kind):
             client_engine.train_step([random_step(100 * rank, 2, 1, 1, 0)], LR)[0]
         trained = [
             value.flatten() for name, value in client_engine.state().items() if ".lora_B." in name
-        ]  # A starts alike everywhere
+        ]  # A has the same start on all ranks
         marks = [
             value[:64].to(dtype).view(torch.uint8).numpy().tobytes()
             for value in trained

@@ -75,7 +75,7 @@ def test_stages_train_as_one_process(bases, family, ranks, cuts):
     for other in found[1:]:
         assert all(
             np.array_equal(other[2][0][n], found[0][2][0][n]) for n in found[0][2][0]
-        )  # every rank knows the whole state
+        )  # every rank returns the whole state
 
 
 @pytest.mark.parametrize(
@@ -145,12 +145,10 @@ def clipped(rank, base, dtype, options, ranks):
     ) as client_engine:
         start = stirred(client_engine.state())
         client_engine.load(start)
-        before = client_engine.state()  # as the type rounds it
+        before = client_engine.state()  # rounded to the type
         client_engine.train_step([random_step(3, 2, 3)], 1.0)
         kept = client_engine.optimizer_state()
-        assert all(
-            key.endswith("momentum_buffer") for key in kept
-        )  # plain SGD remembers nothing, on no stage
+        assert all(key.endswith("momentum_buffer") for key in kept)  # plain SGD has no state, on any stage
         return float(sum(((client_engine.state()[n] - before[n]).double() ** 2).sum() for n in before) ** 0.5)
 
 

@@ -15,16 +15,16 @@ from tests.engine.family_bases import WRITTEN, configuration, write_base, write_
 from tests.processes import run_clusters
 
 TOLERANCE = 3e-6
-SEEN = 1e-3  # what a difference is at least that does not come from rounding
+SEEN = 1e-3  # the smallest difference that rounding cannot explain
 KEPT = (0, 2, 3)  # of four blocks
-# Of one family, what the engine computes wrongly if this is left out.
+# Features of one family each, without which the engine would compute something else.
 LEFT_OUT = {
     "the scale of embeddings": ("gemma3_text", {"embed": lambda looked_up, config: looked_up}),
     "the cap of logits": ("gemma3_text", {"logits": lambda raw, config: raw}),
     "the scale of logits": ("granite", {"logits": lambda raw, config: raw}),
     "the window of a cache": ("mistral", {"masks": "causal"}),
 }
-# With blocks of several kinds, or other parts than Llama's: the families that a cut could harm.
+# Families with several kinds of blocks or with parts that Llama lacks, which a cut into stages could break.
 PIPELINED = ("gemma3_text", "smollm3", "qwen3", "gpt_neox", "phi3", "granite")
 
 
@@ -122,7 +122,7 @@ def test_scaled_embeddings_are_rounded_as_transformers_rounds_them():
     from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
     config = configuration("gemma3_text", tied=True)
-    config.hidden_size = 2304  # whose root, 48, is a number of bf16; that of 1152 is none
+    config.hidden_size = 2304  # its root, 48, is exact in bf16; that of 1152 is not
     for hidden in (2304, 1152):
         config.hidden_size = hidden
         module = Gemma3TextScaledWordEmbedding(8, hidden, 0, embed_scale=hidden**0.5).to(torch.bfloat16)

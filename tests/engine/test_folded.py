@@ -48,7 +48,7 @@ def write_merged(base, state, folder):
         left, right = as_factors(parts)
         weight = tensors[f"{module.removeprefix('base_model.model.')}.weight"]
         product = weight.new_tensor(SCALE * (left.astype(np.float64) @ right))
-        weight += product.T if "gpt2" in base else product  # which keeps [in, out]
+        weight += product.T if "gpt2" in base else product  # GPT-2 stores [in, out]
     save_file(tensors, f"{folder}/model.safetensors", metadata={"format": "pt"})
     return str(folder)
 

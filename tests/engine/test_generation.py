@@ -14,10 +14,10 @@ from tests.tiny import write_llama
 
 MAX_NEW = 9
 _RNG = np.random.default_rng(1)
-EXAMPLES = _RNG.integers(3, 260, 6)  # what all prompts begin with
+EXAMPLES = _RNG.integers(3, 260, 6)  # the common prefix of all prompts
 PROMPTS = [np.concatenate([EXAMPLES, _RNG.integers(3, 260, length)]) for length in (5, 1, 8, 5, 2)]
 SPANS = [(9, 11), (6, 7), (2, 14), (1, 11), (7, 8)]
-# Three that follow the same tokens, as choices do, of different lengths.
+# Three continuations of the same prompt, of different lengths, as in a choice task.
 CHOICES = [np.concatenate([PROMPTS[0], _RNG.integers(3, 260, length)]) for length in (3, 1, 4)]
 SEQUENCES = [*PROMPTS, *CHOICES]
 ASKED = [*SPANS, *((len(PROMPTS[0]), len(choice)) for choice in CHOICES)]
@@ -118,7 +118,7 @@ def shown(ways, *slow):
 @pytest.mark.parametrize("family", shown(["llama", "tied", "qwen2", "gpt2"], "tied", "qwen2"))
 def test_every_tier_answers_as_transformers_does(bases, tmp_path, family):
     free, _ = plain(bases[family], -1)
-    stop = free[2][4]  # ends one answer in its middle
+    stop = free[2][4]  # stops one answer in its middle
     greedy, logprobs = plain(bases[family], stop)
     assert greedy[2] != free[2] and len({tuple(answer) for answer in greedy}) > 1
     [(found, loads)] = run_clusters(
@@ -143,8 +143,8 @@ def test_every_tier_answers_as_transformers_does(bases, tmp_path, family):
     for kind in ("ram", "nvme"):  # bit for bit
         for values, expected in zip(found[kind]["logprobs"], found["resident"]["logprobs"]):
             assert np.array_equal(values, expected)
-    # A token step loads each of the 4 blocks once at most, and the ends; beginning takes a pass for each of
-    # prefix and prompts.
+    # A token step loads each of the 4 blocks, the embedding and the head at most once; the prefix and the
+    # rest of the prompts take a pass each.
     assert loads[5] <= (MAX_NEW + 1) * (4 + 2)
     assert loads[1] <= loads[5] <= loads[1] + 4 + 2
 
@@ -266,7 +266,7 @@ def test_little_room_takes_more_passes_to_the_same_answers(bases, tmp_path):
         assert all(np.array_equal(*pair) for pair in zip(one[1], other[1], strict=True))
     assert (
         max(np.abs(one - other).max() for one, other in zip(wide[1], narrow[1])) < 0.05
-    )  # products of other sizes round otherwise
+    )  # matrix products of other sizes round differently
 
 
 def refused(rank, base):
@@ -283,7 +283,7 @@ def refused(rank, base):
                 call()
             except (ModelError, FedSpeedError) as error:
                 messages.append(str(error))
-        full = client_engine.generate([PROMPTS[0]], max_new=117)  # the whole table
+        full = client_engine.generate([PROMPTS[0]], max_new=117)  # all positions of the table
         return messages, len(full[0][0])
 
 

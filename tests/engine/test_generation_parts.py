@@ -106,7 +106,7 @@ def test_a_view_shows_tokens_before_and_never_padding():
     assert first.attended(2)[0].astype(int).tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
     keys = torch.arange(6.0).view(2, 1, 3, 1)
     assert torch.equal(first.update(keys, -keys, 4)[0], keys)
-    behind = np.array([1, 0, 0])  # three rows behind two contexts
+    behind = np.array([1, 0, 0])  # three rows continue two contexts
     step = View([(tail, behind)], answers, np.array([[1], [3], [3]]))
     assert step.attended()[:, 0].astype(int).tolist() == [[0, 0, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
     assert step.attended(2)[:, 0].astype(int).tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]]

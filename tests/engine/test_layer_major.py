@@ -304,6 +304,5 @@ def test_chosen_blocks_train_as_under_autograd(bases, tmp_path, family, blocks):
     [(expected, end, _)] = run_clusters([1], trained_blocks, bases[family], "zero0", blocks, tmp_path)
     assert np.abs(np.array(losses) / expected - 1).max() < 1e-5 and losses[3] < losses[0]
     assert state.keys() == end.keys() and max(np.abs(state[n] - end[n]).max() for n in end) < 1e-5
-    # Three of the four blocks are frozen with last:1, and the backward pass does not come down to them; two
-    # slots keep two of three.
+    # With the last block trained, the backward pass does not reach the three frozen ones: 3 loads a step.
     assert blocks != "last:1" or loads[2:] == [3, 3]

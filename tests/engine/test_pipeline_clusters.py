@@ -106,7 +106,7 @@ def alone(rank, base, client, dtype="fp32", clip=0.0):
             [[0], [], [2]],
             0,
             {"clip": 0.05},
-        ),  # one is not asked in this round, and serves the others
+        ),  # one takes no turn in this round, and computes for the others
         ([(0, 1), (2,)], [[0], [1]], 0, {"dtype": "bf16"}),
         ([(0,), (1,)], [[0, 1, 2], [3]], 2, {"dtype": "fp16"}),
     ],
@@ -114,7 +114,7 @@ def alone(rank, base, client, dtype="fp32", clip=0.0):
 def test_a_cluster_in_one_pipeline_trains_each_client_as_alone(bases, sets, carried, client_slots, options):
     filled = [
         clients or [9] for clients in carried
-    ]  # a rank has a client slot, whether its client is asked or not
+    ]  # a rank has a client slot whether or not its client takes a turn
     found = run_clusters(
         [sum(map(len, sets))],
         cluster_turn,
@@ -174,5 +174,5 @@ def cluster_turn(rank, base, sets, filled, carried, *, client_slots, options):
         turns = [turn(client_engine, carried[me], start, 3) for _ in range(2)]
         assert all(
             np.array_equal(a[n], b[n]) for a, b in zip(turns[0][2], turns[1][2]) for n in a
-        )  # nothing is left of the turn before
+        )  # the previous turn leaves nothing behind
         return turns[0]

@@ -103,7 +103,7 @@ def of_some_blocks(rank, base, blocks, nvme):
             assert len(names) == len(client_engine.names), "named as in the whole model"
             start = stirred({
                 short: 0.0 * client_engine.state()[name] for short, name in names.items()
-            })  # an adapter is drawn by its names
+            })  # an adapter's values are drawn from its tensors' names
             client_engine.load({name: start[short] for short, name in names.items()})
             losses = [client_engine.train_step([random_step(3, 2, 2)], 0.1)[0].loss for _ in range(2)]
             end = client_engine.state()
@@ -114,7 +114,7 @@ def of_some_blocks(rank, base, blocks, nvme):
 
 
 def test_a_model_of_some_blocks_is_the_shorter_model(tmp_path):
-    base = write_family("qwen2", tmp_path / "whole")  # whose blocks are of two kinds
+    base = write_family("qwen2", tmp_path / "whole")  # it has two kinds of blocks
     [short] = run_clusters([1], shorter, base, tmp_path / "shorter")
     [found] = run_clusters([1], of_some_blocks, base, KEPT, tmp_path)
     [expected] = run_clusters([1], of_some_blocks, short, None, tmp_path)

@@ -17,7 +17,7 @@ from tests.processes import Scenarios, run_clusters
 from tests.tiny import random_step, write_llama
 
 OFFLOADED = {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}
-SETTINGS = {  # of whole engines: tier, options, what else
+SETTINGS = {  # of whole engines: tier, options, DeepSpeed settings
     "ram, one slot": ("ram", EngineConfig(block_slots=1), {}),
     "ram, two slots": ("ram", EngineConfig(block_slots=2), {}),
     "ram, a slot for each block": ("ram", EngineConfig(block_slots=9), {}),
@@ -131,7 +131,7 @@ def locked_pages(folder, broken=()):
         store, parameters = sealed_store("ram", 2, folder)
         counts = [len(fake.registered)]
         a_pass(store, parameters)
-        store.begin([3, 4])  # under way when the store is closed
+        store.begin([3, 4])  # loads are in progress when the store is closed
         store.close()
         counts.append(len(fake.registered))
     return counts, fake.races
@@ -156,8 +156,8 @@ def without_pinned_memory(kind, folder):
         registered = len(fake.registered)
         sums = [float(a_pass(store, parameters)) for _ in range(2)]
         store.close()
-    # The fake takes ordinary memory that torch makes for the device's, and so its making for something to
-    # wait for.
+    # The fake counts ordinary host memory as the device's, so allocating it looks like an operation that must
+    # be waited for.
     races = [race for race in fake.races if "aten::empty" not in race]
     return log.getvalue(), registered, races, sums == pytest.approx([RIGHT, RIGHT], rel=1e-6)
 
@@ -226,7 +226,7 @@ def two_stages(folder):
         patch.object(ways, "copy_in_stream", copying),
     ):
         store, parameters = sealed_store("nvme", 2, folder)
-        store.begin(ORDER)  # nobody waits for the first copy, and so it is not made
+        store.begin(ORDER)  # nobody waits for the first copy, so it is not made
         second = both.wait(LIMIT_S)
         for place, unit in enumerate(ORDER):
             with store.use(unit):
@@ -297,7 +297,7 @@ def test_a_store_gives_every_unit_its_values_whatever_the_schedule(seen, kind):
 def test_the_check_bites_where_a_wait_is_missing(seen, name):
     wrong, races = seen[name]
     assert races == 5, "every schedule shows the race, whatever its numbers"
-    if name == "a block is computed with before it has come":  # of stages threads decide, which no seed does
+    if name == "a block is computed with before it has come":  # in the others threads decide, not the seed
         assert wrong > 0, "and some give wrong ones"
 
 

@@ -144,7 +144,7 @@ def test_names_of_devices_do_not_end_zero(cuda, monkeypatch, names, asks_nvidia)
 
 
 def test_a_card_is_identified_by_its_uuid(cuda, monkeypatch):
-    assert gpu_of_rank(0) is None  # the tests' environment says that it computes on the CPU
+    assert gpu_of_rank(0) is None  # the environment of the tests selects the CPU
     monkeypatch.delenv("DS_ACCELERATOR")
     cuda(2)
     assert (gpu_of_rank(3).name, gpu_of_rank(3).seen, gpu_of_rank(1)) == ("GPU-id-1", 2, gpu_of_rank(3))
