@@ -108,7 +108,9 @@ def logits(model):
 
 
 def exported(rank, folder):
-    """For each case, the logits of the engine's model and those of what was loaded from its export."""
+    """Return, for each case, the logits of the model in the engine and those of the model loaded from its
+    export.
+    """
     import torch
 
     from fedspeed.engine.world import join_world, leave_world, quiet
@@ -210,8 +212,8 @@ def one(name, family, method, kind, dtype, *, folder):
 
 
 def asked(target, loaded):
-    """The answer to the example of an export's card, by (the code in the card, `fedspeed chat`, by lines of
-    standard input, greedy decoding).
+    """Return the answers to the example on an export's card: of the code on the card, of `fedspeed chat` with
+    lines on standard input, and of greedy decoding.
     """
     import torch
 
@@ -222,11 +224,11 @@ def asked(target, loaded):
 
     code = (target / "README.md").read_text().partition("```python\n")[2].partition("\n```")[0]
     here = Path.cwd()
-    told = []
+    answers = []
     os.chdir(target)
     with contextlib.redirect_stdout(io.StringIO()) as out:
         exec(code, {})  # noqa: S102
-    told.append(out.getvalue())
+    answers.append(out.getvalue())
     os.chdir(here)
     room = ["--max-new-tokens", "26"]
     for words, lines in ((["reverse", "--input", "dabe", *room], ""), (room, "\nreverse dabe\n")):
@@ -234,18 +236,18 @@ def asked(target, loaded):
         with contextlib.redirect_stdout(io.StringIO()) as out, warnings.catch_warnings(record=True) as warned:
             assert main(["chat", str(target), *words]) == 0
         assert not warned, warned
-        told.append(out.getvalue())
+        answers.append(out.getvalue())
     tokenizer = byte_tokenizer()
     ids = prompt_ids(Row("reverse", "dabe", "", ""), tokenizer, "plain")
     begin = len(ids)
     with torch.no_grad():
         while len(ids) < 40 and ids[-1] != tokenizer.eos_token_id:
             ids.append(int(loaded(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
-    return [*told, tokenizer.decode(ids[begin:], skip_special_tokens=True) + "\n"]
+    return [*answers, tokenizer.decode(ids[begin:], skip_special_tokens=True) + "\n"]
 
 
 def continued(folder):
-    """An exported adapter as the start of another run."""
+    """Train on from an exported adapter."""
     name = "llama adapter"
     model = ModelConfig(base=str(folder / f"base of {name}"), dtype="fp32")
     fresh = AdapterConfig(targets="all-linear", lora_rank=4)
@@ -273,7 +275,7 @@ def test_the_export_computes_what_the_run_computed(results, case):
 
 @pytest.mark.parametrize("case", [case for case in CASES if "blocks" in case])
 def test_trained_blocks_are_written_as_they_are(results, case):
-    """Not in the type of the base's file, where a small change would be rounded away."""
+    """Trained blocks are not stored in the type of the base's file, which would round small changes away."""
     assert results[1][case]["kept"]
 
 
@@ -369,7 +371,7 @@ def test_an_exported_adapter_starts_another_run(results):
 
 
 def test_the_files_of_an_export_are_counted(tmp_path, monkeypatch):
-    """So that a terminal shows when it will be done."""
+    """The count shows on a terminal when the export will be done."""
     import safetensors.torch
 
     from fedspeed import activity

@@ -60,7 +60,7 @@ def test_the_best_round_is_kept_beside_the_newest(tmp_path):
 
 
 def test_the_start_can_be_the_best(tmp_path):
-    """Which is not the same as that nothing has been evaluated."""
+    """A best round 0 differs from a run in which nothing has been evaluated."""
     journal = Journal(tmp_path, keep=1)
     journal.save_best(0, tensors(0))
     for number in range(4):
@@ -72,7 +72,9 @@ def test_the_start_can_be_the_best(tmp_path):
 
 
 def test_going_back_a_round_goes_back_to_its_best(tmp_path):
-    """What the remedy of a damaged round leads to, and a crash between the best of a round and its commit."""
+    """It happens when a damaged round is deleted, and after a crash between writing the best weights of a
+    round and its commit.
+    """
     journal = Journal(tmp_path, keep=2)
     for number in (1, 2, 3):
         journal.save_best(number, tensors(number))
@@ -238,7 +240,7 @@ def test_lost_or_truncated_best(two_rounds):
 
 
 def test_the_best_of_another_model(two_rounds):
-    """Checked by names and shapes, whatever the values are."""
+    """Names and shapes are compared, not values."""
     two_rounds.save_best(3, {"a": np.ones((50, 2), dtype=np.float32)})
     two_rounds.check_best(two_rounds.latest())
     for other in ({"a": np.ones((50, 3), dtype=np.float32)}, {"b": np.ones((50, 2), dtype=np.float32)}, {}):

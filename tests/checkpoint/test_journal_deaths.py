@@ -15,7 +15,7 @@ class Died(BaseException):
 
 
 def whole(run):
-    """Number of the newest round after a crash; the journal must be readable as it lies there."""
+    """Return the number of the newest round after a crash, once the journal has proved readable as it is."""
     journal = Journal(run, keep=1)
     newest = journal.latest()
     if newest is None:
@@ -27,8 +27,8 @@ def whole(run):
 
 
 def test_death_at_every_step_of_a_commit(tmp_path, monkeypatch):
-    """Every call that changes the disk is the last one once; afterwards not even a `finally` gets to change
-    it.
+    """The process dies at each call that changes the disk in turn; after it not even a `finally` changes
+    anything.
     """
     names = [(os, "fsync"), (os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "mkdir")]
     real = {name: getattr(module, name) for module, name in names}
@@ -77,7 +77,7 @@ def test_death_at_every_step_of_a_commit(tmp_path, monkeypatch):
 
 
 def commit_for_ever(run, pipe):
-    """Rounds after the newest one, each acknowledged once it is committed."""
+    """Commit rounds after the newest one without end, and acknowledge each through the pipe."""
     journal = Journal(run, keep=2)
     newest = journal.latest()
     number = 0 if newest is None else newest.round
@@ -94,7 +94,7 @@ def commit_for_ever(run, pipe):
 
 
 def test_kill_at_random_moments(tmp_path):
-    """One journal, killed and resumed twenty times over."""
+    """One journal is killed and resumed twenty times."""
     context = multiprocessing.get_context("fork")
     rng = random.Random(4)
     acknowledged = 0

@@ -1,4 +1,4 @@
-"""Rules between sections."""
+"""Rules between the sections of the configuration."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ FLEXLORA = METHOD_VARIANTS["flexlora"]()
 
 
 def config(**sections) -> RunConfig:
-    """RunConfig with a base, and the given values: section={field: value}."""
+    """Return a RunConfig with a base and these values, given as section={field: value}."""
     run = RunConfig()
     sections = {"model": {"base": "m"}, **sections}
     return dataclasses.replace(
@@ -172,7 +172,7 @@ def test_what_goes_together(sections):
 
 
 def test_a_method_brings_rules_of_its_own(monkeypatch):
-    """No line of check.py knows it."""
+    """The general rules name no method."""
 
     @dataclasses.dataclass(frozen=True)
     class Own:
@@ -198,8 +198,8 @@ def test_an_arm_has_the_name_that_it_is_registered_by():
         _variants(["clop"], lambda name: UPDATE_VARIANTS["clip"])
 
 
-@pytest.mark.parametrize(("warmup", "told"), [(0, False), (20, False), (21, True)])
-def test_a_warm_up_that_never_ends_is_noted(warmup, told):
+@pytest.mark.parametrize(("warmup", "notes_it"), [(0, False), (20, False), (21, True)])
+def test_a_warm_up_that_never_ends_is_noted(warmup, notes_it):
     found = notes(
         config(
             train={"warmup_steps": warmup, "local_steps": 1, "local_steps_by_cluster": {"a": 10}},
@@ -208,7 +208,7 @@ def test_a_warm_up_that_never_ends_is_noted(warmup, told):
     )
     assert found == (
         []
-        if not told
+        if not notes_it
         else [
             "train.warmup_steps=21, but the run has only 2 x 10 local steps, so that train.lr=0.001 is "
             "never reached; "

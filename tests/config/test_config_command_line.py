@@ -8,7 +8,7 @@ from fedspeed.config.load import repeated_keys
 
 @pytest.fixture
 def path(tmp_path):
-    """A configuration with a fault in line 4."""
+    """Write a configuration with a fault in line 4; return its path."""
     path = tmp_path / "run.yaml"
     path.write_text("model:\n  base: m\ntrain:\n  lr: fast\n", encoding="utf-8")
     return path

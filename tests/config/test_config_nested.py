@@ -1,4 +1,4 @@
-"""Values with values of their own: lists, dictionaries, and unions that a name decides."""
+"""Fields whose values have fields themselves: lists, dictionaries, and unions selected by a name."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +43,7 @@ FIELDS, _ = fields_of(Updates)
 
 
 def read(key: str, text: str):
-    """What a field of `Updates` makes of a text, or what is wrong with it."""
+    """Return the value of a field of `Updates` read from a text, or the problems that the loader reports."""
     try:
         return convert(expand_shorthand(tree.compose(text), FIELDS[key].type), FIELDS[key], key)
     except InvalidValue as unfit:

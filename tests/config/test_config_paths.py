@@ -1,4 +1,4 @@
-"""Relative paths of what a run reads: beside the YAML first, then in the folder of the command."""
+"""Relative paths in a configuration: relative to the YAML file first, then to the working folder."""
 
 import os
 from dataclasses import replace
@@ -21,7 +21,7 @@ KEYS = [key for key, field in FIELDS.items() if field.path is not None]
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A folder to give the command in, and in it `conf`, which holds a YAML and what it names."""
+    """Return a working folder; its folder `conf` holds a YAML file and the files that the YAML file names."""
     conf = tmp_path / "conf"
     for folder in (conf / "base", tmp_path / "base", tmp_path / "elsewhere"):
         folder.mkdir(parents=True)
@@ -118,7 +118,7 @@ def test_a_name_that_no_file_can_have_stays_as_it_is(project):
         assert load(write(project / "conf", f"model:\n  base: {name}\n")).config.model.base == name
 
 
-def test_who_names_an_input_that_is_nowhere_is_told_where_it_was_looked_for(project):
+def test_who_names_an_input_that_is_nowhere_is_reported_where_it_was_looked_for(project):
     path = write(project / "conf", "model:\n  base: ./nowhere\n")
     assert load(path).searched("model.base") == f" (looked for in {project / 'conf'} and {project})"
     assert load(path, ["model.base=x"]).searched("model.base") == f" (looked for in {project})"

@@ -1,4 +1,4 @@
-"""One folder of tiny runs for all tests here, and one uninterrupted run that others are compared with."""
+"""Fixtures for tiny runs: one folder for all tests here, and an uninterrupted run for comparison."""
 
 import shutil
 from pathlib import Path
@@ -23,7 +23,7 @@ def workshop(shared_workshop):
 
 @pytest.fixture(scope="session")
 def whole(shared_workshop):
-    """(how it ended, its folder) of an uninterrupted run with `--json`."""
+    """Return how an uninterrupted run with `--json` ended, and its folder."""
     return shared_workshop.finish_run(
         "--json", "run.name=whole", launcher=COLD
     ), shared_workshop.runs / "whole"
@@ -31,7 +31,7 @@ def whole(shared_workshop):
 
 @pytest.fixture
 def copy_of_whole(whole, shared_workshop):
-    """Makes copies of the finished run under other names; gives their folders."""
+    """Return a function that copies the finished run to a new name and returns the folder."""
 
     def copy(name: str) -> Path:
         return Path(shutil.copytree(whole[1], shared_workshop.runs / name))
@@ -41,8 +41,8 @@ def copy_of_whole(whole, shared_workshop):
 
 @pytest.fixture(scope="session")
 def rises(shared_workshop):
-    """The folder of a run with server steps so long that the held-out loss rises in the end: its best round
-    is not its last.
+    """Return the folder of a run whose server steps are so long that the held-out loss rises at the end: its
+    best round is not its last.
     """
     shared_workshop.finish_run("run.name=rises", "federation.server_lr=3", "monitor.plot=false")
     return shared_workshop.runs / "rises"

@@ -114,7 +114,7 @@ if "TEST_SLOW_SENDS_S" in os.environ:
 
 @dataclass
 class Ended:
-    """A process that ran to its end."""
+    """Describe a process that has ended: exit code, output and duration in seconds."""
 
     code: int
     out: str
@@ -127,16 +127,16 @@ class Ended:
 
 
 def refusal(ended: Ended) -> str:
-    """The error that `--json` has told on stdout, as the only thing there."""
+    """Return the error that `--json` prints, after checking that stdout holds nothing else."""
     (line,) = ended.out.splitlines()
-    told = json.loads(line)
-    assert told == {"event": "error", "error": told["error"], "exit_code": 2}
-    return told["error"]
+    message = json.loads(line)
+    assert message == {"event": "error", "error": message["error"], "exit_code": 2}
+    return message["error"]
 
 
 @dataclass
 class Started:
-    """A process that runs, and its whole family: of its session, or with its mark."""
+    """Hold a running process and find its family: the processes of its session, or with its mark."""
 
     process: subprocess.Popen | WarmProcess
     mark: str
@@ -160,8 +160,8 @@ class Started:
         return (self.logs / "out").read_text() + (self.logs / "err").read_text()
 
     def family(self) -> dict[int, dict[str, str]]:
-        """Living processes of its session, and others that carry the mark: pid -> environment they were
-        started with, in the order of their start.
+        """Return the living processes of its session and others with the mark: pid to the environment at
+        their start, in the order of their start.
         """
         found = {}
         for folder in sorted(Path("/proc").glob("[0-9]*"), key=lambda folder: int(folder.name)):
@@ -177,18 +177,18 @@ class Started:
         return found
 
     def local_ranks(self) -> list[int]:
-        """Pids of the ranks below the local supervisor and its fork server, by rank."""
+        """Return the pids of the ranks below the local supervisor and its fork server, by rank."""
         server = _children(self.process.pid)
         return sorted(_children(server[0])) if server else []
 
     def rank_pid(self, variable: str, rank: int) -> int:
-        """The process that a launcher started with this rank in its environment: the first of them, not what
-        it started itself.
+        """Return the process that a launcher started with this rank in its environment: the first of them,
+        not its children.
         """
         return next(pid for pid, env in self.family().items() if env.get(variable) == str(rank))
 
     def kill_all(self) -> None:
-        """Kill -9 for the whole family, as a machine that loses power would."""
+        """Kill the whole family with SIGKILL, as a loss of power would."""
         while family := self.family():
             for pid in family:
                 with contextlib.suppress(ProcessLookupError):
@@ -197,7 +197,7 @@ class Started:
                 self.process.wait(0.05)
 
     def until(self, happened, limit_s: float = LIMIT_S):
-        """Waits until `happened()` is true; returns what it gave."""
+        """Wait until `happened()` is true; return its value."""
         end = time.monotonic() + limit_s
         while not (value := happened()):
             assert self.process.poll() is None, (
@@ -218,7 +218,7 @@ def with_overrides(arguments: tuple[str, ...], *overrides: str) -> tuple[str, ..
 
 
 class Workshop:
-    """A folder with a model, a run's YAML and the runs made from it. `runs` is where they lie."""
+    """Hold a folder with a model, the YAML of a run, and in `runs` the output of runs."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -244,16 +244,20 @@ class Workshop:
         return path
 
     def start_run(
-        self, *words: str, launcher: tuple[str, ...] = (), config: Path | None = None, env: dict | None = None
+        self,
+        *arguments: str,
+        launcher: tuple[str, ...] = (),
+        config: Path | None = None,
+        env: dict | None = None,
     ) -> Started:
-        """`launcher launch.py --config CONFIG words...`, in a session of its own; without a launcher as
-        `python launch.py`, started warm (tests/warm.py).
+        """Start `launcher launch.py --config CONFIG arguments...` in a session of its own. Without a launcher
+        this is `python launch.py`, started warm (tests/warm.py).
         """
         mark = uuid.uuid4().hex
         logs = self.folder / "logs" / mark
         logs.mkdir(parents=True)
         faults = os.pathsep.join([str(self.folder / "faults"), os.environ["PYTHONPATH"]])
-        command = [str(LAUNCH), "--config", str(config or self.config), *words]
+        command = [str(LAUNCH), "--config", str(config or self.config), *arguments]
         environment = {**os.environ, "PYTHONPATH": faults, MARK: mark, **(env or {})}
         with (logs / "out").open("w") as out, (logs / "err").open("w") as err:
             if launcher:
@@ -273,17 +277,17 @@ class Workshop:
         self._started.append(Started(process, mark, logs))
         return self._started[-1]
 
-    def run(self, *words: str, limit_s: float = LIMIT_S, **options) -> Ended:
-        return self.start_run(*words, **options).wait(limit_s)
+    def run(self, *arguments: str, limit_s: float = LIMIT_S, **options) -> Ended:
+        return self.start_run(*arguments, **options).wait(limit_s)
 
-    def finish_run(self, *words: str, **options) -> Ended:
-        """A run that must end well."""
-        ended = self.run(*words, **options)
+    def finish_run(self, *arguments: str, **options) -> Ended:
+        """Run to the end and require success."""
+        ended = self.run(*arguments, **options)
         assert ended.code == 0, ended.text
         return ended
 
     def close(self) -> None:
-        """Nothing outlives a test, however it ended."""
+        """Kill every process that was started here, however its test ended."""
         for started in self._started:
             started.kill_all()
             started.process.wait()
@@ -308,7 +312,9 @@ def records(run: Path) -> list[dict]:
 
 
 def rounds_seen(run: Path) -> int:
-    """How many rounds the log of a run has, -1 for none; round 0 is the evaluation before the first."""
+    """Return the number of the last round in the log of a run, or -1; round 0 is the evaluation before the
+    first.
+    """
     path = run / "rounds.jsonl"
     return path.read_bytes().count(b"\n") - 1 if path.exists() else -1
 
@@ -322,8 +328,8 @@ def last_round(run: Path) -> Path:
 
 
 def bits(run: Path) -> dict[str, bytes]:
-    """Everything a run has learned, as bytes by name: global tensors, server moments, kept optimizers, the
-    exported adapter.
+    """Return all that a run has learned as bytes by name: global tensors, server moments, stored optimizers,
+    the exported adapter.
     """
     files = [*sorted(last_round(run).glob("*.safetensors")), run / "adapter" / "adapter_model.safetensors"]
     return {
@@ -334,7 +340,7 @@ def bits(run: Path) -> dict[str, bytes]:
 
 
 def assert_same_run(run: Path, reference: Path) -> None:
-    """Bit for bit the same result, and every round told once."""
+    """Check that two runs have the same results bit for bit, and each round once."""
     ours = bits(run)
     theirs = bits(reference)
     assert ours.keys() == theirs.keys()
@@ -343,7 +349,7 @@ def assert_same_run(run: Path, reference: Path) -> None:
 
 
 def _learned(record: dict) -> tuple:
-    """What a record says besides time and memory."""
+    """Return the results in a record, without time and memory."""
     return tuple(
         record[key]
         for key in (
@@ -365,7 +371,7 @@ def headline(run: Path) -> str:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder with its content."""
+    """Return every file below a folder with its content."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
         for path in sorted(folder.rglob("*"))

@@ -1,4 +1,4 @@
-"""The ranks of a job in threads of one process, for what they decide together before anything is built."""
+"""The ranks of a job as threads of one process, for tests of what they agree on before anything is built."""
 
 import threading
 
@@ -11,7 +11,7 @@ from tests.limits import LIMIT_S
 
 
 class Meeting:
-    """The ranks' store, in one process."""
+    """Stand in for the store of the ranks, in one process."""
 
     def __init__(self):
         self._texts = {}

@@ -14,7 +14,7 @@ from tests.tiny import write_llama
 
 
 def nothing(here: Path) -> None:
-    """The mistake needs no file of its own."""
+    """Write nothing: the mistake needs no file."""
 
 
 @dataclass(frozen=True)
@@ -22,33 +22,33 @@ class Mistake:
     """A command line, and what its refusal says.
 
     Attributes:
-        words: behind `fedspeed`; for `run`, the configuration in the working folder comes by itself.
+        arguments: behind `fedspeed`; for `run`, the configuration in the working folder comes by itself.
         says: texts that stand in the message, all of them: what is wrong, where, and what to do.
         files: makes the files that the mistake is about, in the working folder.
         dry: found by `--dry-run` only, and else by the ranks: it takes the libraries that they load.
     """
 
-    words: str
+    arguments: str
     says: tuple[str, ...]
     files: Callable[[Path], object] = nothing
     dry: bool = False
 
 
 def written(name: str, text: str | bytes) -> Callable[[Path], object]:
-    """Makes a file of this content."""
+    """Return a function that writes a file with this content."""
     return lambda here: (here / name).write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
 def rows(name: str, items: list) -> Callable[[Path], object]:
-    """Makes a file of rows, a JSON object a line."""
+    """Return a function that writes a file of rows, one JSON object a line."""
     return written(name, "".join(json.dumps(item) + "\n" for item in items))
 
 
 def model(
     name: str, config: dict | str | None, weights: dict | None = None, **files: str
 ) -> Callable[[Path], object]:
-    """Makes a model folder: config.json, and weights where they are given; `a__b` among `files` is the file
-    a.b.
+    """Return a function that writes a model folder: config.json, and weights if given. `a__b` among `files`
+    stands for the file a.b.
     """
 
     def make(here: Path) -> None:
@@ -65,7 +65,7 @@ def model(
 
 
 def changed_llama(name: str, **changes) -> Callable[[Path], object]:
-    """Makes a whole model folder whose config.json then says something else."""
+    """Return a function that writes a complete model folder and then changes its config.json."""
 
     def make(here: Path) -> None:
         folder = Path(write_llama(here / name))
@@ -76,7 +76,7 @@ def changed_llama(name: str, **changes) -> Callable[[Path], object]:
 
 
 def in_eight_bits(name: str) -> Callable[[Path], object]:
-    """Makes a whole model folder one of whose weights is stored as whole numbers."""
+    """Return a function that writes a model folder with one weight stored as 8-bit integers."""
 
     def make(here: Path) -> None:
         weights = Path(write_llama(here / name)) / "model.safetensors"
@@ -86,7 +86,7 @@ def in_eight_bits(name: str) -> Callable[[Path], object]:
 
 
 def cut(name: str, left: int) -> Callable[[Path], object]:
-    """Makes a model folder whose weights end too early."""
+    """Return a function that writes a model folder with truncated weights."""
 
     def make(here: Path) -> None:
         model(name, LLAMA, {"model.norm.weight": np.ones(64, np.float32)})(here)
@@ -99,7 +99,7 @@ def cut(name: str, left: int) -> Callable[[Path], object]:
 def saved_adapter(
     name: str, module: str = "model.layers.0.self_attn.q_proj", **config
 ) -> Callable[[Path], object]:
-    """Makes a PEFT folder with factors beside one matrix of 64 x 64."""
+    """Return a function that writes a PEFT folder with the LoRA factors of one matrix of 64 x 64."""
 
     def make(here: Path) -> None:
         folder = here / name
@@ -119,7 +119,7 @@ def saved_adapter(
 
 
 def pickled_adapter(name: str) -> Callable[[Path], object]:
-    """Makes a PEFT folder as a trainer of an earlier time leaves it."""
+    """Return a function that writes a PEFT folder as older trainers leave it, with pickled weights."""
 
     def make(here: Path) -> None:
         saved_adapter(name)(here)

@@ -1,4 +1,4 @@
-"""A run that must be refused, and what every refusal owes its reader."""
+"""A check that a run is refused as every refusal has to be."""
 
 from tests.run.launched import Ended, refusal, tree
 
@@ -6,15 +6,17 @@ SOON_S = 120.0  # found before any rank starts; takes half a second on an idle m
 
 
 def assert_refused(
-    workshop, *words: str, named: tuple[str, ...], limit_s: float = 120.0, run: str = "refused", **options
+    workshop, *arguments: str, named: tuple[str, ...], limit_s: float = 120.0, run: str = "refused", **options
 ) -> Ended:
-    """Runs, and holds the refusal to what every refusal owes its reader."""
+    """Start a run and check its refusal: exit code 2, one message with all of `named`, no traceback, no file
+    written.
+    """
     before = tree(workshop.runs) if workshop.runs.exists() else {}
-    ended = workshop.run(f"run.name={run}", *words, limit_s=limit_s, **options)
+    ended = workshop.run(f"run.name={run}", *arguments, limit_s=limit_s, **options)
     assert ended.code == 2, ended.text
     assert "Traceback" not in ended.text, ended.text
     assert ended.err.count("fedspeed: error:") == 1, ended.err
-    if "--json" in words:
+    if "--json" in arguments:
         assert f"fedspeed: error: {refusal(ended)}\n" in ended.err
     else:
         assert ended.out == ""

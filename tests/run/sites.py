@@ -13,15 +13,15 @@ from tests.run.launched import rounds_seen
 
 
 class Federation:
-    """Sites with their own YAML; `start` runs them."""
+    """Hold several sites, each with its own YAML, and start them."""
 
     def __init__(self, workshop, name: str, size: int):
         self.workshop = workshop
         self.size = size
         self.folder = workshop.folder / name
-        self.places = free_ports(size)
+        self.ports = free_ports(size)
         cards = []
-        for i, port in enumerate(self.places):
+        for i, port in enumerate(self.ports):
             self.run_keys(
                 "new", f"site{i}", "--address", f"127.0.0.1:{port}", "--out", str(self.folder / f"keys{i}")
             )
@@ -40,9 +40,9 @@ class Federation:
                 with (self.folder / "rows2.jsonl").open("a") as file:
                     file.write(json.dumps({"instruction": "2 " * 40, "output": "2"}) + "\n")
 
-    def run_keys(self, *words: str) -> str:
+    def run_keys(self, *arguments: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "fedspeed", "keys", *words],
+            [sys.executable, "-m", "fedspeed", "keys", *arguments],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -64,7 +64,7 @@ class Federation:
         )
 
     def roster_of(self, i: int):
-        """The site's own copy where it has one."""
+        """Return the site's own copy of the roster if it has one, else the shared roster."""
         own = self.folder / f"roster{i}.json"
         return own if own.exists() else self.folder / "roster.json"
 
@@ -109,14 +109,14 @@ class Federation:
         return self.folder / f"runs{i}" / f"site{i}"
 
     def until_a_round(self, started: list) -> None:
-        """Until the first site has a round; says what all of them said if it does not come to that."""
+        """Wait until the first site has finished a round; on failure show the output of all sites."""
         try:
             started[0].until(lambda: rounds_seen(self.run(0)) >= 1)
         except AssertionError as error:
             raise AssertionError("\n".join(f"site{i}: {s.said()}" for i, s in enumerate(started))) from error
 
-    def start_sites(self, *words: str, sites=None, env=None, launcher=(), **routing) -> list:
+    def start_sites(self, *arguments: str, sites=None, env=None, launcher=(), **routing) -> list:
         return [
-            self.workshop.start_run(*words, launcher=launcher, config=self.config(i, **routing), env=env)
+            self.workshop.start_run(*arguments, launcher=launcher, config=self.config(i, **routing), env=env)
             for i in (range(self.size) if sites is None else sites)
         ]

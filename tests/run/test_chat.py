@@ -1,5 +1,5 @@
-"""`fedspeed chat`: which folder is asked, and what is said where there is nothing to ask. (Answers:
-tests/checkpoint/test_export.py.)
+"""`fedspeed chat`: which folder it loads, and its messages if there is none. Answers are tested in
+tests/checkpoint/test_export.py.
 """
 
 import io
@@ -17,8 +17,8 @@ CARD = "---\nfedspeed:\n  template: plain\n  dtype: float32\n---\n"
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A folder with a finished run, one whose result is a model, one that has not finished, and a folder that
-    is none.
+    """Return a folder with a finished run, a run that exported a model, an unfinished run, and a folder that
+    is no run.
     """
     for run, kind, file in (("done", "adapter", "adapter_config.json"), ("whole", "model", "config.json")):
         folder = tmp_path / "runs" / run / kind
@@ -44,13 +44,13 @@ def test_a_run_is_found_by_its_name_or_folder(project, name, folder):
     assert str(exported_folder(name.format(project=project))) == folder.format(project=project)
 
 
-def refused(words, capsys) -> str:
-    assert main(["chat", *words]) == 2
+def refused(arguments, capsys) -> str:
+    assert main(["chat", *arguments]) == 2
     return capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "said"),
     [
         (["nothing", "hello"], "nothing: there is no such folder and no such run; runs/ holds going"),
         (
@@ -69,8 +69,8 @@ def refused(words, capsys) -> str:
         ),
     ],
 )
-def test_what_cannot_be_asked_is_told(project, capsys, words, said):
-    assert said in refused(words, capsys)
+def test_what_cannot_be_asked_is_reported(project, capsys, arguments, said):
+    assert said in refused(arguments, capsys)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_what_cannot_be_asked_is_told(project, capsys, words, said):
         ),
     ],
 )
-def test_an_export_that_is_not_whole_is_told(project, capsys, card, config, said):
+def test_an_export_that_is_not_whole_is_reported(project, capsys, card, config, said):
     folder = project / "runs" / "done" / "adapter"
     (folder / "README.md").write_text(card)
     (folder / "adapter_config.json").write_text(
@@ -102,21 +102,21 @@ def test_an_export_that_is_not_whole_is_told(project, capsys, card, config, said
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "said"),
     [
         (["done", "x", "--max-new-tokens", "0"], "is not a whole number of at least 1"),
         (["done", "x", "--temperature", "-1"], "is not a number of at least 0"),
         (["done", "x", "--temperature", "hot"], "is not a number of at least 0"),
     ],
 )
-def test_bad_words_are_refused(project, capsys, words, said):
+def test_bad_arguments_are_refused(project, capsys, arguments, said):
     with pytest.raises(SystemExit, match="2"):
-        main(["chat", *words])
+        main(["chat", *arguments])
     assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "lines"), [("  ", ""), (None, "\n \n"), (None, "")])
-def test_nothing_to_answer_is_told(project, capsys, monkeypatch, text, lines):
+def test_nothing_to_answer_is_reported(project, capsys, monkeypatch, text, lines):
     monkeypatch.setattr("fedspeed.session.chat.load", lambda folder: None)
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))
     assert "there is nothing to answer" in refused(["done", *([text] if text is not None else [])], capsys)

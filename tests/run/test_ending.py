@@ -1,4 +1,4 @@
-"""How a run ends, as a value: each failure, and the last round, to status, exit code and what is said."""
+"""How a run ends: status, exit code and message after each failure and after the last round."""
 
 import io
 import json
@@ -142,7 +142,7 @@ def test_what_is_said_of_it(tmp_path, monkeypatch, capsys):
 
 
 class Link:
-    """Of one site among several, of which none, or another one, objects."""
+    """Stand in for the link of one of several sites, of which none or another one objects."""
 
     def __init__(self, answer):
         self.answer = answer
@@ -185,7 +185,7 @@ def test_who_has_started_it_is_decided_once():
 
 
 def test_parts_are_closed_in_order_unless_something_was_raised():
-    """Closing waits for other ranks, who may be lost."""
+    """Closing waits for other ranks, which may be lost."""
     closed = []
     with rank._closed_in_order() as closing:
         for part in ("engine", "exchange", "heartbeat"):

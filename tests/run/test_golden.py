@@ -1,4 +1,6 @@
-"""Golden runs: six of them give what they gave before, digit by digit; and a difference is seen."""
+"""The six golden runs reproduce their recorded values digit by digit, and the comparison detects a
+difference.
+"""
 
 import re
 import subprocess
@@ -17,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def checked() -> subprocess.CompletedProcess:
-    """What `python tests/golden.py check` says of the six."""
+    """Return the output of `python tests/golden.py check` for the six runs."""
     command = [sys.executable, "tests/golden.py", "check", *SUITE]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
 
@@ -31,29 +33,29 @@ def test_all_golden_runs_are_recorded():
     assert list(Recorded.read(VALUES).runs) == list(GOLDEN)
 
 
-def test_a_difference_is_told_with_both_values():
+def test_a_difference_is_reported_with_both_values():
     old = {
         "rounds": [{"train_loss": 5.0, "tokens": 8, "update_norm": 0.5}],
         "adapter": {"a": "00"},
         "summary": {"rounds": 1},
     }
 
-    def told(near: float, **changed) -> list[str]:
+    def differing(near: float, **changed) -> list[str]:
         return differences(old, {**old, **changed}, near)
 
-    assert told(0.0) == []
+    assert differing(0.0) == []
     near = [{"train_loss": 5.0001, "tokens": 8, "update_norm": 0.501}]
-    assert told(0.0, rounds=near)[0] == "rounds[0].train_loss: expected 5.0, found 5.0001"
-    assert told(1e-4, rounds=near, adapter={"a": "11"}) == []
-    assert told(0.0, adapter={"a": "11"}) == ['adapter.a: expected "00", found "11"']
+    assert differing(0.0, rounds=near)[0] == "rounds[0].train_loss: expected 5.0, found 5.0001"
+    assert differing(1e-4, rounds=near, adapter={"a": "11"}) == []
+    assert differing(0.0, adapter={"a": "11"}) == ['adapter.a: expected "00", found "11"']
     far = [{"train_loss": 5.01, "tokens": 9, "update_norm": 0.6}]
-    assert len(told(1e-4, rounds=far)) == 3
-    assert told(1e-4, rounds=[]) == ["rounds: expected 1 entries, found 0"]
-    assert told(1e-4, adapter={"b": "00"}) == [
+    assert len(differing(1e-4, rounds=far)) == 3
+    assert differing(1e-4, rounds=[]) == ["rounds: expected 1 entries, found 0"]
+    assert differing(1e-4, adapter={"b": "00"}) == [
         'adapter.a: expected "00", found nothing',
         'adapter.b: expected nothing, found "00"',
     ]
-    assert told(0.0, summary={"rounds": 1.0}) and told(0.0, summary={"rounds": True})
+    assert differing(0.0, summary={"rounds": 1.0}) and differing(0.0, summary={"rounds": True})
 
 
 def test_values_are_read_as_they_were_written(tmp_path):

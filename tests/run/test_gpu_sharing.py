@@ -1,4 +1,4 @@
-"""Ranks and GPUs, from what each rank sees to what all of them say; and a device that is full."""
+"""Ranks that share a GPU by mistake, and devices whose memory is full."""
 
 import sys
 from types import SimpleNamespace
@@ -23,8 +23,8 @@ FULL = torch.OutOfMemoryError(
 )
 
 
-def order(*words: str) -> SimpleNamespace:
-    config = load(None, ["model.base=m", "data.clients=3", *words]).config
+def order(*arguments: str) -> SimpleNamespace:
+    config = load(None, ["model.base=m", "data.clients=3", *arguments]).config
     return SimpleNamespace(config=config, deepspeed=dict(config.deepspeed))
 
 
@@ -36,10 +36,10 @@ def agreed(job, store):
 def test_all_ranks_refuse_two_of_a_cluster_on_one_card(monkeypatch):
     gpus = ["GPU-1", "GPU-2", "GPU-1"]
     monkeypatch.setattr(GPU_OF_RANK, lambda local_rank: Gpu(gpus[local_rank], "alpha", 1))
-    told = {str(one) for one in meet(order(), 3, agreed)}
+    message = {str(one) for one in meet(order(), 3, agreed)}
     assert (
-        len(told) == 1
-        and "host alpha: ranks 0 and 2 of cluster default would compute on one GPU (GPU-1;" in told.pop()
+        len(message) == 1
+        and "host alpha: ranks 0 and 2 of cluster default would compute on one GPU (GPU-1;" in message.pop()
     )
 
 
@@ -72,8 +72,8 @@ def test_too_many_ranks_are_refused_before_they_are_started(workshop, monkeypatc
 # A device that is full.
 
 
-def job_of(*words: str) -> SimpleNamespace:
-    asked = order(*words)
+def job_of(*arguments: str) -> SimpleNamespace:
+    asked = order(*arguments)
     return SimpleNamespace(
         request=asked,
         config=asked.config,
@@ -83,8 +83,8 @@ def job_of(*words: str) -> SimpleNamespace:
     )
 
 
-def test_a_full_device_is_told_as_that_with_what_to_set():
-    told = as_user_error(
+def test_a_full_device_is_reported_as_that_with_what_to_set():
+    message = as_user_error(
         FULL,
         job_of(
             "engine.tier=ram",
@@ -94,8 +94,8 @@ def test_a_full_device_is_told_as_that_with_what_to_set():
             "data.max_tokens=512",
         ),
     )
-    text = str(told)
-    assert isinstance(told, FedSpeedError) and told.exit_code == EXIT_USAGE
+    text = str(message)
+    assert isinstance(message, FedSpeedError) and message.exit_code == EXIT_USAGE
     assert text.startswith(
         "client 0 (rank 0 on alpha): the GPU's memory is full (CUDA out of memory. Tried to allocate 2.00 "
         "GiB. GPU 0 has a total "
@@ -110,7 +110,7 @@ def test_a_full_device_is_told_as_that_with_what_to_set():
 
 
 @pytest.mark.parametrize(
-    ("words", "first"),
+    ("arguments", "first"),
     [
         (
             ("engine.tier=stock", "train.micro_batch=3"),
@@ -141,12 +141,12 @@ def test_a_full_device_is_told_as_that_with_what_to_set():
         ),
     ],
 )
-def test_only_what_can_be_lowered_is_named(words, first):
-    text = str(as_user_error(FULL, job_of(*words)))
+def test_only_what_can_be_lowered_is_named(arguments, first):
+    text = str(as_user_error(FULL, job_of(*arguments)))
     assert text.partition("the mildest first: ")[2].startswith(first), text
 
 
-def test_cuda_and_cublas_say_it_in_their_own_words():
+def test_out_of_memory_errors_of_cuda_and_cublas_are_recognised():
     for said in (
         "CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
@@ -164,7 +164,7 @@ def test_cuda_and_cublas_say_it_in_their_own_words():
     ],
 )
 def test_a_full_device_is_no_lack_of_ram_while_loading(monkeypatch, error, raised, text):
-    """It goes on to where a full device is told as what it is."""
+    """The error passes on to the place that reports a full device."""
 
     def build(*_):
         raise error
@@ -182,7 +182,7 @@ def test_a_full_device_is_no_lack_of_ram_while_loading(monkeypatch, error, raise
 
 
 def test_a_run_whose_device_is_full_ends_with_what_to_set(workshop):
-    """Once, without a restart that would end the same way, and with a report."""
+    """The message comes once, with a report, and without a restart that would end the same way."""
     ended = workshop.run("run.name=full", env={"TEST_FULL": str(FULL)})
     assert ended.code == EXIT_USAGE, ended.text
     assert ended.err.count("the GPU's memory is full (CUDA out of memory. Tried to allocate 2.00 GiB.") == 1
@@ -197,7 +197,7 @@ def test_a_run_whose_device_is_full_ends_with_what_to_set(workshop):
 
 
 def test_a_plain_run_needs_no_cryptography(workshop):
-    """And runs under engine.deterministic: none of its operations is one that torch refuses then."""
+    """It also runs under engine.deterministic, which makes torch refuse some operations."""
     ended = workshop.finish_run(
         "run.name=plain",
         "federation.rounds=1",
@@ -210,8 +210,8 @@ def test_a_plain_run_needs_no_cryptography(workshop):
 
 def test_a_masked_run_without_cryptography_is_refused_before_it_starts(workshop, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cryptography", None)
-    words = ["routing.mode=mix+mask", "federation.local_optimizer=reset", "cluster.local_ranks=3"]
-    assert main(["run", "--config", str(workshop.config), "--dry-run", *words]) == EXIT_USAGE
+    arguments = ["routing.mode=mix+mask", "federation.local_optimizer=reset", "cluster.local_ranks=3"]
+    assert main(["run", "--config", str(workshop.config), "--dry-run", *arguments]) == EXIT_USAGE
     assert (
         "routing.mode=mix+mask needs the package cryptography, which is not installed"
         in capsys.readouterr().err

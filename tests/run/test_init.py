@@ -1,6 +1,4 @@
-"""`fedspeed init`: what it writes loads, is commented, and passes what can be checked without starting
-anything.
-"""
+"""`fedspeed init`: the file that it writes loads, has comments, and passes every check that needs no run."""
 
 import json
 from pathlib import Path
@@ -29,7 +27,7 @@ ROWS = [
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A folder to work in, with rows in `rows/mine.jsonl`, a base in `base`, and two hosts in `hosts`."""
+    """Return a working folder with rows in `rows/mine.jsonl`, a base in `base`, and two hosts in `hosts`."""
     (tmp_path / "rows").mkdir()
     (tmp_path / "base").mkdir()
     write_rows(tmp_path / "rows" / "mine.jsonl", ROWS)
@@ -45,14 +43,14 @@ def write_rows(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def written(capsys, *words):
-    """(configuration, text of the file, what was said) of `fedspeed init run.yaml words...`."""
-    assert main(["init", "run.yaml", *words]) == 0
+def written(capsys, *arguments):
+    """Return configuration, text of the file and output of `fedspeed init run.yaml arguments...`."""
+    assert main(["init", "run.yaml", *arguments]) == 0
     return load(RUN), RUN.read_text(), capsys.readouterr().out
 
 
-def refused(capsys, *words) -> str:
-    assert main(["init", *words]) == 2
+def refused(capsys, *arguments) -> str:
+    assert main(["init", *arguments]) == 2
     return capsys.readouterr().err
 
 
@@ -148,14 +146,14 @@ def test_the_shipped_hostfile_serves(project, capsys):
         (None, "the file holds no rows"),
     ],
 )
-def test_rows_that_cannot_be_understood_are_told(project, capsys, row, said):
+def test_rows_that_cannot_be_understood_are_reported(project, capsys, row, said):
     write_rows(project / "rows" / "odd.jsonl", [] if row is None else [row] * 3)
     assert said in refused(capsys, "run.yaml", "--data", "rows/odd.jsonl")
     assert not (project / "run.yaml").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "said"),
     [
         (["there.yaml"], "there.yaml: exists already, and is not overwritten; move it, or give another name"),
         (["run.txt"], "run.txt: a run's configuration is a YAML file; give it a name such as run.txt.yaml"),
@@ -169,7 +167,7 @@ def test_rows_that_cannot_be_understood_are_told(project, capsys, row, said):
         (["run.yaml", "--hostfile", "nowhere"], "nowhere"),
     ],
 )
-def test_nothing_is_written_over_and_mistakes_are_told(project, capsys, words, said):
+def test_nothing_is_written_over_and_mistakes_are_reported(project, capsys, arguments, said):
     (project / "there.yaml").write_text("mine")
-    assert said in refused(capsys, *words)
+    assert said in refused(capsys, *arguments)
     assert (project / "there.yaml").read_text() == "mine" and not (project / "run.yaml").exists()

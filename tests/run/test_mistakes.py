@@ -33,7 +33,7 @@ MISTAKES = {f"{kind}: {name}": mistake for kind, table in KINDS.items() for name
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """The working folder: a model's config.json and a run's YAML."""
+    """Return the working folder, with a model's config.json and the YAML of a run."""
     monkeypatch.chdir(tmp_path)
     model("model", LLAMA)(tmp_path)
     (tmp_path / "run.yaml").write_text(
@@ -46,14 +46,14 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def told(words: str, monkeypatch, capfd) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of a command that must not start anything."""
+def run_command(arguments: str, monkeypatch, capfd) -> tuple[int, str, str]:
+    """Return exit code, stdout and stderr of a command that must not start anything."""
 
     def start(*_):
         raise AssertionError("nothing has refused it")
 
     monkeypatch.setattr("fedspeed.session.local_run.supervise", start)
-    argv = shlex.split(words)
+    argv = shlex.split(arguments)
     if argv[:1] == ["run"] and "--config" not in argv:
         argv += ["--config", "run.yaml"]
     try:
@@ -64,11 +64,11 @@ def told(words: str, monkeypatch, capfd) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_told_at_once(here, monkeypatch, capfd, name):
+def test_a_mistake_is_refused_at_once(here, monkeypatch, capfd, name):
     mistake = MISTAKES[name]
     mistake.files(here)
     before = tree(here)
-    code, out, err = told(mistake.words + " --dry-run" * mistake.dry, monkeypatch, capfd)
+    code, out, err = run_command(mistake.arguments + " --dry-run" * mistake.dry, monkeypatch, capfd)
     print(err)
     assert code == 2 and out == "", err
     assert "Traceback" not in err and err.count(": error:") == 1
@@ -77,7 +77,7 @@ def test_a_mistake_is_told_at_once(here, monkeypatch, capfd, name):
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         "run train.lr=fast",
         "run --fast",
@@ -90,8 +90,8 @@ def test_a_mistake_is_told_at_once(here, monkeypatch, capfd, name):
         "audit --modes=none",
     ],
 )
-def test_a_mistake_is_told_as_json_too(here, monkeypatch, capfd, words):
-    code, out, err = told(f"{words} --json", monkeypatch, capfd)
+def test_a_mistake_is_reported_as_json_too(here, monkeypatch, capfd, arguments):
+    code, out, err = run_command(f"{arguments} --json", monkeypatch, capfd)
     (line,) = out.splitlines()
     found = json.loads(line)
     assert (code, found["event"], found["exit_code"]) == (2, "error", 2)
@@ -101,7 +101,7 @@ def test_a_mistake_is_told_as_json_too(here, monkeypatch, capfd, words):
 def test_what_a_base_has_no_place_for_is_noted(here, monkeypatch, capfd):
     weights = Path(write_llama(here / "base")) / "model.safetensors"
     save_file(load_file(weights) | {"model.norm.bias": np.ones(64, np.float32)}, weights, {"format": "pt"})
-    code, out, err = told("run model.init=pretrained model.base=base --dry-run", monkeypatch, capfd)
+    code, out, err = run_command("run model.init=pretrained model.base=base --dry-run", monkeypatch, capfd)
     assert code == 0, err
     assert (
         "note     base: 1 tensor has no place in the model of config.json and is not used: model.norm.bias"
@@ -110,14 +110,14 @@ def test_what_a_base_has_no_place_for_is_noted(here, monkeypatch, capfd):
 
 
 @pytest.mark.parametrize(
-    "words", ["engine.tier=stock", "adapter.method=full", "adapter.targets=[lm_head] --dry-run"]
+    "arguments", ["engine.tier=stock", "adapter.method=full", "adapter.targets=[lm_head] --dry-run"]
 )
-def test_what_deepspeeds_nvme_offload_lacks_is_told_at_once(here, monkeypatch, capfd, words):
-    """Whatever leads to stock execution; what trains outside the blocks is known to the dry run only, and to
-    the ranks before they build.
+def test_what_deepspeeds_nvme_offload_lacks_is_reported_at_once(here, monkeypatch, capfd, arguments):
+    """Whatever leads to stock execution is refused. The dry run and the ranks, but not the supervisor, know
+    which parameters outside the blocks are trained.
     """
     monkeypatch.setenv("CC", "no-such-compiler")
-    code, _, err = told(f"run deepspeed.base=zero3_nvme.json {words}", monkeypatch, capfd)
+    code, _, err = run_command(f"run deepspeed.base=zero3_nvme.json {arguments}", monkeypatch, capfd)
     assert (
         code == 2
         and "needs DeepSpeed's async_io" in err
@@ -128,4 +128,4 @@ def test_what_deepspeeds_nvme_offload_lacks_is_told_at_once(here, monkeypatch, c
 def test_the_table_is_long_enough_and_the_check_can_fail(here, monkeypatch, capfd):
     assert len(MISTAKES) >= 80
     with pytest.raises(AssertionError, match="nothing has refused it"):
-        told("run", monkeypatch, capfd)
+        run_command("run", monkeypatch, capfd)

@@ -1,4 +1,4 @@
-"""model.dtype=auto, from the devices to the fingerprint: decided once, told, and kept."""
+"""model.dtype=auto: chosen once from the devices, printed, and kept when the run resumes."""
 
 import json
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ from tests.run.meeting import meet
 
 @pytest.fixture
 def order(tmp_path, monkeypatch):
-    """An order in the working folder, with overrides and perhaps a hostfile."""
+    """Return a run request in the working folder, with overrides and perhaps a hostfile."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps(LLAMA))
@@ -32,17 +32,17 @@ def order(tmp_path, monkeypatch):
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
 
-    def make(*words: str, hosts: str = "", fresh: bool = False) -> RunRequest:
+    def make(*arguments: str, hosts: str = "", fresh: bool = False) -> RunRequest:
         (tmp_path / "hosts").write_text(hosts)
         return RunRequest(
-            load(tmp_path / "run.yaml", words), tmp_path / "hosts" if hosts else None, fresh=fresh
+            load(tmp_path / "run.yaml", arguments), tmp_path / "hosts" if hosts else None, fresh=fresh
         )
 
     return make
 
 
 def begin(order: RunRequest, dtype: str) -> None:
-    """What a first round in a type leaves."""
+    """Write the files that a first round in this type leaves."""
     config = as_dict(order.with_dtype(dtype).config)
     Journal(order.folder, 2).commit(Entry(1, order.with_dtype(dtype).fingerprint, 0, config), {})
 
@@ -60,7 +60,7 @@ def gpus(monkeypatch, *types: tuple[str, ...]) -> None:
 
 
 def enabled(order: RunRequest) -> list[str]:
-    """The 16-bit types that DeepSpeed is told to compute in."""
+    """Return the 16-bit types that the DeepSpeed configuration enables."""
     return [name for name in ("bf16", "fp16") if order.deepspeed.get(name, {}).get("enabled")]
 
 
@@ -107,11 +107,11 @@ def test_the_hostfile_tells_of_cards_that_are_elsewhere(order):
 
 def test_the_dry_run_ends_well_where_the_type_is_decided_later(order, capsys):
     order(hosts=HOSTS.format("rtx7777"))
-    words = ["run", "--config", "run.yaml", "--hostfile", "hosts", "--dry-run"]
-    assert main(words) == 0
+    arguments = ["run", "--config", "run.yaml", "--hostfile", "hosts", "--dry-run"]
+    assert main(arguments) == 0
     said = capsys.readouterr().out
     assert "model.dtype=auto: decided when the ranks meet" in said and "should it" not in said
-    assert main([*words, "engine.tier=ram", "engine.base_gib=0.0002"]) == 0
+    assert main([*arguments, "engine.tier=ram", "engine.base_gib=0.0002"]) == 0
     assert "note     if it is resolved to fp32: engine.base_gib=0.0002" in capsys.readouterr().out
 
 
@@ -136,10 +136,10 @@ def test_print_config_shows_what_was_asked(order, capsys):
 
 
 def test_what_auto_comes_to_is_held_to_the_rules_too(order, capsys):
-    """As it was written the configuration breaks none."""
+    """The configuration as written breaks no rule."""
     order(hosts=HOSTS.format("rtx3090"))
-    words = ["run", "--config", "run.yaml", "--hostfile", "hosts", "--dry-run"]
-    assert main([*words, "engine.matmul=fp16_accumulation"]) == 2
+    arguments = ["run", "--config", "run.yaml", "--hostfile", "hosts", "--dry-run"]
+    assert main([*arguments, "engine.matmul=fp16_accumulation"]) == 2
     assert (
         "changes products of fp16 numbers, but the run computes in model.dtype=bf16"
         in capsys.readouterr().err
@@ -215,7 +215,7 @@ def test_a_device_that_cannot_be_asked_ends_all_at_once(order, monkeypatch):
     [((9, 0), {"bf16", "fp16"}), ((8, 0), {"bf16", "fp16"}), ((7, 5), {"fp16"}), ((6, 1), set())],
 )
 def test_emulated_types_of_old_cards_do_not_count(monkeypatch, capability, types):
-    """Torch says of every card that it can do bf16: it counts emulation."""
+    """Torch reports bf16 for every card because it counts emulation."""
     import deepspeed.accelerator as deepspeed_accelerator
 
     from fedspeed.engine import device_types

@@ -1,5 +1,5 @@
-"""launchers/organisations.sh with stand-ins for everything that it starts: what becomes of the sites when it
-is told to end.
+"""launchers/organisations.sh with stand-ins for the programs that it starts: what happens to the sites when
+the script is terminated.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ exit 75
 
 
 def hear_signals() -> None:
-    """Undoes what `nohup` and `&` do to the signals of the tests: a shell that inherits an ignored signal
+    """Undo what `nohup` and `&` do to the signals of the tests: a shell that inherits an ignored signal
     cannot trap it.
     """
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
@@ -40,7 +40,7 @@ def hear_signals() -> None:
 
 @pytest.fixture
 def script(tmp_path):
-    """The script at work in a folder of its own, when all three sites are there."""
+    """Return the running script, in a folder of its own, once all three sites have started."""
     (tmp_path / "launchers").mkdir()
     shutil.copy(ROOT / "launchers" / "organisations.sh", tmp_path / "launchers")
     python = tmp_path / ".venv" / "bin" / "python"

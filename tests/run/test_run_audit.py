@@ -1,4 +1,4 @@
-"""`fedspeed audit` and `fedspeed keys` as commands."""
+"""The commands `fedspeed audit` and `fedspeed keys`."""
 
 import json
 import subprocess
@@ -9,14 +9,20 @@ import pytest
 from tests.conftest import ROOT
 
 
-def fedspeed(*words: str, limit_s: float = 120):
+def fedspeed(*arguments: str, limit_s: float = 120):
     return subprocess.run(
-        [sys.executable, "-m", "fedspeed", *words], cwd=ROOT, capture_output=True, text=True, timeout=limit_s
+        [sys.executable, "-m", "fedspeed", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=limit_s,
     )
 
 
 def test_an_audit_of_real_updates(workshop):
-    """Few rounds: the figures are those of benchmarks/linkage.py; here the parts fit together."""
+    """The rounds are few: benchmarks/linkage.py measures the figures, this test checks that the parts fit
+    together.
+    """
     done = fedspeed(
         "audit",
         "--config",
@@ -41,7 +47,7 @@ def test_an_audit_of_real_updates(workshop):
 
 
 def test_a_coalition_with_all_relays_follows_every_cell(workshop):
-    """Whatever the method sums: here products of factors."""
+    """It holds for every method; here the sums are of products of factors."""
     done = fedspeed(
         "audit",
         "--config",
@@ -64,7 +70,7 @@ def test_a_coalition_with_all_relays_follows_every_cell(workshop):
 
 
 @pytest.mark.parametrize(
-    "words,named",
+    "arguments,named",
     [
         (("--modes", "plane"), "--modes: plane is none of plain, mix, mask, mix+mask"),
         (("data.clients=2",), "at least 3 clients"),
@@ -72,8 +78,8 @@ def test_a_coalition_with_all_relays_follows_every_cell(workshop):
         (("--rounds", "0"), "is not a whole number of at least 1"),
     ],
 )
-def test_what_cannot_be_audited(workshop, words, named):
-    done = fedspeed("audit", "--config", str(workshop.config), *words)
+def test_what_cannot_be_audited(workshop, arguments, named):
+    done = fedspeed("audit", "--config", str(workshop.config), *arguments)
     assert done.returncode == 2 and named in done.stderr and "Traceback" not in done.stderr
 
 
@@ -101,13 +107,13 @@ def test_keys_are_made_shown_and_signed(tmp_path):
         and "3 members" in signed.stdout
         and "every site pins routing.roster_signer=" in signed.stdout
     )
-    for words in (
+    for arguments in (
         ("keys", "show", str(tmp_path / "nosuch.json")),
         ("keys", "roster", cards[0], cards[0], "--signer", str(tmp_path / "site0.key")),
         ("keys", "new", "site0", "--address", "host:1", "--out", str(tmp_path)),
         ("keys", "new", "x", "--address", "nowhere"),
     ):
-        done = fedspeed(*words)
+        done = fedspeed(*arguments)
         assert (
             done.returncode == 2
             and done.stderr.startswith("fedspeed: error: ")

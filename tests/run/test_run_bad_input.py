@@ -1,8 +1,7 @@
 """Bad input ends a launched run at once, on all ranks, with one message that names the fault and the remedy,
 and leaves no file behind.
 
-The list of mistakes and their messages is in `test_mistakes.py`; here are those that take a run, a journal, a
-disk or a process to be seen.
+`test_mistakes.py` lists the messages; the mistakes here need a run, a journal or a process.
 """
 
 import fcntl
@@ -38,7 +37,7 @@ def cut(path: Path, bytes_left: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("arguments", "named"),
     [
         (("train.lr=fast",), ("command line", "train.lr", "fast")),
         (("--hostfile", "nowhere"), ("nowhere", "no such hostfile", "NAME slots=N")),
@@ -48,8 +47,8 @@ def cut(path: Path, bytes_left: int) -> None:
         ),
     ],
 )
-def test_command_line(workshop, words, named):
-    assert_refused(workshop, *words, named=named, limit_s=SOON_S)
+def test_command_line(workshop, arguments, named):
+    assert_refused(workshop, *arguments, named=named, limit_s=SOON_S)
 
 
 def test_unknown_option(workshop):
@@ -62,7 +61,7 @@ def test_unknown_option(workshop):
 
 
 def test_one_client_whose_answers_are_all_cut_away_ends_every_rank(workshop):
-    """Only the rank of that client finds out; the others must not wait for it."""
+    """Only the rank of that client detects it; the others must not wait for it."""
     path = workshop.folder / "long.jsonl"
     rows = [{"instruction": "1 + 1 =", "output": "2", "category": "short"}] * 20
     rows += [{"instruction": "one " * 50 + "=", "output": "50", "category": "long"}] * 20
@@ -128,13 +127,13 @@ def test_adapter_of_another_lora_rank_than_the_run_asks_for(workshop, whole):
 )
 def test_adapter_on_other_targets_than_the_run_asks_for(workshop, whole, targets, good):
     folder = adapter_folder(workshop, whole, f"adapter-on-{targets}")
-    words = (f"adapter.start_from={folder}", f"adapter.targets={targets}")
+    arguments = (f"adapter.start_from={folder}", f"adapter.targets={targets}")
     if good:
-        workshop.finish_run("--dry-run", *words)
+        workshop.finish_run("--dry-run", *arguments)
     else:
         assert_refused(
             workshop,
-            *words,
+            *arguments,
             named=(f"adapter.targets={targets}", str(folder), "is on [q_proj, v_proj]"),
             limit_s=SOON_S,
         )
@@ -197,15 +196,15 @@ def test_missing_state(workshop, copy_of_whole):
 
 @pytest.mark.parametrize("damage", [lambda path: cut(path, 100), Path.unlink])
 def test_best_round_that_is_lost(workshop, rises, damage):
-    """Needed in the end only, but told before the training; --dry-run tells it too."""
+    """The best round is needed at the end only, but is checked before the training and by --dry-run."""
     run = Path(shutil.copytree(rises, workshop.runs / "best-lost"))
     try:
         path = max((run / "journal").glob("best-*.safetensors"))
         damage(path)
-        for words in (("federation.rounds=9",), ("federation.rounds=9", "--dry-run")):
+        for arguments in (("federation.rounds=9",), ("federation.rounds=9", "--dry-run")):
             assert_refused(
                 workshop,
-                *words,
+                *arguments,
                 "federation.server_lr=3",
                 run=run.name,
                 named=(str(path), "cannot be read", "--fresh"),
@@ -260,9 +259,9 @@ def test_name_that_is_taken(workshop, make, named):
 
 def test_run_that_another_process_is_at_work_on(workshop, copy_of_whole):
     run = copy_of_whole("claimed")
-    held = os.open(run, os.O_RDONLY)
+    descriptor = os.open(run, os.O_RDONLY)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         assert_refused(
             workshop,
             "--dry-run",
@@ -271,19 +270,19 @@ def test_run_that_another_process_is_at_work_on(workshop, copy_of_whole):
             limit_s=SOON_S,
         )
     finally:
-        os.close(held)
+        os.close(descriptor)
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("arguments", "named"),
     [
         (("adapter.targets=[nothing]",), ("adapter.targets=[nothing]", "it has q_proj, k_proj")),
         (("train.lr=1", "run.name=whole"), ("train.lr: 0.003 -> 1.0",)),
     ],
 )
-def test_dry_run_finds_what_the_run_would_refuse(workshop, whole, words, named):
+def test_dry_run_finds_what_the_run_would_refuse(workshop, whole, arguments, named):
     before = tree(workshop.folder)
-    ended = workshop.run("--dry-run", *words)
+    ended = workshop.run("--dry-run", *arguments)
     assert ended.code == 2 and "Traceback" not in ended.text and ended.err.count("fedspeed: error:") == 1, (
         ended.text
     )
@@ -294,7 +293,7 @@ def test_dry_run_finds_what_the_run_would_refuse(workshop, whole, words, named):
     }
 
 
-def test_changed_keys_that_matter_are_told_alone(workshop, whole):
+def test_changed_keys_that_matter_are_reported_alone(workshop, whole):
     ended = assert_refused(
         workshop,
         "train.lr=1",
@@ -308,7 +307,7 @@ def test_changed_keys_that_matter_are_told_alone(workshop, whole):
 
 
 def test_it_is_all_of_a_refusal_that_is_checked(workshop):
-    """`assert_refused` itself fails where a message lacks a word, and where a run is not refused."""
+    """`assert_refused` fails if a message lacks a text, and if the run is not refused."""
     with pytest.raises(AssertionError):
         assert_refused(workshop, "train.lr=fast", named=("no such word",), limit_s=SOON_S)
     with pytest.raises(AssertionError):
@@ -316,7 +315,7 @@ def test_it_is_all_of_a_refusal_that_is_checked(workshop):
 
 
 def test_what_a_forecast_does_not_know_ends_no_run(workshop):
-    """PEFT takes a part of a name, the planner may not: the run is trained and exported all the same."""
+    """PEFT accepts a part of a module name, the planner does not: the run trains and exports all the same."""
     workshop.finish_run(
         "adapter.targets=[layers.0.self_attn.q_proj,v_proj]", "run.name=parts", "federation.rounds=1"
     )

@@ -1,4 +1,4 @@
-"""Commands that look only: they answer without the heavy libraries, and start and write nothing."""
+"""Commands that only read: they answer without the heavy libraries, and start and write nothing."""
 
 import json
 import os
@@ -22,10 +22,10 @@ print(json.dumps([code, [name for name in {HEAVY!r} if name in sys.modules]]))
 """
 
 
-def ask(*words: str, cwd) -> tuple[int, list[str], str]:
-    """(exit code, heavy libraries that were imported, what was printed) of a command."""
+def ask(*arguments: str, cwd) -> tuple[int, list[str], str]:
+    """Return the exit code of a command, the heavy libraries that it imported, and its output."""
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, json.dumps(words)],
+        [sys.executable, "-c", PROBE, json.dumps(arguments)],
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -37,7 +37,7 @@ def ask(*words: str, cwd) -> tuple[int, list[str], str]:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "said"),
     [
         (("--help",), "doctor"),
         (("run", "--help"), "exit codes:"),
@@ -47,13 +47,13 @@ def ask(*words: str, cwd) -> tuple[int, list[str], str]:
         (("config-reference",), "| `train.lr` | "),
     ],
 )
-def test_answers_without_heavy_libraries(workshop, words, said):
-    options = ("--config", str(workshop.config)) if words[-1] == "--print-config" else ()
+def test_answers_without_heavy_libraries(workshop, arguments, said):
+    options = ("--config", str(workshop.config)) if arguments[-1] == "--print-config" else ()
     before = tree(workshop.folder)
-    code, heavy, text = ask(*words, *options, cwd=workshop.folder)
+    code, heavy, text = ask(*arguments, *options, cwd=workshop.folder)
     assert said in text
     assert heavy == []
-    assert code == 0 or words == ("doctor",)
+    assert code == 0 or arguments == ("doctor",)
     assert tree(workshop.folder) == before
 
 
@@ -69,12 +69,12 @@ def test_the_probe_sees_a_heavy_library(workshop):
     assert '["tensorboard"]' in done.stdout
 
 
-@pytest.mark.parametrize("words", [("run", "--print-config"), ("run", "--dry-run"), ("doctor",)])
-def test_output_that_cannot_be_written(workshop, words):
-    options = ("--config", str(workshop.config)) if words[0] == "run" else ()
+@pytest.mark.parametrize("arguments", [("run", "--print-config"), ("run", "--dry-run"), ("doctor",)])
+def test_output_that_cannot_be_written(workshop, arguments):
+    options = ("--config", str(workshop.config)) if arguments[0] == "run" else ()
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "fedspeed", *words, *options],
+            [sys.executable, "-m", "fedspeed", *arguments, *options],
             cwd=workshop.folder,
             stdout=full,
             stderr=subprocess.PIPE,
@@ -112,7 +112,7 @@ def base_files(folder, names):
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda folder: folder.write_text("mine"), "is a file; name a folder"),
         (
@@ -125,7 +125,7 @@ def base_files(folder, names):
         ),
     ],
 )
-def test_pretrain_base_refuses_a_place_before_it_trains(tmp_path, make, told):
+def test_pretrain_base_refuses_a_place_before_it_trains(tmp_path, make, message):
     folder = tmp_path / "base"
     make(folder)
     before = tree(tmp_path)
@@ -140,14 +140,14 @@ def test_pretrain_base_refuses_a_place_before_it_trains(tmp_path, make, told):
     )
     assert (
         done.returncode == 2
-        and done.stderr.startswith(f"fedspeed: error: {folder}: {told}")
+        and done.stderr.startswith(f"fedspeed: error: {folder}: {message}")
         and done.stdout == ""
     )
     assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "message"),
     [
         (("/proc/base",), "/proc/base: cannot be written"),
         (("base", "--seed", "-1"), "--seed"),
@@ -155,9 +155,9 @@ def test_pretrain_base_refuses_a_place_before_it_trains(tmp_path, make, told):
         (("",), "is empty; name a file"),
     ],
 )
-def test_pretrain_base_refuses_its_arguments(tmp_path, words, told):
+def test_pretrain_base_refuses_its_arguments(tmp_path, arguments, message):
     done = subprocess.run(
-        [sys.executable, "-m", "fedspeed", "pretrain-base", *words],
+        [sys.executable, "-m", "fedspeed", "pretrain-base", *arguments],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -166,7 +166,7 @@ def test_pretrain_base_refuses_its_arguments(tmp_path, words, told):
     )
     assert (
         done.returncode == 2
-        and told in done.stderr
+        and message in done.stderr
         and "Traceback" not in done.stderr
         and tree(tmp_path) == {}
     )

@@ -1,4 +1,4 @@
-"""Hosts of one job, and sites of one federation, that read something else than the others: nobody trains."""
+"""Hosts of a job, or sites of a federation, that read different inputs: training does not start."""
 
 import json
 import threading
@@ -24,7 +24,7 @@ HOSTS = (Host("alpha", 1), Host("beta", 2))
 
 
 def disk(folder: Path) -> Path:
-    """What every host has on a disk of its own."""
+    """Write the files that every host has on a disk of its own."""
     write_llama(folder / "base")
     (folder / "rows.jsonl").write_text(
         "".join(json.dumps({"instruction": f"say {n}", "output": f"{n}"}) + "\n" for n in range(40))
@@ -51,7 +51,7 @@ def other_config(folder: Path) -> None:
 
 
 def read(orders: dict[str, RunRequest]) -> list:
-    """What the ranks of all hosts read, each from its own host's disk; an error stands for it."""
+    """Return what the ranks of all hosts read, each from the disk of its host, or the error of the rank."""
     store = Meeting()
     found = [None] * 3
 

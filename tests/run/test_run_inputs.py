@@ -1,4 +1,4 @@
-"""A resumed run goes on with what it has read, or is refused with what has changed of it."""
+"""A resumed run continues with the inputs that it began with; if one has changed, the refusal names it."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def edit(path: Path, **changes) -> None:
 
 @pytest.fixture
 def project(tmp_path):
-    """A run's files, none of which is more than its name and its content to the code under test."""
+    """Write the files of a run, of which the tested code reads only names and contents."""
     write_json(tmp_path / "base" / "config.json", LLAMA)
     save_file({"w": np.arange(6.0)}, tmp_path / "base" / "model.safetensors")
     write_json(tmp_path / "base" / "tokenizer.json", {"model": 1})
@@ -50,7 +50,7 @@ def project(tmp_path):
 
 
 class Run:
-    """The journal of a run that has begun, and what a later start finds."""
+    """Hold the journal of a run that has begun, and start it again."""
 
     def __init__(self, project: Path, **kept):
         self.order = RunRequest(load(project / "run.yaml", [f"run.out={project / 'runs'}"]))
@@ -147,8 +147,8 @@ def test_what_has_changed_is_named(project, change, named):
 
 
 def test_what_changes_nothing_is_no_change(project):
-    """Files that were copied and written again, keys that say who wrote them, and files that a run does not
-    read.
+    """Copied or rewritten files, keys that name an author, and files that the run does not read do not count
+    as changes.
     """
     run = Run(project)
     edit(project / "base" / "config.json", transformers_version="9.9", _name_or_path="elsewhere")
@@ -162,22 +162,24 @@ def test_a_large_file_counts_with_size_header_and_samples(tmp_path, monkeypatch)
     monkeypatch.setattr(file_digests, "WHOLE_BYTES", 1 << 10)
     monkeypatch.setattr(file_digests, "SAMPLE_BYTES", 16)
     path = tmp_path / "model.safetensors"
-    held = bytearray(10_000)
-    path.write_bytes(held)
+    content = bytearray(10_000)
+    path.write_bytes(content)
     digest = file_digests.files_digest([path])
     for at in (3, 9_999, (10_000 - 16) * 10 // 63):
-        held[at] ^= 1
-        path.write_bytes(held)
+        content[at] ^= 1
+        path.write_bytes(content)
         assert file_digests.files_digest([path]) != digest
-        held[at] ^= 1
-    path.write_bytes(held + b"0")
+        content[at] ^= 1
+    path.write_bytes(content + b"0")
     assert file_digests.files_digest([path]) != digest
-    path.write_bytes(held)
+    path.write_bytes(content)
     assert file_digests.files_digest([path]) == digest
 
 
 def test_what_is_not_to_be_had_is_not_compared(project):
-    """A hub name that is not downloaded, rows that cannot be read: whoever needs them says so."""
+    """A hub name that is not downloaded and rows that cannot be read are reported by the code that needs
+    them.
+    """
     run = Run(project)
     (project / "rows.jsonl").write_text("{\n")
     assert rows_without_libraries(run.order.config) is None
@@ -193,7 +195,7 @@ def test_a_shipped_base_counts_with_its_content(project):
 
 @pytest.fixture
 def organisation(project):
-    """The same files, of an organisation that has a key."""
+    """Return the same files, of an organisation that has a key."""
     identity.make("north", "127.0.0.1:1", project / "keys")
     (project / "run.yaml").write_text(
         "model: {base: base, dtype: fp32}\ndata: {task: file, path: rows.jsonl, clients: 1}\n"
@@ -203,8 +205,8 @@ def organisation(project):
 
 
 def test_an_organisations_journal_does_not_tell_which_rows_it_belongs_to(organisation):
-    """Whoever is handed the journal knows all but the key: the digest of the right guess must not be in
-    it.
+    """Somebody who receives the journal knows everything but the key, so that it must not hold the digest of
+    a correct guess.
     """
     run = Run(organisation)
     kept = json.loads(next(run.journal.folder.rglob("entry.json")).read_text())["config"]["inputs"]
@@ -216,8 +218,8 @@ def test_an_organisations_journal_does_not_tell_which_rows_it_belongs_to(organis
         run.go_on()
 
 
-def test_rows_that_were_noted_with_another_key_pass_and_are_told(organisation):
-    """A key may be rotated in the life of a run; a journal of an earlier version was made without one."""
+def test_rows_that_were_noted_with_another_key_pass_and_are_reported(organisation):
+    """A key may be rotated during a run, and journals of earlier versions were written without one."""
     run = Run(organisation)
     (organisation / "keys" / "north.key").unlink()
     (organisation / "keys" / "north.json").unlink()
@@ -230,13 +232,13 @@ def test_rows_that_were_noted_with_another_key_pass_and_are_told(organisation):
     assert "the rows" not in str(error.value)
 
 
-def test_a_journal_of_an_earlier_version_passes_and_is_told(project):
+def test_a_journal_of_an_earlier_version_passes_and_is_reported(project):
     (note,) = Run(project, inputs={}).go_on()
     assert "is of an earlier version" in note and "since round 3 is not known" in note
 
 
 def test_a_run_with_a_changed_base_is_refused_before_it_starts(workshop, copy_of_whole):
-    """By the supervisor, by the dry run, and where it is complete already."""
+    """The supervisor and the dry run refuse it, also if the run is complete."""
     run = copy_of_whole("rebased")
     kept = json.loads((last_round(run) / "entry.json").read_text())["config"]["inputs"]
     assert kept.keys() == {"base config", "rows"}, "weights are drawn, and the tokenizer is built in"
@@ -244,8 +246,8 @@ def test_a_run_with_a_changed_base_is_refused_before_it_starts(workshop, copy_of
     before = path.read_text()
     edit(path, rope_theta=5e5)
     try:
-        for words in ((), ("federation.rounds=9",)):
-            ended = workshop.run("run.name=rebased", *words)
+        for arguments in ((), ("federation.rounds=9",)):
+            ended = workshop.run("run.name=rebased", *arguments)
             assert ended.code == 2 and "Traceback" not in ended.text
             base = workshop.folder / "model"
             assert f"since its round {ROUNDS}: the config.json of model.base={base}. Restore" in ended.err

@@ -13,7 +13,7 @@ from tests.run.refusing import assert_refused
 
 
 def test_16_bit_type_that_the_processor_lacks(workshop):
-    """The variable lets this processor pass for an older one."""
+    """The environment variable makes the processor look like an older one."""
     assert_refused(
         workshop,
         "model.dtype=fp16",
@@ -33,15 +33,15 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [("launch.py",), ("launch.py", "--dry-run"), ("fedspeed/__main__.py", "pretrain-base", "new-base")],
 )
-def test_python_without_the_packages(workshop, words):
-    """As a system's own python would be, where the virtual environment was not activated."""
+def test_python_without_the_packages(workshop, arguments):
+    """The interpreter is the system's own python when the virtual environment was not activated."""
     argv = [
-        str(ROOT / words[0]),
-        *words[1:],
-        *(["--config", str(workshop.config)] if words[0] == "launch.py" else []),
+        str(ROOT / arguments[0]),
+        *arguments[1:],
+        *(["--config", str(workshop.config)] if arguments[0] == "launch.py" else []),
     ]
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_PEFT, json.dumps(argv)],
@@ -63,32 +63,32 @@ def test_python_without_the_packages(workshop, words):
 
 @pytest.fixture
 def small_disk(workshop):
-    place = workshop.folder / "small-disk"
-    place.mkdir()
+    folder = workshop.folder / "small-disk"
+    folder.mkdir()
     if (
         os.geteuid()
         or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=768k", "tmpfs", str(place)], check=False
+            ["mount", "-t", "tmpfs", "-o", "size=768k", "tmpfs", str(folder)], check=False
         ).returncode
     ):
         pytest.skip("needs the right to mount a tmpfs")
-    yield place
+    yield folder
     workshop.close()
-    subprocess.run(["umount", str(place)], check=True)
+    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_full_disk(workshop, small_disk):
-    """Ends with one message at the round that does not fit any more, and goes on from the one before once
+    """The run ends with one message at the round that no longer fits, and resumes from the round before once
     there is room.
     """
-    words = (
+    arguments = (
         f"run.out={small_disk}",
         "run.name=full",
         "checkpoint.keep=30",
         "monitor.plot=false",
         "cluster.max_restarts=2",
     )
-    ended = workshop.run(*words, "federation.rounds=30")
+    ended = workshop.run(*arguments, "federation.rounds=30")
     assert ended.code == 2, ended.text
     assert "Traceback" not in ended.text, ended.text
     assert (
@@ -101,6 +101,6 @@ def test_full_disk(workshop, small_disk):
     run = small_disk / "full"
     number = int(last_round(run).name[-6:])
     assert 0 < number < 29
-    workshop.finish_run(*words, f"federation.rounds={number + 1}")
+    workshop.finish_run(*arguments, f"federation.rounds={number + 1}")
     assert (run / "adapter" / "adapter_model.safetensors").exists()
     assert SETTINGS["federation"]["rounds"] < 30

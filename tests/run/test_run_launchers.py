@@ -1,4 +1,6 @@
-"""The same run under every launcher: the same bits, and a death or a fault in one rank ends all of them."""
+"""The same run under every launcher: the results are equal bit for bit, and a death or a fault of one rank
+ends all ranks.
+"""
 
 import os
 import signal
@@ -32,7 +34,7 @@ QUIET = ("monitor.plot=false", "monitor.tensorboard=false")
 
 
 def test_mpirun_over_mpi(workshop, whole, copy_of_whole):
-    """`--fresh` is one rank's to obey: the run of that name is moved aside once, and a new one made."""
+    """One rank carries out `--fresh`: the earlier run of that name is moved aside once."""
     before = tree(copy_of_whole("mpi"))
     ended = workshop.finish_run(
         "run.name=mpi", "--fresh", "--json", *QUIET, launcher=MPIRUN, env={"DS_ACCELERATOR": ""}
@@ -48,8 +50,8 @@ def test_mpirun_over_mpi(workshop, whole, copy_of_whole):
 
 
 def test_mpi_survivors_go_on_without_a_killed_rank(workshop):
-    """ULFM: four participants, of which one dies after the first round. Nobody starts again; later sums are
-    the others'.
+    """With ULFM, one of four participants dies after the first round. Nothing is restarted; later sums are
+    those of the others.
     """
     run = workshop.runs / "ulfm"
     started = workshop.start_run(
@@ -74,7 +76,7 @@ def test_mpi_survivors_go_on_without_a_killed_rank(workshop):
 
 
 def test_what_masked_sums_forbid_is_refused_under_every_launcher(workshop):
-    """routing.mode=auto is masked for three, which only the ranks know."""
+    """routing.mode=auto is masked for three participants, and only the ranks know their number."""
     ended = workshop.run(
         "--json",
         "run.name=forbidden",
@@ -108,8 +110,8 @@ def test_an_idle_rank_0_holds_the_store_until_all_have_left(workshop):
     waited for.
     """
     hosts = rank_0_without_clients(workshop, more="gamma slots=2\n")
-    words = ("--hostfile", str(hosts), "cluster.ranks_per_client=2", "federation.rounds=2", *QUIET)
-    ended = workshop.finish_run("run.name=idle", *words)
+    arguments = ("--hostfile", str(hosts), "cluster.ranks_per_client=2", "federation.rounds=2", *QUIET)
+    ended = workshop.finish_run("run.name=idle", *arguments)
     assert "1 rank idle" in ended.err
     assert [record["received"] for record in records(workshop.runs / "idle")] == [0, 3, 3]
 
@@ -157,7 +159,7 @@ def test_torchrun_over_gloo(workshop, whole):
 
 @pytest.mark.slow
 def test_a_run_goes_from_one_launcher_to_the_next(workshop, whole):
-    """Preempted under mpirun, finished by a plain start: the journal knows no launcher."""
+    """The run is preempted under mpirun and finished by a plain start: the journal records no launcher."""
     run = workshop.runs / "moved"
     started = workshop.start_run("run.name=moved", *QUIET, launcher=MPIRUN, env=SLOW)
     started.until(lambda: rounds_seen(run) == 1)
@@ -171,7 +173,7 @@ def test_a_run_goes_from_one_launcher_to_the_next(workshop, whole):
 
 
 def killed_rank(workshop, name: str, launcher, variable: str):
-    """A run under a launcher of which rank 1 is killed in mid-round."""
+    """Return a run under a launcher after rank 1 was killed in the middle of a round."""
     run = workshop.runs / name
     started = workshop.start_run(f"run.name={name}", *QUIET, launcher=launcher, env=SLOW)
     started.until(lambda: rounds_seen(run) == 1)
@@ -200,9 +202,7 @@ def test_a_killed_rank_ends_the_job(workshop, name, launcher, variable):
     ("launcher", "sign"), [(MPIRUN, "MPI_ABORT"), pytest.param(DEEPSPEED, "", marks=pytest.mark.slow)]
 )
 def test_bad_input_of_one_client_ends_all_ranks(workshop, launcher, sign):
-    """Found by one rank only; MPI_ABORT also shows that the ranks had chosen the MPI transport by
-    themselves.
-    """
+    """Only one rank detects it. MPI_ABORT also shows that the ranks chose the MPI transport by themselves."""
     path = workshop.folder / "one-bad-client.jsonl"
     rows = ['{"instruction": "1 + 1 =", "output": "2", "category": "short"}\n'] * 20
     rows += [f'{{"instruction": "{"one " * 50}", "output": "50", "category": "long"}}\n'] * 20
@@ -241,18 +241,18 @@ def test_clients_of_two_ranks(workshop, clients):
     on the same two ranks.
     """
     name = f"pairs-{clients}"
-    words = (
+    arguments = (
         f"run.name={name}",
         "cluster.ranks_per_client=2",
         f"data.clients={clients}",
         "federation.rounds=3",
         *QUIET,
     )
-    started = workshop.start_run(*words, env=SLOW)
+    started = workshop.start_run(*arguments, env=SLOW)
     started.until(lambda: rounds_seen(workshop.runs / name) == 1)
     started.kill_all()  # the kept optimizers of a client of two ranks come back to both
-    workshop.finish_run(*words)
-    workshop.finish_run(f"run.name={name}-whole", *words[1:])
+    workshop.finish_run(*arguments)
+    workshop.finish_run(f"run.name={name}-whole", *arguments[1:])
     assert_same_run(workshop.runs / name, workshop.runs / f"{name}-whole")
     rounds = records(workshop.runs / name)
     assert [(client["client"], client["local_steps"]) for client in rounds[-1]["per_client"]] == [

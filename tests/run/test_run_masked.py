@@ -1,4 +1,4 @@
-"""Runs in the masked modes: the same result as in the clear, and nothing in any output that belongs to one
+"""Runs in the masked modes: the result is that of a plain run, and no output contains values of a single
 client.
 """
 
@@ -15,7 +15,7 @@ from tests.run.launched import records, rounds_seen, with_overrides
 from tests.run.test_run_resume import SLOW
 
 # With 18 tokens the longest answers of the built-in task lose their end.
-WORDS = (
+ARGUMENTS = (
     "routing.mode=mix+mask",
     "federation.local_optimizer=reset",
     "cluster.local_ranks=3",
@@ -26,14 +26,14 @@ WORDS = (
 
 @pytest.fixture(scope="module")
 def masked(shared_workshop):
-    ended = shared_workshop.finish_run(*WORDS, "run.name=masked")
+    ended = shared_workshop.finish_run(*ARGUMENTS, "run.name=masked")
     return ended, shared_workshop.runs / "masked"
 
 
 @pytest.fixture(scope="module")
 def clear(shared_workshop):
-    """The folder of the same run in the clear."""
-    shared_workshop.finish_run(*with_overrides(WORDS, "run.name=clear", "routing.mode=plain"))
+    """Return the folder of the same run without masks."""
+    shared_workshop.finish_run(*with_overrides(ARGUMENTS, "run.name=clear", "routing.mode=plain"))
     return shared_workshop.runs / "clear"
 
 
@@ -52,8 +52,8 @@ def test_the_result_is_that_of_a_plain_sum(masked, clear):
         assert clear["per_client"] and not hidden["per_client"] and hidden["peak_bytes"] is None
 
 
-def test_rows_that_are_cut_are_told_as_sums(masked, clear):
-    """At the start and in the report; where clients may be told apart, of each."""
+def test_rows_that_are_cut_are_reported_as_sums(masked, clear):
+    """It holds at the start and in the report; a plain run reports each client."""
     line = re.search(r"fedspeed: (120 rows: 120 kept, \d+ of them cut .*; 0 lost .*)\n", masked[0].err)[1]
     assert "fedspeed: data.max_tokens=18 takes the end of the answer from" in masked[0].err
     report = (masked[1] / "report.md").read_text()
@@ -71,8 +71,8 @@ def test_rows_that_are_cut_are_told_as_sums(masked, clear):
 
 
 def test_no_output_says_anything_of_one_client(masked, clear):
-    """Every file of the run, and all that was printed. `clear` does name clients, so the search finds what
-    there is to find.
+    """Every file of the run and all output are searched. `clear` does name clients, which shows that the
+    search finds them.
     """
     ended, folder = masked
     speaks = re.compile(rb"client[ _-]?\d|clients \d+ and|participant \d", re.I)
@@ -86,7 +86,7 @@ def test_no_output_says_anything_of_one_client(masked, clear):
 
 
 @pytest.mark.parametrize(
-    "words,named",
+    "arguments,named",
     [
         (
             ("federation.compare_alone=true",),
@@ -101,18 +101,18 @@ def test_no_output_says_anything_of_one_client(masked, clear):
         (("cluster.local_ranks=2",), "routing.mode=mix+mask with 2 participants"),
     ],
 )
-def test_what_would_undo_it_is_refused(workshop, words, named):
-    ended = workshop.run(*with_overrides(WORDS, "run.name=refused", *words))
+def test_what_would_undo_it_is_refused(workshop, arguments, named):
+    ended = workshop.run(*with_overrides(ARGUMENTS, "run.name=refused", *arguments))
     assert ended.code == 2 and named in ended.text and "Traceback" not in ended.text
     assert not (workshop.runs / "refused").exists()
 
 
 def test_a_killed_rank_costs_a_restart_and_no_update(workshop, masked):
-    """Gloo cannot go on without a participant: the supervisor starts all again from the journal, with fresh
-    keys and masks.
+    """Gloo cannot continue without a participant: the supervisor restarts all ranks from the journal, with
+    new keys and masks.
     """
     run = workshop.runs / "masked-killed"
-    started = workshop.start_run(*WORDS, "run.name=masked-killed", env=SLOW)
+    started = workshop.start_run(*ARGUMENTS, "run.name=masked-killed", env=SLOW)
     started.until(lambda: rounds_seen(run) == 1)
     os.kill(started.local_ranks()[1], signal.SIGKILL)
     ended = started.wait()
@@ -135,10 +135,10 @@ def test_updates_are_masked_unless_somebody_says_otherwise(workshop, ranks, line
 
 
 def test_too_few_to_mask_is_said_aloud(workshop):
-    words = ("routing.mode=auto", "federation.local_optimizer=reset", "federation.rounds=1")
-    two = workshop.finish_run(*words, "cluster.local_ranks=2", "run.name=two")
+    arguments = ("routing.mode=auto", "federation.local_optimizer=reset", "federation.rounds=1")
+    two = workshop.finish_run(*arguments, "cluster.local_ranks=2", "run.name=two")
     assert "routing.mode=plain for 2 participants" in two.err and "in the clear" in two.err
-    three = workshop.finish_run(*words, "cluster.local_ranks=3", "run.name=three")
+    three = workshop.finish_run(*arguments, "cluster.local_ranks=3", "run.name=three")
     assert "in the clear" not in three.err
     assert (
         records(workshop.runs / "two")[-1]["per_client"]
@@ -156,15 +156,13 @@ def test_too_few_to_mask_is_said_aloud(workshop):
     ],
 )
 def test_only_a_run_in_which_all_counted_fully_ends_with_0(rounds, said):
-    """Values that were clipped count as updates that are missing: the exit code is 0 where nothing is
-    said.
-    """
+    """Clipped values count like missing updates: the exit code is 0 only if there is neither."""
     records = [SimpleNamespace(missing_count=missing, clipped=clipped) for missing, clipped in rounds]
     assert uncounted(sum(r.missing_count for r in records), sum(r.clipped for r in records)) == said
 
 
 def test_a_finished_run_whose_values_were_clipped_ends_with_1_again(workshop, copy_of_whole):
-    """Under plain python it is the supervisor that gives the exit code: it reads the summary of the run."""
+    """Under plain python the supervisor gives the exit code, which it reads from the summary of the run."""
     run = copy_of_whole("clipped")
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps(summary | {"clipped": 7, "exit_code": 1}))

@@ -1,6 +1,4 @@
-"""One participant per organisation: separate processes with separate folders that share a roster and nothing
-else.
-"""
+"""One participant per organisation: separate processes with separate folders that share only a roster."""
 
 import contextlib
 import json
@@ -30,7 +28,7 @@ SLOW_SENDS = {
 
 @pytest.fixture(scope="module")
 def three(shared_workshop):
-    """Three interpreters, which hash and draw differently."""
+    """Return three sites and how their run ended. Their separate interpreters hash and draw differently."""
     federation = Federation(shared_workshop, "three", 3)
     return federation, [started.wait() for started in federation.start_sites(launcher=COLD)]
 
@@ -47,8 +45,9 @@ def test_three_sites_train_one_adapter(three):
 
 
 def test_nothing_of_another_site_is_in_a_sites_files(three):
-    """Rows of a site are in no other's output; a site's numbers are in nobody's but its own
-    (tests/run/test_run_masked.py reads the rest). Names are in the roster, and are told of who is awaited.
+    """The rows of a site occur in no other site's output, and its numbers only in its own
+    (tests/run/test_run_masked.py reads the other files). Names are in the roster and are printed while a site
+    is awaited.
     """
     federation, ended = three
     for i in range(3):
@@ -63,7 +62,7 @@ def test_nothing_of_another_site_is_in_a_sites_files(three):
                 assert not any(re.search(rf"say {other}\d\d\d|site{other}".encode(), text) for text in texts)
 
 
-def test_lost_rows_are_told_as_a_sum_and_to_the_site_they_belong_to(three):
+def test_lost_rows_are_reported_as_a_sum_and_to_the_site_they_belong_to(three):
     federation, ended = three
     for i in range(3):
         for text in (ended[i].err, (federation.run(i) / "report.md").read_text()):
@@ -71,13 +70,13 @@ def test_lost_rows_are_told_as_a_sum_and_to_the_site_they_belong_to(three):
             assert ("this site's own are 61 rows: 60 kept, 0 of them cut; 1 lost" in text) == (i == 2)
 
 
-def test_sites_that_mean_different_runs_are_told_before_training(three):
+def test_sites_that_mean_different_runs_are_reported_before_training(three):
     federation = three[0]
     started = [
         federation.workshop.start_run(
-            *words, "run.name=differing", config=federation.config(i), env=SLOW_SENDS
+            *arguments, "run.name=differing", config=federation.config(i), env=SLOW_SENDS
         )
-        for i, words in enumerate([(), ("train.lr=0.1",), ("adapter.lora_rank=4", "adapter.alpha=99")])
+        for i, arguments in enumerate([(), ("train.lr=0.1",), ("adapter.lora_rank=4", "adapter.alpha=99")])
     ]
     ended = [s.wait() for s in started]
     for i, e in enumerate(ended):
@@ -98,8 +97,12 @@ def test_a_site_with_another_base_model_is_refused(three, tmp_path):
     other = shutil.copytree(federation.workshop.folder / "model", tmp_path / "model")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
-    words = [("run.name=otherbase",), ("run.name=otherbase",), ("run.name=otherbase", f"model.base={other}")]
-    ended = [federation.workshop.start_run(*w, config=federation.config(i)) for i, w in enumerate(words)]
+    arguments = [
+        ("run.name=otherbase",),
+        ("run.name=otherbase",),
+        ("run.name=otherbase", f"model.base={other}"),
+    ]
+    ended = [federation.workshop.start_run(*w, config=federation.config(i)) for i, w in enumerate(arguments)]
     for e in (s.wait() for s in ended):
         assert e.code == 2 and "the base model's files: " in e.text
 
@@ -113,19 +116,19 @@ def test_a_site_with_another_base_model_is_refused(three, tmp_path):
         ("identity", "OPERATOR", "is in no card of the roster"),
     ],
 )
-def test_what_is_wrong_with_a_sites_files_is_told_at_once(three, key, value, named):
+def test_what_is_wrong_with_a_sites_files_is_reported_at_once(three, key, value, named):
     federation = three[0]
     value = str(federation.folder / "keys" / "operator.key") if value == "OPERATOR" else value
     ended = federation.workshop.run("--dry-run", config=federation.config(0, **{key: value}))
     assert ended.code == 2 and named in ended.text and "Traceback" not in ended.text
 
 
-def test_a_port_in_use_is_told_before_anything_starts(three):
+def test_a_port_in_use_is_reported_before_anything_starts(three):
     federation = three[0]
     config = federation.config(0)
     preflight.check(load(config, []), None)
     with (
-        socket.create_server(("127.0.0.1", federation.places[0])),
+        socket.create_server(("127.0.0.1", federation.ports[0])),
         pytest.raises(FedSpeedError, match="site0's card in .*: Address already in use"),
     ):
         preflight.check(load(config, []), None)
@@ -136,7 +139,7 @@ def test_a_stranger_at_the_port_changes_nothing(three, shared_workshop):
     started = federation.start_sites(env=SLOW)
     federation.until_a_round(started)
     for sent in (b"\0" * 100, b"GET / HTTP/1.1\r\n\r\n", os.urandom(5000)):
-        for port in federation.places:
+        for port in federation.ports:
             with (
                 socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as stranger,
                 contextlib.suppress(ConnectionError),
@@ -152,9 +155,7 @@ def test_a_stranger_at_the_port_changes_nothing(three, shared_workshop):
 
 
 def test_survivors_go_on_without_a_killed_site(shared_workshop):
-    """Four sites, of which a sum needs three; the fourth comes back with a newer roster only, at the next
-    start.
-    """
+    """A sum needs three of the four sites. The fourth can return at the next start, with a newer roster."""
     federation = Federation(shared_workshop, "four", 4)
     started = federation.start_sites("federation.rounds=6", env=SLOW)
     federation.until_a_round(started)
@@ -208,10 +209,10 @@ def test_below_the_least_number_it_stops_and_the_same_commands_resume(three, sha
 
 
 def test_members_leave_and_join_with_a_newer_roster(three):
-    """The journal of those who stay carries the run on; who is new gets the state from them."""
+    """It continues from the journal of the members that stay; a new member receives the state from them."""
     federation = three[0]
-    words = ("run.name=changing", "federation.rounds=2")
-    assert all(s.wait().code == 0 for s in federation.start_sites(*words))
+    arguments = ("run.name=changing", "federation.rounds=2")
+    assert all(s.wait().code == 0 for s in federation.start_sites(*arguments))
     port = free_port()
     federation.run_keys(
         "new", "site3", "--address", f"127.0.0.1:{port}", "--out", str(federation.folder / "keys3")
@@ -240,8 +241,8 @@ def test_members_leave_and_join_with_a_newer_roster(three):
 
 
 def test_a_newer_roster_is_taken_up_between_rounds(shared_workshop):
-    """One leaves, one joins, one has a new key, while the program runs, on two ranks at one site; and nobody
-    is brought back by an older roster.
+    """While the run is in progress one site leaves, one joins and one gets a new key; one site has two ranks.
+    An older roster readmits nobody.
     """
     federation = Federation(shared_workshop, "rolling", 4)
     folder = federation.folder
@@ -249,21 +250,21 @@ def test_a_newer_roster_is_taken_up_between_rounds(shared_workshop):
     older = (folder / "roster.json").read_bytes()
     for i in range(3):
         (folder / f"roster{i}.json").write_bytes(older)
-    words = ("federation.rounds=20", "cluster.max_restarts=1")
+    arguments = ("federation.rounds=20", "cluster.max_restarts=1")
     started = [
-        federation.start_sites(*words, *(["cluster.local_ranks=2"] if i == 0 else []), env=SLOW, sites=(i,))[
-            0
-        ]
+        federation.start_sites(
+            *arguments, *(["cluster.local_ranks=2"] if i == 0 else []), env=SLOW, sites=(i,)
+        )[0]
         for i in range(3)
     ]
     federation.until_a_round(started)
     federation.run_keys(
-        "new", "site1", "--address", f"127.0.0.1:{federation.places[1]}", "--out", str(folder / "rotated")
+        "new", "site1", "--address", f"127.0.0.1:{federation.ports[1]}", "--out", str(folder / "rotated")
     )
     federation.sign(2, [federation.cards[0], str(folder / "rotated" / "site1.json"), federation.cards[3]])
     (folder / "rotated" / "site1.key").replace(folder / "keys1" / "site1.key")
     newer = (folder / "roster.json").read_bytes()
-    started += federation.start_sites(*words, env=SLOW, sites=(3,))
+    started += federation.start_sites(*arguments, env=SLOW, sites=(3,))
     for i, half in ((2, newer), (0, newer[: len(newer) // 2]), (0, newer)):
         (folder / f"roster{i}.json").write_bytes(half)
         seen = rounds_seen(federation.run(0))
@@ -282,10 +283,10 @@ def test_a_newer_roster_is_taken_up_between_rounds(shared_workshop):
         -1
     ]["round"] == 20
     (folder / "roster0.json").write_bytes(older)
-    for words in ((), ("--dry-run",)):
-        again = federation.start_sites("federation.rounds=22", "cluster.local_ranks=2", *words, sites=(0,))[
-            0
-        ].wait()
+    for arguments in ((), ("--dry-run",)):
+        again = federation.start_sites(
+            "federation.rounds=22", "cluster.local_ranks=2", *arguments, sites=(0,)
+        )[0].wait()
         assert again.code == 2 and "its epoch 1 is older than 2" in again.text
 
 

@@ -1,4 +1,4 @@
-"""A method in which every client has a model of its own, as a whole run: evaluated, resumed and exported for
+"""Whole runs of a method in which every client has a model of its own: evaluated, resumed and exported for
 each client.
 """
 
@@ -18,7 +18,9 @@ METHOD = {"TEST_METHOD": "tests.federation.methods.spoiled_a"}
 
 @pytest.fixture(scope="module")
 def runs(shared_workshop):
-    """(the configuration, the folder of a run that was ended and resumed, that of one at once)."""
+    """Return the configuration, the folder of a run that was stopped and resumed, and that of an
+    uninterrupted one.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -30,8 +32,8 @@ def runs(shared_workshop):
     settings["federation"] = {**SETTINGS["federation"], "server_optimizer": "none", "server_lr": 1}
     config = shared_workshop.write_config("own models.yaml", settings)
     for name, rounds in (("apart", BEFORE), ("apart", ROUNDS), ("at-once", ROUNDS)):
-        words = (f"run.name={name}", f"federation.rounds={rounds}", "monitor.plot=false")
-        shared_workshop.finish_run(*words, config=config, env=METHOD)
+        arguments = (f"run.name={name}", f"federation.rounds={rounds}", "monitor.plot=false")
+        shared_workshop.finish_run(*arguments, config=config, env=METHOD)
     return config, shared_workshop.runs / "apart", shared_workshop.runs / "at-once"
 
 
@@ -43,7 +45,7 @@ def best_of(run):
 
 @cache
 def loss(config, folder, client):
-    """The mean held-out loss of a client, by an exported adapter in PEFT."""
+    """Return the mean held-out loss of a client, computed with an exported adapter in PEFT."""
     import torch
     from peft import PeftModel
     from torch.nn import functional
@@ -75,13 +77,15 @@ def loss(config, folder, client):
 
 @pytest.mark.parametrize("suffix", ["", "-last"])
 def test_each_client_is_exported_as_it_was_evaluated(runs, suffix):
-    """In the best round and in the last one; and no client as another one."""
+    """It holds in the best round and in the last one; no client gets another one's adapter."""
     config, run, _ = runs
     record = records(run)[ROUNDS if suffix else best_of(run)]
     for client in CLIENTS:
-        told = record["per_client"][client]["val_loss"]
-        assert loss(config, run / f"adapter-client-{client}{suffix}", client) == pytest.approx(told, abs=2e-5)
-        assert abs(loss(config, run / f"adapter{suffix}", client) - told) > 1e-3
+        recorded = record["per_client"][client]["val_loss"]
+        assert loss(config, run / f"adapter-client-{client}{suffix}", client) == pytest.approx(
+            recorded, abs=2e-5
+        )
+        assert abs(loss(config, run / f"adapter{suffix}", client) - recorded) > 1e-3
 
 
 def test_a_resumed_run_goes_on_with_what_each_client_has(runs):
@@ -118,13 +122,13 @@ def test_a_clients_model_is_written_by_the_rank_that_speaks_for_it():
 
 
 @pytest.mark.parametrize(
-    ("mode", "told", "folders"),
+    ("mode", "recorded", "folders"),
     [
         ("plain", [0, 1, 0], ("adapter-full", "adapter-client-1", "adapter-client-2")),
         ("mask", [0], ("adapter-full", "adapter-client-N")),
     ],
 )
-def test_masked_modes_tell_nobody_which_clients_have_their_own(mode, told, folders):
+def test_masked_modes_reveal_nothing_about_which_clients_have_their_own(mode, recorded, folders):
     from types import SimpleNamespace
 
     from fedspeed.session.exporting import _others
@@ -138,4 +142,4 @@ def test_masked_modes_tell_nobody_which_clients_have_their_own(mode, told, folde
 
     job = SimpleNamespace(config=run_config(routing={"mode": mode}, data={"clients": 3}))
     assert _others(job, SimpleNamespace(sum=summed), {"adapter", "full", "client-1"}) == folders
-    assert sent == [told]
+    assert sent == [recorded]

@@ -1,5 +1,5 @@
-"""Whole runs whose model lies across ranks: the same training as where every rank has all of it, and what
-happens when a stage is lost.
+"""Whole runs with the model divided over ranks: they train as runs with whole models do, and survive the loss
+of a stage.
 """
 
 import os
@@ -30,7 +30,9 @@ def adapter(run):
 
 @pytest.fixture(scope="module")
 def plain(shared_workshop):
-    """One rank a client, each with the whole model, with the optimizers kept and not."""
+    """Return the folders of runs with one rank a client and whole models, with and without stored optimizer
+    state.
+    """
     found = {}
     for kept in ("keep", "reset"):
         ended = shared_workshop.run(*COMMON, f"run.name=whole-{kept}", f"federation.local_optimizer={kept}")
@@ -40,7 +42,7 @@ def plain(shared_workshop):
 
 
 @pytest.mark.parametrize(
-    "name,words,kept",
+    "name,arguments,kept",
     [
         ("client", ("engine.pipeline=client", "cluster.local_ranks=4", "cluster.ranks_per_client=2"), "keep"),
         (
@@ -62,9 +64,9 @@ def plain(shared_workshop):
         ),
     ],
 )
-def test_a_pipeline_trains_what_whole_models_train(shared_workshop, plain, name, words, kept):
+def test_a_pipeline_trains_what_whole_models_train(shared_workshop, plain, name, arguments, kept):
     ended = shared_workshop.run(
-        *with_overrides(COMMON, *words, "monitor.plot=true"),
+        *with_overrides(COMMON, *arguments, "monitor.plot=true"),
         f"run.name=pipelined-{name}",
         "monitor.trace_rounds=2",
     )
@@ -75,7 +77,7 @@ def test_a_pipeline_trains_what_whole_models_train(shared_workshop, plain, name,
     assert found.keys() == expected.keys()
     assert max(np.abs(found[n] - expected[n]).max() for n in found) < (1e-4 if name != "masked" else 2e-2)
     traced = read_spans(run)
-    assert len(traced) == len(list((run / "trace").iterdir())) == (2 if "cluster" in words[0] else 4)
+    assert len(traced) == len(list((run / "trace").iterdir())) == (2 if "cluster" in arguments[0] else 4)
     for spans in traced.values():
         kinds = {kind for kind, *_ in spans}
         assert {"compute", "wait", "send", "step", "stage"} <= kinds and ("load" in kinds) == (
@@ -105,7 +107,7 @@ def test_a_pipeline_trains_what_whole_models_train(shared_workshop, plain, name,
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         pytest.param(
             ("engine.pipeline=client", "cluster.local_ranks=4", "cluster.ranks_per_client=2"),
@@ -114,13 +116,13 @@ def test_a_pipeline_trains_what_whole_models_train(shared_workshop, plain, name,
         SHARED,
     ],
 )
-def test_a_lost_stage_is_named_and_the_run_goes_on(shared_workshop, words):
-    """Kill -9 of a stage: the run goes on from the journal by itself. (In which instruction:
-    tests/engine/test_engine_pipeline.py.)
+def test_a_lost_stage_is_named_and_the_run_goes_on(shared_workshop, arguments):
+    """A stage is killed with SIGKILL and the run resumes from the journal.
+    tests/engine/test_engine_pipeline.py tests each instruction.
     """
-    name = f"lost-{words[0][-6:]}"
+    name = f"lost-{arguments[0][-6:]}"
     started = shared_workshop.start_run(
-        *with_overrides(COMMON, *words, "federation.rounds=6"), f"run.name={name}", env=SLOW
+        *with_overrides(COMMON, *arguments, "federation.rounds=6"), f"run.name={name}", env=SLOW
     )
     run = shared_workshop.runs / name
     started.until(lambda: rounds_seen(run) >= 2)
@@ -132,7 +134,7 @@ def test_a_lost_stage_is_named_and_the_run_goes_on(shared_workshop, words):
 
 
 @pytest.mark.parametrize(
-    "words,text",
+    "arguments,text",
     [
         (
             ("engine.pipeline=client", "cluster.local_ranks=2"),
@@ -149,8 +151,8 @@ def test_a_lost_stage_is_named_and_the_run_goes_on(shared_workshop, words):
         (("engine.pipeline=cluster",), "federation.local_optimizer=reset"),
     ],
 )
-def test_what_a_pipeline_cannot_do_is_told_before_it_starts(shared_workshop, words, text):
-    ended = shared_workshop.run("data.clients=2", *words, "--dry-run")
+def test_what_a_pipeline_cannot_do_is_reported_before_it_starts(shared_workshop, arguments, text):
+    ended = shared_workshop.run("data.clients=2", *arguments, "--dry-run")
     assert ended.code == 2 and text in ended.err and "Traceback" not in ended.text
 
 
@@ -174,10 +176,10 @@ def test_clients_of_a_cluster_declare_their_trust_in_the_hostfile_or_the_configu
     config = run_config(
         model={"base": "gpt3-125m"}, engine={"pipeline": "cluster"}, cluster={"one_trust_domain": declared}
     )
-    told = (
+    expectation = (
         pytest.raises(ConfigError, match="cluster near trust each other.*`# fed-cluster near trust=shared`")
         if refused
         else nullcontext()
     )
-    with told:
+    with expectation:
         check_pipeline(config, {}, RoutingConfig(mode=mode), place_clients(hosts.hosts, 2, "auto"), hosts)

@@ -1,5 +1,5 @@
-"""Runs that are killed, ended, changed and extended: the same command goes on, and nothing of it shows in the
-result.
+"""Runs that are killed, stopped, changed and extended: the same command resumes them, with the results of an
+uninterrupted run.
 """
 
 import os
@@ -30,7 +30,7 @@ SLOW = {
 
 
 def stalled(workshop, run: Path, at: str):
-    """A run that stands still at the moment when it renames something to `at`."""
+    """Start a run and return it once it stops at the renaming of a file to `at`."""
     flag = workshop.folder / f"stalled-{run.name}-{at.replace('/', '-')}"
     started = workshop.start_run(
         f"run.name={run.name}", "monitor.plot=false", env={"TEST_STALL_AT": at, "TEST_STALLED": str(flag)}
@@ -40,8 +40,8 @@ def stalled(workshop, run: Path, at: str):
 
 
 def test_kill_9_of_everything_at_any_moment(workshop, whole):
-    """Killed while it starts, in a round, between the state and the entry of the journal, and before the
-    export: the same command resumes.
+    """The run is killed while it starts, in a round, between writing the state and the entry of the journal,
+    and before the export; each time the same command resumes it.
     """
     run = workshop.runs / "killed"
     started = workshop.start_run("run.name=killed", launcher=COLD)
@@ -153,9 +153,7 @@ def test_a_lost_rank_is_started_again(workshop, whole):
     ],
 )
 def test_a_lost_rank_without_restarts_is_no_success(workshop, rank, clients, named):
-    """Rank 1 is reported by rank 0; rank 0 takes the report with it, and the supervisor tells what it
-    knows.
-    """
+    """Rank 0 reports the loss of rank 1. If rank 0 is lost, the supervisor reports what it knows."""
     run = workshop.runs / f"gone-{rank}"
     started = workshop.start_run(
         f"run.name={run.name}", "monitor.plot=false", "cluster.max_restarts=0", env=SLOW
@@ -174,9 +172,7 @@ def test_a_lost_rank_without_restarts_is_no_success(workshop, rank, clients, nam
 
 
 def test_a_report_of_an_earlier_end_does_not_outlive_a_killed_extension(workshop, copy_of_whole):
-    """A finished run is extended and rank 0 is killed at once: the report must not go on saying
-    "finished".
-    """
+    """A finished run is extended and rank 0 is killed at once: the report must no longer say "finished"."""
     run = copy_of_whole("stale")
     started = workshop.start_run(
         "run.name=stale", "federation.rounds=9", "cluster.max_restarts=0", "monitor.plot=false", env=SLOW
@@ -210,13 +206,13 @@ def test_a_finished_run_without_its_export_makes_it_again(workshop, whole, copy_
     assert headline(run) == "# Run `unexported`: finished"
 
 
-def test_fewer_rounds_than_a_finished_run_has_are_told(workshop, whole):
+def test_fewer_rounds_than_a_finished_run_has_are_reported(workshop, whole):
     ended = workshop.run("run.name=whole", "federation.rounds=2")
     assert ended.code == 0 and "federation.rounds=2 asks for fewer, which changes nothing" in ended.err
 
 
 def test_the_last_adapter_of_an_earlier_end_does_not_outlive_it(workshop, copy_of_whole):
-    """Extended to an end whose last round is the best one."""
+    """The run is extended so that its last round is the best one."""
     run = copy_of_whole("stale-last")
     shutil.copytree(run / "adapter", run / "adapter-last")
     workshop.finish_run("run.name=stale-last", f"federation.rounds={ROUNDS + 1}", "monitor.plot=false")
@@ -248,7 +244,7 @@ def remove_lines(path, *numbers):
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (lambda path: remove_lines(path, 2), "the record of round 2 is missing"),
         (lambda path: path.unlink(), "the records of rounds 0 to 4 are missing"),
@@ -256,17 +252,17 @@ def remove_lines(path, *numbers):
         (lambda path: path.write_bytes(path.read_bytes()[:-5]), "the record of round 4 is missing"),
     ],
 )
-def test_lost_records_are_told(workshop, copy_of_whole, damage, told):
+def test_lost_records_are_reported(workshop, copy_of_whole, damage, message):
     run = copy_of_whole("forgetful")
     try:
         damage(run / "rounds.jsonl")
         ended = workshop.finish_run(
             "run.name=forgetful", f"federation.rounds={ROUNDS + 1}", "monitor.plot=false"
         )
-        assert ended.err.count(told) == 1
+        assert ended.err.count(message) == 1
         text = (run / "report.md").read_text()
-        assert told[1:] in text and f"{ROUNDS + 1} of {ROUNDS + 1} rounds" in text
-        assert ("| held-out loss, first | - |" in text) == ("0 to 4" in told)
+        assert message[1:] in text and f"{ROUNDS + 1} of {ROUNDS + 1} rounds" in text
+        assert ("| held-out loss, first | - |" in text) == ("0 to 4" in message)
     finally:
         shutil.rmtree(run)
 
@@ -282,7 +278,7 @@ def test_more_rounds_extend_a_finished_run(workshop, whole, copy_of_whole):
 
 
 def test_fewer_rounds_than_the_journal_has_end_the_run(workshop, copy_of_whole):
-    """Asked for less than it has done already, a run exports what it has; it must not train on forever."""
+    """A run that has more rounds than requested exports its result and trains no further."""
     run = copy_of_whole("shorter")
     for left in (run / "adapter", last_round(run)):
         shutil.rmtree(left)
@@ -293,7 +289,7 @@ def test_fewer_rounds_than_the_journal_has_end_the_run(workshop, copy_of_whole):
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("train.lr=1", "train.lr: 0.003 -> 1.0"),
         ("adapter.lora_rank=8", "adapter.lora_rank: 4 -> 8"),
@@ -301,11 +297,11 @@ def test_fewer_rounds_than_the_journal_has_end_the_run(workshop, copy_of_whole):
         ("deepspeed.zero_optimization.stage=1", "deepspeed.zero_optimization: None -> {'stage': 1}"),
     ],
 )
-def test_another_configuration_is_refused_by_name(workshop, whole, override, told):
+def test_another_configuration_is_refused_by_name(workshop, whole, override, message):
     before = tree(whole[1])
     ended = workshop.run("run.name=whole", override)
     assert ended.code == 2 and "Traceback" not in ended.err
-    assert told in ended.err and "run.name" in ended.err and "--fresh" in ended.err
+    assert message in ended.err and "run.name" in ended.err and "--fresh" in ended.err
     assert tree(whole[1]) == before
 
 
@@ -319,9 +315,9 @@ def test_fresh_moves_the_earlier_run_aside_only_when_the_new_one_can_start(works
     assert [record["round"] for record in records(run)] == [0, 1]
 
 
-def test_a_missing_update_is_told_by_report_and_exit_code(workshop):
-    """A client whose training diverges: its update does not count, the run goes on without it and does not
-    end as a success, nor twice.
+def test_a_missing_update_is_reported_by_report_and_exit_code(workshop):
+    """The training of a client diverges: its update does not count, the run continues without it and ends
+    with exit code 1, also when started again.
 
     Weights grow by the factor lr * decay in each step, beyond fp32 in the third.
     """
@@ -329,7 +325,7 @@ def test_a_missing_update_is_told_by_report_and_exit_code(workshop):
     hosts.write_text(
         "alpha slots=1\nbeta slots=1\n# fed-host alpha cluster=one\n# fed-host beta cluster=two\n"
     )
-    words = (
+    arguments = (
         "run.name=diverged",
         "--hostfile",
         str(hosts),
@@ -343,18 +339,18 @@ def test_a_missing_update_is_told_by_report_and_exit_code(workshop):
         "federation.rounds=1",
         "monitor.plot=false",
     )
-    ended = workshop.run(*words)
+    ended = workshop.run(*arguments)
     run = workshop.runs / "diverged"
     assert ended.code == 1, ended.text
     assert "starting all ranks again" not in ended.err
     assert "- round 1: 1 update (client 2)" in (run / "report.md").read_text()
     assert records(run)[-1]["missing"] == [2]
-    again = workshop.run(*words)
+    again = workshop.run(*arguments)
     assert again.code == 1 and "1 update did not count" in again.err
 
 
 def test_bits_can_tell_runs_apart(workshop, whole, copy_of_whole):
-    """The comparison that all of this rests on sees one changed bit."""
+    """The comparison that these tests rely on detects a single changed bit."""
     run = copy_of_whole("flipped")
     state = last_round(run) / "state.safetensors"
     content = bytearray(state.read_bytes())

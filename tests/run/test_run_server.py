@@ -1,4 +1,4 @@
-"""A method with a server, in whole runs: two ranks of clients and one of the server."""
+"""Whole runs of a method with a server: two ranks of clients and one of the server."""
 
 import json
 import os
@@ -18,7 +18,9 @@ LR = 0.1
 
 @pytest.fixture(scope="module")
 def server(shared_workshop):
-    """(words of a run on three hosts, the middle one the server; its configuration)."""
+    """Yield the arguments of a run on three hosts, of which the middle one is the server, and its
+    configuration.
+    """
     hosts = shared_workshop.folder / "with-server"
     rows = shared_workshop.folder / "public.jsonl"
     hosts.write_text("alpha slots=1\nbeta slots=1\ngamma slots=1\n# fed-host beta role=server\n")
@@ -44,13 +46,13 @@ def server(shared_workshop):
 @pytest.fixture(scope="module")
 def served(shared_workshop, server):
     """The folder of an uninterrupted run."""
-    words, config = server
-    shared_workshop.finish_run("run.name=served", *words, config=config)
+    arguments, config = server
+    shared_workshop.finish_run("run.name=served", *arguments, config=config)
     return shared_workshop.runs / "served"
 
 
 def by_hand(rank, path, public):
-    """The state after all rounds, of one engine that plays clients and server in turn."""
+    """Return the state after all rounds, computed by one engine that plays clients and server in turn."""
     import torch
 
     from fedspeed.config.load import load
@@ -143,13 +145,13 @@ def test_a_run_with_a_server_is_the_same_arithmetic_by_hand(served, server, shar
 
 
 def test_clients_and_a_server_of_two_ranks_each_learn_the_same(served, server, workshop):
-    """Halves of micro-batches are the same rows."""
+    """Half micro-batches on two ranks hold the same rows as whole ones on one rank."""
     hosts = workshop.folder / "of-two-ranks"
-    (words, config) = server
+    (arguments, config) = server
     hosts.write_text("alpha slots=2\nbeta slots=2\ngamma slots=2\n# fed-host beta role=server\n")
     workshop.finish_run(
         "run.name=twos",
-        *words,
+        *arguments,
         "--hostfile",
         str(hosts),
         "cluster.ranks_per_client=2",
@@ -167,11 +169,13 @@ def test_clients_and_a_server_of_two_ranks_each_learn_the_same(served, server, w
 def test_clients_that_share_ranks_which_share_a_base_are_answered_in_the_order_of_their_turns(
     server, workshop
 ):
-    """Two clients a rank, one at a time: whoever answers client 1 before client 2 waits for ever."""
-    words, config = server
+    """Each rank has two clients that take turns: a server that answers client 1 before client 2 would wait
+    for ever.
+    """
+    arguments, config = server
     workshop.finish_run(
         "run.name=four",
-        *words,
+        *arguments,
         "data.clients=4",
         "engine.tier=stock",
         "deepspeed.base=zero3.json",
@@ -183,23 +187,23 @@ def test_clients_that_share_ranks_which_share_a_base_are_answered_in_the_order_o
 
 
 def test_a_killed_server_ends_the_job_and_the_same_command_goes_on(served, server, workshop):
-    """From round 0, whose step of the server is not taken again."""
+    """The run resumes from round 0, and the server's step of that round is not repeated."""
     run = workshop.runs / "unserved"
-    (words, config) = server
-    started = workshop.start_run("run.name=unserved", *words, config=config, env={"TEST_SLOW_S": "0.4"})
+    (arguments, config) = server
+    started = workshop.start_run("run.name=unserved", *arguments, config=config, env={"TEST_SLOW_S": "0.4"})
     started.until(lambda: (run / "journal" / "round-000000" / "entry.json").exists())
     os.kill(started.local_ranks()[1], signal.SIGKILL)
     ended = started.wait()
     assert ended.code == 75 and journal_rounds(run) == [0], ended.text
     assert "the server (rank 1 on beta)" in (run / "report.md").read_text().partition("## Result")[0]
-    workshop.finish_run("run.name=unserved", *words, config=config)
+    workshop.finish_run("run.name=unserved", *arguments, config=config)
     assert_same_run(run, served)
 
 
-def test_a_server_without_its_rows_is_told_by_all(server, workshop):
-    words, config = server
+def test_a_server_without_its_rows_is_reported_by_all(server, workshop):
+    arguments, config = server
     ended = workshop.run(
-        "--json", "run.name=rowless", *words, "federation.public_rows=nowhere.jsonl", config=config
+        "--json", "run.name=rowless", *arguments, "federation.public_rows=nowhere.jsonl", config=config
     )
     assert (
         ended.code == 2
@@ -207,32 +211,32 @@ def test_a_server_without_its_rows_is_told_by_all(server, workshop):
     )
 
 
-def test_roles_that_train_other_arrays_are_told_before_any_round(server, workshop):
-    words, config = server
+def test_roles_that_train_other_arrays_are_reported_before_any_round(server, workshop):
+    arguments, config = server
     ended = workshop.run(
         "--json",
         "run.name=unlike",
-        *words,
+        *arguments,
         "federation.public_rows=",
         "federation.method=unlike",
         config=config,
     )
     assert ended.code == 2
-    told = refusal(ended)
+    message = refusal(ended)
     layer = "base_model.model.model.layers.{}.self_attn.q_proj.lora_A.default.weight [4, 64]"
     assert (
         "federation.method=unlike: participants have different arrays in their states; in addition to 0 that "
-        "all have" in told
+        "all have" in message
     )
-    assert f"client 0 (rank 0 on alpha), client 1 (rank 2 on gamma) have {layer.format(1)}" in told
-    assert f"the server (rank 1 on beta) has {layer.format(0)}" in told
+    assert f"client 0 (rank 0 on alpha), client 1 (rank 2 on gamma) have {layer.format(1)}" in message
+    assert f"the server (rank 1 on beta) has {layer.format(0)}" in message
     assert not (workshop.runs / "unlike" / "rounds.jsonl").exists()
 
 
 def test_a_server_with_more_blocks_than_clients_holds_the_same_arrays(server, workshop):
-    words, config = server
+    arguments, config = server
     workshop.finish_run(
-        "run.name=emulated", *words, "federation.method=emulated", "federation.rounds=1", config=config
+        "run.name=emulated", *arguments, "federation.method=emulated", "federation.rounds=1", config=config
     )
     found = load_file(last_round(workshop.runs / "emulated") / "state.safetensors")
     assert len(found) == 4 and all(

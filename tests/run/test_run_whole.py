@@ -1,4 +1,4 @@
-"""A run from its command line to what it leaves, and that all of it tells the same story."""
+"""A run from its command line to its output files, which agree with each other."""
 
 import json
 import logging
@@ -77,8 +77,8 @@ def test_the_report_holds_the_prediction_beside_the_measurement(whole):
         re.fullmatch(r"([\d.]+) (KiB|MiB)", cell.strip()).groups() for cell in row.split("|")[2:4]
     )
     assert predicted[1] == measured[1]
-    told = max(record["device_bytes"] for record in records(whole[1]) if record["device_bytes"])
-    assert float(measured[0]) == pytest.approx(told / {"KiB": 2**10, "MiB": 2**20}[measured[1]], rel=0.01)
+    recorded = max(record["device_bytes"] for record in records(whole[1]) if record["device_bytes"])
+    assert float(measured[0]) == pytest.approx(recorded / {"KiB": 2**10, "MiB": 2**20}[measured[1]], rel=0.01)
     assert float(predicted[0]) == pytest.approx(float(measured[0]), rel=0.5), (
         "a model this small is mostly what the planner rounds away"
     )
@@ -128,12 +128,12 @@ def test_the_adapter_is_the_journals_and_peft_loads_it(whole):
 
 
 def test_the_best_round_is_exported_and_the_last_one_beside_it(workshop, rises):
-    words = ("federation.server_lr=3", "monitor.plot=false")
+    arguments = ("federation.server_lr=3", "monitor.plot=false")
     run = rises
     losses = {record["round"]: record["val_loss"] for record in records(run)}
     best = min(losses, key=losses.get)
     assert 0 < best < ROUNDS, "else there is nothing to tell apart"
-    workshop.finish_run("run.name=rises-no-more", f"federation.rounds={best}", *words)
+    workshop.finish_run("run.name=rises-no-more", f"federation.rounds={best}", *arguments)
     saved, last, shorter = (
         load_file(path / "adapter_model.safetensors")
         for path in (run / "adapter", run / "adapter-last", workshop.runs / "rises-no-more" / "adapter")
@@ -144,8 +144,8 @@ def test_the_best_round_is_exported_and_the_last_one_beside_it(workshop, rises):
 
 
 def test_a_run_that_no_round_makes_better_says_so_and_exports_its_start(workshop):
-    """Also where it goes on later: the start stays what rounds have to beat."""
-    words = (
+    """It also holds when the run is extended: rounds have to beat the start."""
+    arguments = (
         "adapter.method=full",
         "federation.server_lr=1",
         "run.name=worse",
@@ -154,7 +154,7 @@ def test_a_run_that_no_round_makes_better_says_so_and_exports_its_start(workshop
     )
     run = workshop.runs / "worse"
     for rounds in (1, 2):
-        ended = workshop.finish_run(*words, f"federation.rounds={rounds}")
+        ended = workshop.finish_run(*arguments, f"federation.rounds={rounds}")
         losses = [record["val_loss"] for record in records(run)]
         summary = json.loads(ended.out.splitlines()[-1])
         assert len(losses) == rounds + 1 and min(losses[1:]) > losses[0] + 0.1

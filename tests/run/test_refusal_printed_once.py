@@ -1,4 +1,4 @@
-"""`--json` tells a refusal of many ranks: at least once, and by one rank of a host."""
+"""With `--json`, a refusal by many ranks is printed by one rank of each host."""
 
 import io
 import json
@@ -19,8 +19,8 @@ RANKS = 3
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """The folder in which ranks find each other; nothing is to stay there."""
+def folder(tmp_path, monkeypatch):
+    """Return the folder in which ranks find each other; the refusal leaves no file in it."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.delenv(ONCE_VARIABLE, raising=False)
     return tmp_path
@@ -30,89 +30,91 @@ def rank_of(number: int, local_size: int = RANKS) -> RankIdentity:
     return RankIdentity("openmpi", number, RANKS, number, local_size)
 
 
-def as_rank(number: int, monkeypatch, *words: str) -> int:
-    """The exit code of a command as one of mpirun's ranks."""
+def as_rank(number: int, monkeypatch, *arguments: str) -> int:
+    """Return the exit code of a command that runs as one of mpirun's ranks."""
     for name, value in {"RANK": number, "SIZE": RANKS, "LOCAL_RANK": number, "LOCAL_SIZE": RANKS}.items():
         monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", str(value))
     try:
-        return main(words)
+        return main(arguments)
     except SystemExit as ended:
         return ended.code
 
 
 @pytest.mark.parametrize(
-    "words", [["run", "--json", "--bogus"], ["run", "--json", "--config", "nosuch.yaml"]]
+    "arguments", [["run", "--json", "--bogus"], ["run", "--json", "--config", "nosuch.yaml"]]
 )
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
-def test_what_all_ranks_refuse_is_told_by_whoever_comes_first(place, monkeypatch, capfd, words, order):
-    assert [as_rank(number, monkeypatch, *words) for number in order] == [2, 2, 2]
+def test_what_all_ranks_refuse_is_reported_by_whoever_comes_first(
+    folder, monkeypatch, capfd, arguments, order
+):
+    assert [as_rank(number, monkeypatch, *arguments) for number in order] == [2, 2, 2]
     (line,) = capfd.readouterr().out.splitlines()
     assert json.loads(line)["exit_code"] == 2
-    assert list(place.iterdir()) == []
+    assert list(folder.iterdir()) == []
 
 
-def test_what_one_rank_alone_refuses_is_told(place, monkeypatch, capfd):
+def test_what_one_rank_alone_refuses_is_reported(folder, monkeypatch, capfd):
     assert as_rank(2, monkeypatch, "run", "--json", "--config", "nosuch.yaml") == 2
     assert "nosuch.yaml" in json.loads(capfd.readouterr().out)["error"]
 
 
-def test_files_of_starts_that_are_over_are_removed(place):
+def test_files_of_starts_that_are_over_are_removed(folder):
     left, other = (
-        place / f"fedspeed-reported-{os.getuid()}-{os.getpid()}-{began}"
+        folder / f"fedspeed-reported-{os.getuid()}-{os.getpid()}-{began}"
         for began in ("0", _start_time(os.getpid()))
     )
     left.touch()
     other.touch()
     for number in range(RANKS):
         run_once_per_host(lambda: None, rank_of(number))
-    assert list(place.iterdir()) == [other]
+    assert list(folder.iterdir()) == [other]
 
 
-def test_a_later_start_by_the_same_parent_is_told_again(place):
-    told = []
+def test_a_later_start_by_the_same_parent_is_reported_again(folder):
+    printed = []
     for start in ("first", "second"):
         for number in (0, 1):  # the third is ended by its launcher before it comes
-            run_once_per_host(lambda start=start: told.append(start), rank_of(number))
-    assert told == ["first", "second"]
+            run_once_per_host(lambda start=start: printed.append(start), rank_of(number))
+    assert printed == ["first", "second"]
 
 
-def test_nobody_goes_on_before_it_is_told(place):
+def test_no_rank_ends_before_the_refusal_is_printed(folder):
     begun = threading.Event()
-    word = threading.Event()
+    released = threading.Event()
     passed = []
 
-    def tell():
+    def print_refusal():
         begun.set()
-        assert word.wait(LIMIT_S)
-        passed.append("told")
+        assert released.wait(LIMIT_S)
+        passed.append("printed")
 
     def other(number):
-        run_once_per_host(lambda: passed.append("told twice"), rank_of(number))
+        run_once_per_host(lambda: passed.append("printed twice"), rank_of(number))
         passed.append(number)
 
-    threads = [threading.Thread(target=run_once_per_host, args=(tell, rank_of(0)))]
+    threads = [threading.Thread(target=run_once_per_host, args=(print_refusal, rank_of(0)))]
     threads[0].start()
     assert begun.wait(LIMIT_S)
     threads += [threading.Thread(target=other, args=(number,)) for number in (1, 2)]
     for thread in threads[1:]:
         thread.start()
     assert passed == []
-    word.set()
+    released.set()
     for thread in threads:
         thread.join(LIMIT_S)
-    assert passed[0] == "told" and sorted(passed[1:]) == [1, 2]
+    assert passed[0] == "printed" and sorted(passed[1:]) == [1, 2]
 
 
-def test_ranks_that_cannot_find_each_other_all_tell(monkeypatch, tmp_path):
+def test_ranks_that_cannot_find_each_other_all_print_it(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
-    told = []
+    printed = []
     for number in range(RANKS):
-        run_once_per_host(lambda number=number: told.append(number), rank_of(number))
-    assert told == [0, 1, 2]
+        run_once_per_host(lambda number=number: printed.append(number), rank_of(number))
+    assert printed == [0, 1, 2]
 
 
 class Meeting:
-    """A store that answers, of which one question after another is written down."""
+    """A store in which the first to ask for a key wins, and that signals when a rank waits or has printed."""
 
     def __init__(self):
         self._asked = set()
@@ -135,7 +137,7 @@ class Meeting:
 
 
 class Slow(io.StringIO):
-    """Stdout that takes a text only once another rank waits for it."""
+    """Stand in for a stdout that accepts a text only when another rank waits for it."""
 
     def __init__(self, waits):
         super().__init__()
@@ -146,7 +148,7 @@ class Slow(io.StringIO):
         return super().write(text)
 
 
-def test_ranks_that_have_met_wait_for_the_one_that_tells(monkeypatch):
+def test_ranks_that_have_met_wait_for_the_one_that_prints(monkeypatch):
     monkeypatch.setattr(refusal, "REPORT_S", LIMIT_S)
     store = Meeting()
     out = Slow(store.waits)
@@ -160,7 +162,7 @@ def test_ranks_that_have_met_wait_for_the_one_that_tells(monkeypatch):
     assert len(out.getvalue().splitlines()) == 1
 
 
-def test_one_that_was_to_tell_and_did_not_is_stood_in_for(monkeypatch):
+def test_another_rank_prints_for_one_that_was_killed(monkeypatch):
     monkeypatch.setattr(refusal, "REPORT_S", 0.05)
     store = Meeting()
     out = io.StringIO()

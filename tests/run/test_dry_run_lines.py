@@ -1,4 +1,6 @@
-"""What the dry run tells of a run that could begin: how it is executed, and what is hardly meant."""
+"""The lines that the dry run prints about a valid run: its execution, and settings that are probably a
+mistake.
+"""
 
 import json
 
@@ -13,18 +15,18 @@ from tests.run.launched import LLAMA, SETTINGS
 
 @pytest.fixture
 def said(tmp_path, monkeypatch):
-    """The dry run's lines about a configuration in the working folder."""
+    """Return a function that gives the lines of a dry run in the working folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps(LLAMA))
     settings = {**SETTINGS, "model": {"base": "model", **SETTINGS["model"]}, "monitor": {"progress": False}}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
     monkeypatch.setattr("fedspeed.cluster.local_ranks.usable_cores", lambda: 2)
-    return lambda *words: check(load(tmp_path / "run.yaml", words), None).splitlines()
+    return lambda *arguments: check(load(tmp_path / "run.yaml", arguments), None).splitlines()
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "message"),
     [
         ((), "DeepSpeed ZeRO-0, "),
         (("deepspeed.base=zero2.json",), "DeepSpeed ZeRO-2, "),
@@ -49,13 +51,13 @@ def said(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_the_execution_is_told_by_its_tier(said, words, told):
-    [line] = [line for line in said(*words) if line.startswith("engine ")]
-    assert told in line
+def test_the_execution_is_reported_by_its_tier(said, arguments, message):
+    [line] = [line for line in said(*arguments) if line.startswith("engine ")]
+    assert message in line
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "message"),
     [
         (("train.lr=0",), "train.lr=0: no weight moves"),
         (("cluster.local_ranks=3",), "3 ranks on 2 cores"),
@@ -63,18 +65,18 @@ def test_the_execution_is_told_by_its_tier(said, words, told):
         ((), None),
     ],
 )
-def test_what_is_hardly_meant_is_noted(said, words, told):
-    notes = [line for line in said(*words) if line.startswith("note ")]
-    assert len(notes) == (told is not None) and all(told in note for note in notes)
+def test_settings_that_are_probably_a_mistake_are_noted(said, arguments, message):
+    notes = [line for line in said(*arguments) if line.startswith("note ")]
+    assert len(notes) == (message is not None) and all(message in note for note in notes)
 
 
-@pytest.mark.parametrize("words", [(), ("engine.tier=ram",)])
-def test_a_method_that_asks_for_more_than_the_engine_can_is_refused(said, monkeypatch, words):
+@pytest.mark.parametrize("arguments", [(), ("engine.tier=ram",)])
+def test_a_method_that_asks_for_more_than_the_engine_can_is_refused(said, monkeypatch, arguments):
     from fedspeed.federation.methods.lora_average.method import LoraAverage
 
-    said(*words)
+    said(*arguments)
     monkeypatch.setattr(LoraAverage, "needs", frozenset({"gradients", "forward_gradients"}))
     with pytest.raises(
         FedSpeedError, match="lora_average needs an engine that is capable of forward_gradients"
     ):
-        said(*words)
+        said(*arguments)
