@@ -59,7 +59,7 @@ def test_the_execution_is_reported_by_its_tier(said, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("train.lr=0",), "train.lr=0: no weight moves"),
+        (("train.lr=0",), "train.lr=0: no weight changes"),
         (("cluster.local_ranks=3",), "3 ranks on 2 cores"),
         (("cluster.local_ranks=2",), None),
         ((), None),
