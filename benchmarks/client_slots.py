@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.layer_major import WARM_UP, Rows, ds_config, run_ranks, write_model  # noqa: E402
+from benchmarks.common import WARM_UP, Rows, ds_config, run_ranks, write_model  # noqa: E402
 
 CLIENTS = 4
 SYSTEMS = {

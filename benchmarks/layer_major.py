@@ -24,9 +24,7 @@ recompute, so its C is that of ZeRO-0), layer-major max(C, 2 L); their ratio is 
 
 import argparse
 import json
-import multiprocessing
 import os
-import queue
 import statistics
 import sys
 import tempfile
@@ -35,86 +33,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-# Steps: ZeRO-3 records its trace in the first two; which activations are kept, the memory decides that the
-# first leaves free.
-WARM_UP = 3
-RESIDENT = (512, 12)  # hidden size and steps of each system, where nothing else is said
 
+from benchmarks.common import WARM_UP, Rows, ds_config, quartiles, run_ranks, write_model  # noqa: E402
 
-class Rows:
-    """Random rows of one rank; the first half of each is prompt."""
-
-    def __init__(self, args, rank: int):
-        import numpy as np
-
-        self._ids = lambda rows: np.random.default_rng(rank).integers(3, args.vocab, (rows, args.tokens))
-        self._prompt = args.tokens // 2
-
-    def step(self, micro: int, rows: int):
-        """`micro` micro-batches of `rows` rows."""
-        import numpy as np
-
-        from fedspeed.data.batches import Batch, StepBatches
-
-        ids = self._ids(micro * rows).reshape(micro, rows, -1)
-        labels = ids.copy()
-        labels[:, :, : self._prompt] = -100
-        batches = [
-            Batch(i, label, np.ones_like(i), int((label[:, 1:] != -100).sum()))
-            for i, label in zip(ids, labels)
-        ]
-        return StepBatches(batches, sum(b.answer_tokens for b in batches))
-
-
-def write_model(folder: Path, args, blocks: int) -> None:
-    from transformers import LlamaConfig
-
-    heads = max(1, args.hidden // 64)
-    LlamaConfig(
-        hidden_size=args.hidden,
-        intermediate_size=args.hidden * 11 // 4,
-        num_hidden_layers=blocks,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        vocab_size=args.vocab,
-        max_position_embeddings=4096,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-        tie_word_embeddings=False,
-        architectures=["LlamaForCausalLM"],
-    ).save_pretrained(folder)
-
-
-def ds_config(stage: int, dtype: str, live: int = 0, nvme: str = "") -> dict:
-    zero = {"stage": stage, "overlap_comm": stage > 1, "reduce_bucket_size": "auto"}
-    if stage == 3:
-        zero |= {
-            "stage3_prefetch_bucket_size": "auto",
-            "stage3_max_live_parameters": live,
-            "stage3_max_reuse_distance": 0,
-            "stage3_param_persistence_threshold": "auto",
-        }
-        if nvme:
-            zero["offload_param"] = {
-                "device": "nvme",
-                "nvme_path": nvme,
-                "buffer_size": "auto",
-                "buffer_count": 12,
-            }
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": 0.0,
-        "zero_optimization": zero,
-        "bf16": {"enabled": dtype == "bf16"},
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": None,
-    }
+RESIDENT = (512, 12)  # defaults of setting `resident`: hidden size and timed steps of each system
 
 
 def systems(args) -> dict[str, tuple[str, bool, int]]:
-    """Name -> (tier, activation checkpointing, ZeRO stage)."""
+    """Return (tier, activation checkpointing, ZeRO stage) of the engines of a setting, by name."""
     if args.setting == "cluster":
         return {
             "stock": ("stock", True, 3),
@@ -136,7 +62,7 @@ def systems(args) -> dict[str, tuple[str, bool, int]]:
 
 
 class PlainLoop:
-    """A LoRA training loop of PyTorch, transformers and PEFT, over the weights that the engines have."""
+    """A LoRA training loop of PyTorch, transformers and PEFT, with the same weights as the engines."""
 
     def __init__(self, model, adapter, train):
         from fedspeed.engine.builders.common import make_optimizer
@@ -150,7 +76,7 @@ class PlainLoop:
         self._optimizer = make_optimizer(whole_parameters(trains), train)
 
     def train_step(self, work: list, lr: float) -> list:
-        """One optimizer step; the sum of the loss over the step's answer tokens."""
+        """Take one optimizer step and return the sum of the loss over the step's answer tokens."""
         import torch
         from torch.nn.functional import cross_entropy
 
@@ -172,10 +98,11 @@ class PlainLoop:
         return [Sums(total)]
 
     def close(self) -> None:
-        """Nothing outlives it."""
+        """Do nothing: it holds no resources."""
 
 
 def work(rank: int, ranks: int, port: int, folder: str, args, *, results) -> None:
+    """Build all systems on one rank, time their steps, and put (rank, measurements) into `results`."""
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(ranks),
@@ -186,45 +113,69 @@ def work(rank: int, ranks: int, port: int, folder: str, args, *, results) -> Non
     )
     import torch
 
-    from fedspeed.data.config import TrainConfig
-    from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
-    from fedspeed.engine.config import EngineConfig
     from fedspeed.engine.world import join_world, leave_world, quiet
-    from fedspeed.models.catalogue import shape_of
-    from fedspeed.models.config import AdapterConfig, ModelConfig
-    from fedspeed.monitor.clock import StageClock
 
     torch.set_num_threads(args.threads or max(1, (os.cpu_count() or 1) // ranks))
     quiet()
     join_world(600)
+    engines = build_systems(args, folder, rank, ranks)
+    step = Rows(args, rank).step(args.micro, 1)
+    measured = step_times(engines, step, args.repeat)
+    streamed = engines["layer-major"]
+    if hasattr(streamed, "store") and args.setting != "resident":
+        measured |= load_times(streamed, step, args.repeat)
+    for engine in engines.values():
+        engine.close()
+    results.put((rank, measured))
+    leave_world()
+
+
+def build_systems(args, folder: str, rank: int, ranks: int) -> dict:
+    """Return the systems of a setting by name, each with its state loaded."""
+    from fedspeed.data.config import TrainConfig
+    from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
+    from fedspeed.engine.config import EngineConfig
+    from fedspeed.models.catalogue import shape_of
+    from fedspeed.models.config import AdapterConfig, ModelConfig
+    from fedspeed.monitor.clock import StageClock
+
     block = shape_of(folder).block
     model = ModelConfig(base=folder, init="pretrained" if args.base else "random", dtype=args.dtype)
     engines = {}
     for name, (tier, checkpointing, stage) in systems(args).items():
         nvme = Path(folder) / "swap" / name / str(rank)
-        config = ds_config(
-            stage, args.dtype, 2 * block, str(nvme) if stage == 3 and args.setting == "nvme" else ""
-        )
+        swap = str(nvme) if stage == 3 and args.setting == "nvme" else ""
         options = EngineConfig(
             tier=tier,
             activation_checkpointing=checkpointing,
-            slots=args.block_slots,
+            block_slots=args.block_slots,
             activation_gib="auto" if args.setting == "resident" else 0.0,
         )
-        clients = [(r,) for r in range(ranks)]
         spec = EngineSpec(
-            model=model, adapter=AdapterConfig(), train=TrainConfig(), engine=options, deepspeed=config
+            model=model,
+            adapter=AdapterConfig(),
+            train=TrainConfig(),
+            engine=options,
+            deepspeed=ds_config(stage, args.dtype, 2 * block, swap),
         )
-        engines[name] = build_engine(
-            spec, EngineContext(client_sets=clients, clock=StageClock(), nvme=nvme, seed=0)
-        )
+        clients = [(r,) for r in range(ranks)]
+        context = EngineContext(client_sets=clients, clock=StageClock(), nvme=nvme, seed=0)
+        engines[name] = build_engine(spec, context)
         engines[name].load(engines[name].state())
     if args.setting == "resident":
         engines["plain PyTorch"] = PlainLoop(model, AdapterConfig(), TrainConfig())
-    step = Rows(args, rank).step(args.micro, 1)
-    seconds = {name: [] for name in engines}
-    losses = {name: [] for name in engines}
-    for i in range(WARM_UP + args.repeat):
+    return engines
+
+
+def step_times(engines: dict, step, repeat: int) -> dict:
+    """Return the seconds of the `repeat` timed steps and the losses of all steps, both by system. The systems
+    take turns.
+    """
+    import torch
+
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    losses: dict[str, list[float]] = {name: [] for name in engines}
+    for i in range(WARM_UP + repeat):
         for name in list(engines)[:: -1 if i % 2 else 1]:
             engine = engines[name]
             torch.distributed.barrier()
@@ -234,28 +185,31 @@ def work(rank: int, ranks: int, port: int, folder: str, args, *, results) -> Non
             losses[name].append(loss)
             if i >= WARM_UP:
                 seconds[name].append(time.perf_counter() - begin)
-    streamed = engines["layer-major"]
-    out = {"seconds": seconds, "losses": losses}
-    if hasattr(streamed, "store") and args.setting != "resident":
-        streamed.store.take_loads()
-        streamed.train_step([step], 1e-3)
-        loads = streamed.store.take_loads()
-        base = sum(u.nbytes for i, u in enumerate(streamed.store.units))
-        out |= {"bytes": sum(loads.bytes.values()), "base": base, "waited": loads.waited_s}
+    return {"seconds": seconds, "losses": losses}
+
+
+def load_times(streamed, step, repeat: int) -> dict:
+    """Return the bytes that a step loads, the bytes of the base, the seconds a step waits for loads, and the
+    seconds of one load of the base in passes that compute nothing.
+    """
+    import torch
+
+    streamed.store.take_loads()
+    streamed.train_step([step], 1e-3)
+    loads = streamed.store.take_loads()
+    base = sum(unit.nbytes for unit in streamed.store.units)
+    streamed._executor.evaluate([], [])
+    streamed.store.take_loads()
+    torch.distributed.barrier()
+    begin = time.perf_counter()
+    for _ in range(3 * repeat):
         streamed._executor.evaluate([], [])
-        streamed.store.take_loads()
-        torch.distributed.barrier()
-        begin = time.perf_counter()
-        for _ in range(3 * args.repeat):
-            streamed._executor.evaluate([], [])
-        out["load"] = (time.perf_counter() - begin) * base / sum(streamed.store.take_loads().bytes.values())
-    for engine in engines.values():
-        engine.close()
-    results.put((rank, out))
-    leave_world()
+    load = (time.perf_counter() - begin) * base / sum(streamed.store.take_loads().bytes.values())
+    return {"bytes": sum(loads.bytes.values()), "base": base, "waited": loads.waited_s, "load": load}
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
+    """Return the arguments of the command line, with the defaults of the setting where they are omitted."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -280,7 +234,12 @@ def main() -> None:
     hidden, repeat = RESIDENT if args.setting == "resident" else (1024, 3)
     args.hidden = args.hidden or hidden
     args.repeat = args.repeat or repeat
-    # Here and not on import: other benchmarks use parts of this file on a card.
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    # Not at the top of the file: importing a benchmark must not choose the device.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     ranks = 2 if args.setting == "cluster" else 1
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as folder:
@@ -293,97 +252,50 @@ def main() -> None:
         report(args, run_ranks(work, ranks, lambda r, port: (r, ranks, port, args.base or folder, args)))
 
 
-def run_ranks(function, ranks: int, arguments) -> dict:
-    """Run each rank as a process of its own: rank -> what `function(*arguments(rank, port), results=...)` put
-    into `results` behind its rank.
-
-    Raises:
-        SystemExit: a rank ended without a result, whatever its exit code.
-    """
-    from fedspeed.net.ports import free_port
-
-    port = free_port()
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [
-        context.Process(target=function, args=arguments(r, port), kwargs={"results": results})
-        for r in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    found = {}
-    while len(found) < ranks:
-        # Looked at before the queue is: what a rank has put before it ended is in the queue by then.
-        ended = [rank for rank, process in enumerate(processes) if process.exitcode is not None]
-        try:
-            found.update([results.get(timeout=1)])
-        except queue.Empty:
-            if silent := [rank for rank in ended if rank not in found]:
-                for process in processes:
-                    process.terminate()
-                code = processes[silent[0]].exitcode
-                sys.exit(f"rank {silent[0]} ended with {code} and without a result; what it said is above")
-    for process in processes:
-        process.join()
-    return found
-
-
-def quartiles(theirs: list[float], ours: list[float]) -> tuple[float, float, float]:
-    """Of the ratios of neighbouring steps: lower quartile, median, upper quartile; with one pair all the
-    same.
-    """
-    ratios = [other / own for other, own in zip(theirs, ours)]
-    if len(ratios) < 2:
-        return ratios[0], ratios[0], ratios[0]
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return low, middle, high
-
-
-def report(args, found: dict) -> None:
-    first = found[0]
-    seconds = {name: statistics.median(values) for name, values in first["seconds"].items()}
+def report(args, results: dict) -> None:
+    """Print the step times, losses and speed ratios that rank 0 measured."""
+    measured = results[0]
+    seconds = {name: statistics.median(values) for name, values in measured["seconds"].items()}
     for name, value in seconds.items():
-        print(
-            f"{name:22} {value:8.3f} s a step   loss {first['losses'][name][0]:.6f} -> "
-            f"{first['losses'][name][-1]:.6f}"
-        )
+        losses = measured["losses"][name]
+        print(f"{name:22} {value:8.3f} s a step   loss {losses[0]:.6f} -> {losses[-1]:.6f}")
     if args.setting == "resident":
         for name in seconds.keys() - {"layer-major"}:
-            low, middle, high = quartiles(first["seconds"][name], first["seconds"]["layer-major"])
+            low, middle, high = quartiles(measured["seconds"][name], measured["seconds"]["layer-major"])
             half = f"half of {args.repeat} pairs between {low:.3f} and {high:.3f}"
-            print(f"speed of layer-major beside {name}: {middle:.3f}x ({half})")
+            print(f"speed of layer-major relative to {name}: {middle:.3f}x ({half})")
         return
+    report_streamed(args, measured, seconds)
+
+
+def report_streamed(args, measured: dict, seconds: dict[str, float]) -> None:
+    """Print how near the speed of layer-major relative to stock comes to the bound of the module's formula.
+
+    Args:
+        seconds: median seconds of a step by system.
+    """
     c = seconds["arithmetic"]
-    load = first["load"]
-    m = args.micro
-    stock = seconds.get("stock's arithmetic", c) + 2 * m * load
-    bound = stock / max(c, 2 * load)
-    ratio = statistics.median(
-        s / o for s, o in zip(first["seconds"]["stock"], first["seconds"]["layer-major"])
+    load = measured["load"]
+    stock = seconds.get("stock's arithmetic", c) + 2 * args.micro * load
+    layer_major = max(c, 2 * load)
+    bound = stock / layer_major
+    pairs = zip(measured["seconds"]["stock"], measured["seconds"]["layer-major"])
+    ratio = statistics.median(other / ours for other, ours in pairs)
+    base = measured["base"]
+    print(
+        f"base {base / 1e6:.1f} MB; loaded in one step {measured['bytes'] / base:.3f} x base; "
+        f"waited for loads {measured['waited']:.3f} s"
     )
     print(
-        f"base {first['base'] / 1e6:.1f} MB; loaded in one step {first['bytes'] / first['base']:.3f} x "
-        f"base; waited for loads {first['waited']:.3f} s"
+        f"C {c:.3f} s, L {load:.3f} s ({base / load / 1e9:.2f} GB/s); by the formula stock takes "
+        f"{stock:.3f} s, layer-major {layer_major:.3f} s"
     )
     print(
-        f"C {c:.3f} s, L {load:.3f} s ({first['base'] / load / 1e9:.2f} GB/s); by the formula stock takes "
-        f"{stock:.3f} s, "
-        f"layer-major {max(c, 2 * load):.3f} s"
+        f"speed of layer-major relative to stock: {ratio:.2f}x; bound {bound:.2f}x; "
+        f"reached {ratio / bound:.2f} of it"
     )
-    print(
-        f"speed of layer-major beside stock: {ratio:.2f}x; bound {bound:.2f}x; reached {ratio / bound:.2f} "
-        "of it"
-    )
-    print(
-        json.dumps({
-            "setting": args.setting,
-            "ratio": ratio,
-            "bound": bound,
-            "c": c,
-            "l": load,
-            "seconds": seconds,
-        })
-    )
+    values = {"setting": args.setting, "ratio": ratio, "bound": bound, "c": c, "l": load, "seconds": seconds}
+    print(json.dumps(values))
 
 
 if __name__ == "__main__":

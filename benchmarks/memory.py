@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.layer_major import run_ranks, write_model  # noqa: E402
+from benchmarks.common import run_ranks, write_model  # noqa: E402
 
 # name -> (tier, activation checkpointing, ZeRO stage, device of the offloaded base, rows in one micro-batch:
 # all or one). Stock offload runs on two ranks, each a client: with one, a CPU's gathered weights are the
@@ -39,7 +39,7 @@ SYSTEMS = {
 
 def work(name: str, rank: int, port: int, folder: str, options: tuple, *, results) -> None:
     args, blocks = options
-    from benchmarks.layer_major import Rows, ds_config
+    from benchmarks.common import Rows, ds_config
     from fedspeed.data.config import TrainConfig
     from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
     from fedspeed.engine.config import EngineConfig

@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.layer_major import Rows, ds_config, run_ranks, write_model  # noqa: E402
+from benchmarks.common import Rows, ds_config, run_ranks, write_model  # noqa: E402
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,9 +43,10 @@ PORT = 23456
 WARM = 2  # rounds that are not counted
 
 
-def rank_main(compute_s: float, words: list[str]) -> int:
-    """launch.py, but that a local step after the first is a sleep. What it sends is as large as ever, and
-    zero.
+def rank_main(compute_s: float, arguments: list[str]) -> int:
+    """Run launch.py's rank with a sleep in place of every local step after the first.
+
+    Those steps send zeros, as many bytes as a real update has.
     """
     from fedspeed.cli import main
     from fedspeed.engine import stock
@@ -62,80 +64,116 @@ def rank_main(compute_s: float, words: list[str]) -> int:
 
     stock.StockEngine._gradients = timed
     stock.StockEngine._step = lambda self, slots, lr: step(self, slots, lr) if len(sums) == 1 else [True]
-    return main(["run", *words])
+    return main(["run", *arguments])
 
 
-def seconds_of(
-    rate: str, mode: str, staleness: int, compute_s: float, rounds: int
-) -> tuple[float, float, float]:
-    """(seconds of a round, of its exchange, bytes of the update), medians over the counted rounds."""
-    from tests.lab.cluster import VirtualCluster
+@dataclass(frozen=True)
+class RunSettings:
+    """A run of the benchmark. `rate` of the links as `tc` reads it; `rounds` that are counted."""
 
+    rate: str
+    mode: str
+    staleness: int
+    compute_s: float
+    rounds: int
+
+
+@dataclass(frozen=True)
+class RunTimes:
+    """Medians over the counted rounds of a run: seconds of a round and of its exchange. `nbytes` of the
+    update.
+    """
+
+    round_s: float
+    exchange_s: float
+    nbytes: int
+
+
+def times_of(settings: RunSettings) -> RunTimes:
+    """Make a run and return its times.
+
+    Raises:
+        SystemExit: a rank failed; the message has the end of each rank's output.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "config.json").write_text(json.dumps(MODEL))
         hosts = folder / "hosts"
         hosts.write_text("".join(f"h{i} slots=1\n" for i in range(CLIENTS)))
-        words = [
-            "--config",
-            str(ROOT / "ds_configs" / "quickstart.yaml"),
-            f"model.base={folder}",
-            "model.init=random",
-            "adapter.method=full",
-            f"data.clients={CLIENTS}",
-            "data.max_rows=120",
-            "train.local_steps=1",
-            "train.micro_batch=4",
-            f"federation.rounds={rounds + WARM}",
-            f"federation.staleness={staleness}",
-            f"federation.evaluate_every={rounds + WARM}",
-            "federation.compare_alone=false",
-            f"routing.mode={mode}",
-            "engine.tier=stock",
-            "monitor.plot=false",
-            f"run.out={folder}",
-            "run.name=timed",
-            f"--hostfile={hosts}",
-        ]
-        with VirtualCluster(
-            hosts, rate=rate, env={"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        ) as lab:
-            command = [sys.executable, str(Path(__file__).resolve()), "rank", str(compute_s), *words]
-            started = [
-                lab.spawn(
-                    command,
-                    host=host.name,
-                    cwd=ROOT,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                    env={
-                        "RANK": str(i),
-                        "WORLD_SIZE": str(CLIENTS),
-                        "LOCAL_RANK": "0",
-                        "LOCAL_WORLD_SIZE": "1",
-                        "MASTER_ADDR": lab.hosts[0].address,
-                        "MASTER_PORT": str(PORT),
-                        "GLOO_SOCKET_IFNAME": "eth0",
-                        "PYTHONPATH": str(ROOT),
-                    },
-                )
-                for i, host in enumerate(lab.hosts)
-            ]
-            ends = [process.communicate(timeout=600) for process in started]
-        if any(process.returncode for process in started):
-            sys.exit("\n".join(err[-3000:] for _, err in ends))
-        records = [json.loads(line) for line in (folder / "timed" / "rounds.jsonl").read_text().splitlines()][
-            1 + WARM :
-        ]
-        if staleness:
-            records = records[:-1]  # the last round is only settled: nothing trains meanwhile
-        nbytes = sum(f.stat().st_size for f in (folder / "timed" / "model").glob("*.safetensors"))
-        return (
-            statistics.median(r["seconds"] for r in records),
-            statistics.median(r["exchange_s"] for r in records),
-            nbytes,
+        run_ranks_on_hosts(settings, folder, hosts)
+        lines = (folder / "timed" / "rounds.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines][1 + WARM :]
+        if settings.staleness:
+            records = records[:-1]  # the last round only waits for its sum: nothing trains meanwhile
+        return RunTimes(
+            statistics.median(record["seconds"] for record in records),
+            statistics.median(record["exchange_s"] for record in records),
+            sum(file.stat().st_size for file in (folder / "timed" / "model").glob("*.safetensors")),
         )
+
+
+def run_ranks_on_hosts(settings: RunSettings, folder: Path, hosts: Path) -> None:
+    """Run one rank on each host of a virtual cluster until all have ended.
+
+    Raises:
+        SystemExit: a rank failed; the message has the end of each rank's output.
+    """
+    from tests.lab.cluster import VirtualCluster
+
+    environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with VirtualCluster(hosts, rate=settings.rate, env=environment) as lab:
+        script = str(Path(__file__).resolve())
+        arguments = arguments_of(settings, folder, hosts)
+        ranks = [
+            lab.spawn(
+                [sys.executable, script, "rank", str(settings.compute_s), *arguments],
+                host=host.name,
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={
+                    "RANK": str(i),
+                    "WORLD_SIZE": str(CLIENTS),
+                    "LOCAL_RANK": "0",
+                    "LOCAL_WORLD_SIZE": "1",
+                    "MASTER_ADDR": lab.hosts[0].address,
+                    "MASTER_PORT": str(PORT),
+                    "GLOO_SOCKET_IFNAME": "eth0",
+                    "PYTHONPATH": str(ROOT),
+                },
+            )
+            for i, host in enumerate(lab.hosts)
+        ]
+        outputs = [rank.communicate(timeout=600) for rank in ranks]
+    if any(rank.returncode for rank in ranks):
+        sys.exit("\n".join(err[-3000:] for _, err in outputs))
+
+
+def arguments_of(settings: RunSettings, folder: Path, hosts: Path) -> list[str]:
+    """Return the arguments of `fedspeed run`."""
+    rounds = settings.rounds + WARM
+    return [
+        "--config",
+        str(ROOT / "ds_configs" / "quickstart.yaml"),
+        f"model.base={folder}",
+        "model.init=random",
+        "adapter.method=full",
+        f"data.clients={CLIENTS}",
+        "data.max_rows=120",
+        "train.local_steps=1",
+        "train.micro_batch=4",
+        f"federation.rounds={rounds}",
+        f"federation.staleness={settings.staleness}",
+        f"federation.evaluate_every={rounds}",
+        "federation.compare_alone=false",
+        f"routing.mode={settings.mode}",
+        "engine.tier=stock",
+        "monitor.plot=false",
+        f"run.out={folder}",
+        "run.name=timed",
+        f"--hostfile={hosts}",
+    ]
 
 
 def main() -> None:
@@ -156,12 +194,16 @@ def main() -> None:
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for rate in args.rates.split(","):
         for mode in args.modes.split(","):
-            apart, exchange, nbytes = seconds_of(rate, mode, 0, args.compute_s, args.rounds)
-            beside, _, _ = seconds_of(rate, mode, 1, args.compute_s, args.rounds)
+            settings = RunSettings(
+                rate=rate, mode=mode, staleness=0, compute_s=args.compute_s, rounds=args.rounds
+            )
+            in_turn = times_of(settings)
+            overlapped = times_of(replace(settings, staleness=1))
+            ratio = overlapped.round_s / max(args.compute_s, in_turn.exchange_s)
             print(
-                f"| {rate} | {mode} | {nbytes / 1e6:.1f} MB | {args.compute_s:.2f} s | {exchange:.2f} s | "
-                f"{apart:.2f} s | {beside:.2f} s | "
-                f"{beside / max(args.compute_s, exchange):.3f} |",
+                f"| {rate} | {mode} | {in_turn.nbytes / 1e6:.1f} MB | {args.compute_s:.2f} s | "
+                f"{in_turn.exchange_s:.2f} s | {in_turn.round_s:.2f} s | {overlapped.round_s:.2f} s | "
+                f"{ratio:.3f} |",
                 flush=True,
             )
 

@@ -116,7 +116,7 @@ def task_of(work: Work) -> Task:
 
 
 def card_with(gib: float) -> RankProfile:
-    """Return the profile of an H100 of which a rank may use so many GiB, in a host with 128 GiB."""
+    """Return the profile of a rank that may use this much memory of an H100, in a host with 128 GiB."""
     device = replace(published_device(CARDS["h100"]), memory=int(gib * GIB))
     return RankProfile(
         Node("h", device, 125 * GIB, ram_rate=100e9, nvme=0, disk_rate=1.0, link_rate=1.0, local_rate=1.0),
@@ -141,38 +141,34 @@ class Improved:
 
 
 def improved(work: Work, gib: float) -> Improved:
-    """Search all numbers of slots, each with as many kept activations as fit beside them, by the planner's
-    model of memory.
+    """Search all numbers of slots, each with as many kept activations as fit into the rest of the memory by
+    the planner's model of memory.
     """
     task = task_of(work)
     profile = card_with(gib)
-    found = []
+    candidates = []
     for inputs in (DEVICE, HOST):
         for slots in range(1, work.shape.layers + 1):
-            kept = _most_kept(
-                task,
-                profile,
-                Setting(
-                    "ram",
-                    1,
-                    work.micro_batches,
-                    resident_blocks=0,
-                    block_slots=slots,
-                    client_slots=1,
-                    block_inputs=inputs,
-                ),
+            setting = Setting(
+                "ram",
+                1,
+                work.micro_batches,
+                resident_blocks=0,
+                block_slots=slots,
+                client_slots=1,
+                block_inputs=inputs,
             )
+            kept = _most_kept(task, profile, setting)
             if kept is not None:
-                found.append(
-                    Improved(
-                        inputs, slots, kept, work.share(slots=slots, inputs=inputs, kept=kept, fixed=FIXED)
-                    )
-                )
-    return max(found, key=lambda one: (round(one.share, 4), one.inputs == DEVICE, -one.slots))
+                share = work.share(slots=slots, inputs=inputs, kept=kept, fixed=FIXED)
+                candidates.append(Improved(inputs, slots, kept, share))
+    return max(candidates, key=lambda one: (round(one.share, 4), one.inputs == DEVICE, -one.slots))
 
 
 def _most_kept(task: Task, profile: RankProfile, setting: Setting) -> int | None:
-    """Return how many pairs of a block and a micro-batch can keep activations; None: not even none fits."""
+    """Return for how many pairs of a block and a micro-batch activations can be kept; None: the setting does
+    not fit even without any.
+    """
 
     def fits(kept: int) -> bool:
         chosen = replace(setting, activation_bytes=kept * kept_bytes(task, setting))
@@ -188,8 +184,109 @@ def _most_kept(task: Task, profile: RankProfile, setting: Setting) -> int | None
     return low
 
 
+def shares_text(shares: list[float]) -> list[str]:
+    """Return shares as the cells of a row."""
+    return [f"{share:.3f}" for share in shares]
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table."""
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---", *["--:"] * (len(head) - 1)], *rows])
+
+
+def print_improvements(works: dict[str, Work]) -> None:
+    """Print the shares of paper_budget for each model and step."""
+    print(
+        f"Shares of pure arithmetic: {BUS / 1e9:.0f} GB/s, {MATRICES / 1e12:.0f} TFLOP/s, "
+        f"{MICRO_BATCH} tokens a micro-batch, 2 slots\n"
+    )
+    head = [
+        "",
+        "inputs behind loads",
+        "inputs between loads",
+        "inputs hidden",
+        "+ a quarter resident, spread",
+        "+ fixed cost 10 ms",
+    ]
+    print(table(head, [[name, *shares_text(paper_budget(work))] for name, work in works.items()]))
+
+
+def print_implemented(works: dict[str, Work]) -> None:
+    """Print the shares as the improvements that were implemented are added one by one."""
+    print(
+        "\nEach improvement added to those before it, starting from: 2 slots, inputs on the compute stream "
+        "behind the loads, 50 ms fixed\n"
+    )
+    rows = []
+    for name, work in works.items():
+        slots = 2 + work.shape.layers // 4
+        shares = [
+            work.share(inputs=BEHIND_LOADS, fixed=FIXED_NOW),
+            work.share(inputs=HOST, fixed=FIXED_NOW),
+            work.share(inputs=HOST, slots=slots, fixed=FIXED_NOW),
+            work.share(inputs=HOST, slots=slots, fixed=FIXED),
+        ]
+        rows.append([name, *shares_text(shares)])
+    head = [
+        "",
+        "before",
+        "+ inputs on separate streams",
+        "+ a quarter of the blocks as slots",
+        "+ fixed cost 10 ms",
+    ]
+    print(table(head, rows))
+
+
+def print_best_settings(works: dict[str, Work]) -> None:
+    """Print the best settings with all improvements in 11 and in 24 GiB of device memory."""
+    print(
+        "\nAll improvements, in this much device memory by the model of memory (slots; kept: pairs of a "
+        "block and a micro-batch whose activations are kept, not recomputed, which brings the share above 1; "
+        "where block inputs are stored)\n"
+    )
+    rows = []
+    for name, work in works.items():
+        best = [improved(work, gib) for gib in (11, 24)]
+        cells = [
+            f"{one.share:.3f} ({one.slots} slots, {one.kept} kept, inputs on {one.inputs})" for one in best
+        ]
+        rows.append([name, *cells])
+    print(table(["", "11 GiB", "24 GiB"], rows))
+
+
+def print_resident_or_slots(work: Work) -> None:
+    """Print the shares of resident blocks and of slots in the same memory, on a fast and a slow bus."""
+    print(
+        "\n7B, 8k tokens a step, 2 048 a micro-batch, 7 blocks more than two slots, inputs hidden, "
+        "fixed 10 ms\n"
+    )
+    slow = replace(work, bus=25e9)
+    settings: dict[str, dict] = {
+        "the lowest 7 resident": {"resident": tuple(range(7))},
+        "7 resident, spread": {"resident": tuple(spread(work.shape.layers, 7))},
+        "9 slots": {"slots": 9},
+    }
+    rows = []
+    for name, options in settings.items():
+        shares = [one.share(fixed=FIXED, **options) for one in (work, slow)]
+        rows.append([name, *shares_text(shares)])
+    print(table(["", "55 GB/s", "25 GB/s"], rows))
+
+
+def print_micro_batches(work: Work) -> None:
+    """Print the shares by the size of a micro-batch, with hidden kernel launches and limited by launches."""
+    print(
+        "\n7B, 8k tokens a step, 9 slots, inputs on separate streams, fixed 10 ms, by the size of a "
+        "micro-batch\n"
+    )
+    rows = []
+    for tokens in (512, 1_024, 2_048, 4_096):
+        small = replace(work, micro_batch=tokens)
+        bound = replace(small, launch_s=MIN_BLOCK_S["gpu"])
+        shares = [one.share(slots=9, inputs=HOST, fixed=FIXED) for one in (small, bound)]
+        rows.append([f"{tokens} tokens", *shares_text(shares)])
+    floor = " + ".join(f"{1000 * seconds:g}" for seconds in MIN_BLOCK_S["gpu"])
+    print(table(["", "launches hidden", f"launches of {floor} ms"], rows))
 
 
 def main() -> None:
@@ -201,89 +298,12 @@ def main() -> None:
         for tokens in STEPS
         for name, model in MODELS.items()
     }
-    print(
-        f"Shares of pure arithmetic: {BUS / 1e9:.0f} GB/s, {MATRICES / 1e12:.0f} TFLOP/s, "
-        f"{MICRO_BATCH} tokens a micro-batch, 2 slots\n"
-    )
-    print(
-        table(
-            [
-                "",
-                "inputs behind loads",
-                "inputs between loads",
-                "inputs hidden",
-                "+ a quarter resident, spread",
-                "+ fixed cost 10 ms",
-            ],
-            [[name, *(f"{share:.3f}" for share in paper_budget(work))] for name, work in works.items()],
-        )
-    )
-    print(
-        "\nEach mend on top of those before, from the way it was: 2 slots, inputs on the compute "
-        "stream behind "
-        "the loads, 50 ms fixed\n"
-    )
-    rows = []
-    for name, work in works.items():
-        shares = [
-            work.share(inputs=BEHIND_LOADS, fixed=FIXED_NOW),
-            work.share(inputs=HOST, fixed=FIXED_NOW),
-            work.share(inputs=HOST, slots=2 + work.shape.layers // 4, fixed=FIXED_NOW),
-            work.share(inputs=HOST, slots=2 + work.shape.layers // 4, fixed=FIXED),
-        ]
-        rows.append([name, *(f"{share:.3f}" for share in shares)])
-    print(
-        table(
-            [
-                "",
-                "as it was",
-                "+ inputs on own streams",
-                "+ a quarter of the blocks as slots",
-                "+ fixed cost 10 ms",
-            ],
-            rows,
-        )
-    )
-    print(
-        "\nAll mended, in so much device memory, by the model of memory (slots; blocks and micro-batches, in "
-        "pairs, that are not computed again, which brings a step above 1; where block inputs wait)\n"
-    )
-    rows = []
-    for name, work in works.items():
-        cells = [improved(work, gib) for gib in (11, 24)]
-        rows.append([
-            name,
-            *(
-                f"{one.share:.3f} ({one.slots} slots, {one.kept} kept, inputs on {one.inputs})"
-                for one in cells
-            ),
-        ])
-    print(table(["", "11 GiB", "24 GiB"], rows))
+    print_improvements(works)
+    print_implemented(works)
+    print_best_settings(works)
     seven = Work(shape_of(MODELS["7B"]), STEPS[0], 2_048)
-    print(
-        "\n7B, 8k tokens a step, 2 048 a micro-batch, 7 blocks more than two slots, inputs hidden, "
-        "fixed 10 ms\n"
-    )
-    rows = []
-    for name, how in (
-        ("the lowest 7 resident", {"resident": tuple(range(7))}),
-        ("7 resident, spread", {"resident": tuple(spread(seven.shape.layers, 7))}),
-        ("9 slots", {"slots": 9}),
-    ):
-        slow = replace(seven, bus=25e9)
-        rows.append([name, f"{seven.share(fixed=FIXED, **how):.3f}", f"{slow.share(fixed=FIXED, **how):.3f}"])
-    print(table(["", "55 GB/s", "25 GB/s"], rows))
-    print(
-        "\n7B, 8k tokens a step, 9 slots, inputs on own streams, fixed 10 ms, by the size of a micro-batch\n"
-    )
-    rows = []
-    for tokens in (512, 1_024, 2_048, 4_096):
-        small = replace(seven, micro_batch=tokens)
-        bound = replace(small, launch_s=MIN_BLOCK_S["gpu"])
-        shares = (work.share(slots=9, inputs=HOST, fixed=FIXED) for work in (small, bound))
-        rows.append([f"{tokens} tokens", *(f"{share:.3f}" for share in shares)])
-    floor = " + ".join(f"{1000 * seconds:g}" for seconds in MIN_BLOCK_S["gpu"])
-    print(table(["", "launches hidden", f"launches of {floor} ms"], rows))
+    print_resident_or_slots(seven)
+    print_micro_batches(seven)
 
 
 if __name__ == "__main__":

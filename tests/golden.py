@@ -1,17 +1,17 @@
-"""Golden runs: what tiny real runs gave once, to the last digit, and a check that they still do.
+"""Golden runs: a check that tiny real runs give the results that were recorded, to the last digit.
 
     python tests/golden.py                       check all configurations against tests/golden/values.json
     python tests/golden.py check NAME...         some of them
-    python tests/golden.py record [NAME...]      write down what they give now (where results shall change)
+    python tests/golden.py record [NAME...]      record the current results, after an intended change
     python tests/golden.py --root FOLDER ...     the same with the product's code of another checkout
 
-Each is a run of `python launch.py --config ...` in a fresh folder. Compared are the loss of every local step
-of every rank, what each round's record and the summary say apart from time and memory, the exit code, and the
-SHA-256 of every tensor of the exported adapter.
+Each golden run is `python launch.py --config ...` in a fresh folder. The check compares the loss of every
+local step of every rank, the records of rounds and the summary without times and memory, the exit code, and
+the SHA-256 of every tensor of the exported adapter.
 
-Digits depend neither on the clock nor on chance (golden_hook.py says what is put in their place), nor on the
-processor (golden_pins.py). On a machine that rounds otherwise all the same, which a probe tells, counts and
-bytes are compared exactly, losses to 1e-4 (more in 16 bits), and digests not at all.
+The results do not depend on the clock or on randomness (golden_hook.py replaces both) or on the processor
+(golden_pins.py). A probe detects a machine that rounds differently nevertheless: there, counts and bytes are
+compared exactly, losses with a relative tolerance of 1e-4 (more in 16 bits), and digests are not compared.
 """
 
 import argparse
@@ -26,11 +26,11 @@ sys.path.insert(0, str(HERE))
 
 from tests.golden_pins import environment  # noqa: E402
 from tests.golden_run import Failed, Golden, play, probed, product_root, write_bases  # noqa: E402
-from tests.golden_values import NEAR, Recorded, differences, versions  # noqa: E402
+from tests.golden_values import TOLERANCES, Recorded, differences, versions  # noqa: E402
 
 VALUES = HERE / "tests" / "golden" / "values.json"
 
-# What configurations have that do not say otherwise: two clients, ranks, rounds, and local steps.
+# Settings of all configurations: two clients, two ranks, two rounds and two local steps by default.
 COMMON = {
     "model": {"dtype": "fp32", "tokenizer": "bytes"},
     "adapter": {"lora_rank": 2, "alpha": 8},
@@ -55,7 +55,7 @@ RESIDENT = "engine.tier=resident"
 RAM = "engine.tier=ram"
 TWO_RANKS = "cluster.ranks_per_client=2"
 ONE_RANK = "cluster.local_ranks=1"
-NOTHING_KEPT = "engine.activation_gib=0"
+NO_ACTIVATIONS = "engine.activation_gib=0"
 MASKED = "routing.mode=mix+mask routing.min_participants=2"
 PIPELINE = f"engine.pipeline=client {TWO_RANKS} train.accumulation=2"
 KEEP = "federation.local_optimizer=keep"
@@ -102,29 +102,29 @@ GOLDEN = {
         "federation.method.rule=freeze_a"
     ),
     "ram-client-slots": Golden(
-        f"{RAM} {ONE_RANK} {WIDE} {DROPOUT} {KEEP} {NOTHING_KEPT} train.accumulation=2 "
+        f"{RAM} {ONE_RANK} {WIDE} {DROPOUT} {KEEP} {NO_ACTIVATIONS} train.accumulation=2 "
         "engine.block_inputs=host federation.rounds=3"
     ),
     "ram-kept": Golden(
         f"{RAM} {ONE_RANK} train.accumulation=2 engine.block_slots=3 engine.activation_gib=1", base="qwen2"
     ),
     "ram-one-slot": Golden(
-        f"{RAM} engine.block_slots=1 engine.resident_blocks=1 {NOTHING_KEPT}", base="gpt2"
+        f"{RAM} engine.block_slots=1 engine.resident_blocks=1 {NO_ACTIVATIONS}", base="gpt2"
     ),
     "ram-turns": Golden(
         f"{RAM} {ONE_RANK} data.clients=4 engine.client_slots=2 federation.method.rule=alternate "
-        f"{NOTHING_KEPT}"
+        f"{NO_ACTIVATIONS}"
     ),
     "ram-bf16": Golden(f"{RAM} {ONE_RANK} model.dtype=bf16 {DROPOUT}"),
     "ram-fp16": Golden(f"{RAM} {ONE_RANK} model.dtype=fp16 deepspeed.fp16.initial_scale_power=12"),
     "ram-blocks": Golden(f"{RAM} {ONE_RANK} adapter.method=blocks adapter.blocks.last=1"),
-    "nvme": Golden(f"engine.tier=nvme {ONE_RANK} {NOTHING_KEPT}"),
+    "nvme": Golden(f"engine.tier=nvme {ONE_RANK} {NO_ACTIVATIONS}"),
     "auto-client": Golden(
-        f"deepspeed.base=zero3.json engine.tier=client {TWO_RANKS} {DROPOUT} {NOTHING_KEPT}"
+        f"deepspeed.base=zero3.json engine.tier=client {TWO_RANKS} {DROPOUT} {NO_ACTIVATIONS}"
     ),
-    "auto-cluster": Golden(f"deepspeed.base=zero3.json data.clients=3 {NOTHING_KEPT}"),
+    "auto-cluster": Golden(f"deepspeed.base=zero3.json data.clients=3 {NO_ACTIVATIONS}"),
     "cluster-one-sided": Golden(
-        f"engine.tier=cluster engine.base_reads=one_sided {NOTHING_KEPT}", base="qwen2"
+        f"engine.tier=cluster engine.base_reads=one_sided {NO_ACTIVATIONS}", base="qwen2"
     ),
     # Pipelines.
     "pipeline-client": Golden(f"{PIPELINE} {RESIDENT} {KEEP}"),
@@ -185,17 +185,17 @@ GOLDEN = {
         f"{RESIDENT} federation.staleness=1 federation.rounds=2", again="federation.rounds=4"
     ),
 }
-# What tests/run/test_golden.py checks.
+# The runs that tests/run/test_golden.py checks.
 SUITE = ("stock-zero3", "ram-client-slots", "pipeline-client", "masked", "stale", "resume")
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command line of this file; returns the exit code: 0 equal or recorded, 1 different, 2 usage."""
+    """Run the command line of this file and return the exit code: 0 equal, 1 different, 2 usage."""
     parser = argparse.ArgumentParser(
         prog="python tests/golden.py", description="Check tiny real runs against recorded values."
     )
     parser.add_argument(
-        "words",
+        "names",
         nargs="*",
         metavar="check|record|NAME",
         help="check (the default) or record, then names of runs; none: all",
@@ -204,26 +204,26 @@ def main(arguments: list[str]) -> int:
         "--root",
         type=Path,
         default=HERE,
-        help="checkout whose code runs (this one). It must know the keys that golden runs name, "
-        "and the names of golden_hook.PATCHES: an older one needs both as they were then",
+        help="checkout whose code runs (default: this one). It must have the configuration keys of the "
+        "golden runs and the functions of golden_hook.PATCHES",
     )
     parser.add_argument("--values", type=Path, default=VALUES, help="the recorded values (%(default)s)")
     options = parser.parse_intermixed_args(arguments)
-    verb, *names = options.words or ["check"]
+    verb, *names = options.names or ["check"]
     if verb not in ("check", "record"):
-        names = options.words
+        names = options.names
     if wrong := [name for name in names if name not in GOLDEN]:
         parser.error(f"no golden run is called {', '.join(wrong)}; there are {', '.join(GOLDEN)}")
     root = options.root.resolve()
     if not (root / "launch.py").is_file():
         parser.error(f"--root {options.root}: no launch.py is there; name a checkout")
-    _settle(root)
+    _pin_environment(root)
     recorded = Recorded.read(options.values) if options.values.exists() else None
     if recorded is None and verb != "record":
         parser.error(f"{options.values} is not there; `record` writes it")
     if (loaded := product_root()) != root:
         parser.error(
-            f"runs would have the code of {loaded}, not of {root}; start this file by its path, "
+            f"runs would use the code of {loaded}, not of {root}; start this file by its path, "
             "or name another --root"
         )
     with tempfile.TemporaryDirectory(prefix="golden-bases-") as bases:
@@ -234,8 +234,8 @@ def main(arguments: list[str]) -> int:
         return _check(runs, recorded)
 
 
-def _settle(root: Path) -> None:
-    """Make this process one whose children are golden runs of the checkout at `root`."""
+def _pin_environment(root: Path) -> None:
+    """Set the environment of this process, which golden runs inherit, for the checkout at `root`."""
     pinned = environment(root, os.environ)
     os.environ.clear()
     os.environ.update(pinned)
@@ -243,8 +243,7 @@ def _settle(root: Path) -> None:
 
 
 class Runs:
-    """Golden runs that are to be made: iterating makes them, one after the other, and gives (name, values or
-    what failed).
+    """Golden runs to make. Iterating makes them one after the other and yields (name, values or failure).
 
     Args:
         names: of GOLDEN.
@@ -262,14 +261,14 @@ class Runs:
         return ((name, self.play(name)) for name in self.names)
 
     def play(self, name: str) -> dict | Failed:
-        """Make one run; returns its values, or what failed."""
+        """Make one run and return its values or its failure."""
         try:
             return play(GOLDEN[name], COMMON, self._root, self._bases)
         except Failed as failure:
             return failure
 
     def progress(self, name: str) -> str:
-        """Return how far all runs are once `name` is done, as `[3/44, 12 s, ETA 160 s]`."""
+        """Return the progress over all runs once `name` is done, as `[3/44, 12 s, ETA 160 s]`."""
         done = self.names.index(name) + 1
         spent = time.monotonic() - self._begin
         left = spent / done * (len(self.names) - done)
@@ -277,64 +276,66 @@ class Runs:
 
 
 def _check(runs: Runs, recorded: Recorded) -> int:
-    """Compare runs with what is recorded; prints a line a run. 1 if any differs."""
+    """Compare runs with the recorded values and print a line for each. Return 1 if any differs, else 0."""
     exact = probed() == recorded.probe
     if not exact:
         print(
-            f"this machine rounds otherwise than the one that recorded ({recorded.made_with}; here "
-            f"{versions()}): losses are compared roughly, counts exactly, digests not",
+            f"this machine rounds differently from the one that recorded ({recorded.made_with}; here "
+            f"{versions()}): losses are compared with a tolerance, counts exactly, digests not at all",
             flush=True,
         )
-    wrong = 0
-    for name, found in runs:
-        told = _told(recorded.runs.get(name), found, 0.0 if exact else _near(name))
-        wrong += bool(told)
-        print(f"{name}: {_line(told, 'DIFFERENT', 'equal')} {runs.progress(name)}", flush=True)
-    print(f"{len(runs.names) - wrong} of {len(runs.names)} golden runs are equal", flush=True)
-    return int(wrong > 0)
+    different = 0
+    for name, values in runs:
+        faults = _faults(recorded.runs.get(name), values, 0.0 if exact else _tolerance(name))
+        different += bool(faults)
+        print(f"{name}: {_verdict(faults, 'DIFFERENT', 'equal')} {runs.progress(name)}", flush=True)
+    print(f"{len(runs.names) - different} of {len(runs.names)} golden runs are equal", flush=True)
+    return int(different > 0)
 
 
 def _record(runs: Runs, recorded: Recorded | None, path: Path) -> int:
-    """Write down what runs give, each only if it gives the same twice. 1 if any does not."""
+    """Record the values of each run that gives the same values twice. Return 1 if any does not, else 0."""
     probe = probed()
-    kept = {}
+    values_by_run = {}
     if recorded is not None:
-        kept = {name: values for name, values in recorded.runs.items() if name in GOLDEN}
-    if kept.keys() - set(runs.names) and probe != recorded.probe:
-        print(f"{path} comes from a machine that rounds otherwise: record all runs, not some", flush=True)
+        values_by_run = {name: values for name, values in recorded.runs.items() if name in GOLDEN}
+    if values_by_run.keys() - set(runs.names) and probe != recorded.probe:
+        print(f"{path} comes from a machine that rounds differently: record all runs, not some", flush=True)
         return 1
-    wrong = 0
-    for name, found in runs:
-        told = _told(found, runs.play(name))
-        wrong += bool(told)
-        if not told:
-            kept[name] = found
-            Recorded(probe, versions(), {name: kept[name] for name in GOLDEN if name in kept}).write(path)
-        print(f"{name}: {_line(told, 'NOT RECORDED', 'recorded')} {runs.progress(name)}", flush=True)
-    return int(wrong > 0)
+    unrecorded = 0
+    for name, values in runs:
+        faults = _faults(values, runs.play(name))
+        unrecorded += bool(faults)
+        if not faults:
+            values_by_run[name] = values
+            ordered = {name: values_by_run[name] for name in GOLDEN if name in values_by_run}
+            Recorded(probe, versions(), ordered).write(path)
+        print(f"{name}: {_verdict(faults, 'NOT RECORDED', 'recorded')} {runs.progress(name)}", flush=True)
+    return int(unrecorded > 0)
 
 
-def _near(name: str) -> float:
-    """Return how near the losses of a run are on machines that round otherwise."""
-    chosen = [kind for kind in NEAR if f"model.dtype={kind}" in GOLDEN[name].words]
-    return NEAR[chosen[0] if chosen else "fp32"]
+def _tolerance(name: str) -> float:
+    """Return the relative tolerance of a run's losses on machines that round differently."""
+    dtypes = [dtype for dtype in TOLERANCES if f"model.dtype={dtype}" in GOLDEN[name].arguments]
+    return TOLERANCES[dtypes[0] if dtypes else "fp32"]
 
 
-def _told(expected, found, near: float = 0.0) -> list[str]:
-    """Return what keeps two sets of values from being equal: differences, or that one of them is none."""
-    failed = [str(one) for one in (expected, found) if isinstance(one, Failed)]
-    if failed:
-        return failed
+def _faults(expected, values, tolerance: float = 0.0) -> list[str]:
+    """Return the differences of two results of a run, or why they cannot be compared; empty: equal."""
+    failures = [str(result) for result in (expected, values) if isinstance(result, Failed)]
+    if failures:
+        return failures
     if expected is None:
-        return ["nothing is recorded of it; `record` it from code that is known to be right"]
-    return differences(expected, found, near)
+        return ["no values are recorded; `record` this run from code that is known to be right"]
+    return differences(expected, values, tolerance)
 
 
-def _line(told: list[str], bad: str, good: str) -> str:
-    if not told:
+def _verdict(faults: list[str], bad: str, good: str) -> str:
+    """Return `good` without faults, else `bad` with the first fault and the number of the others."""
+    if not faults:
         return good
-    more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
-    return f"{bad}: {told[0]}{more}"
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return f"{bad}: {faults[0]}{more}"
 
 
 if __name__ == "__main__":

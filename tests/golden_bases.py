@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-VOCABULARY = 260  # of the built-in byte tokenizer
+VOCABULARY = 260  # size of the built-in byte tokenizer's
 COMMON = {"vocab_size": VOCABULARY, "bos_token_id": 257, "eos_token_id": 258, "pad_token_id": 256}
 BODY = {
     "hidden_size": 32,
@@ -33,7 +33,7 @@ def _gpt2(folder: Path) -> None:
 
 
 def _write(folder: Path, config) -> None:
-    """Write a model of this configuration, drawn by numpy: norms near one, all else near zero."""
+    """Write a model of this configuration with weights from numpy: norms near one, all others near zero."""
     import numpy as np
     import torch
     from transformers import AutoModelForCausalLM

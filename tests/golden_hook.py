@@ -1,16 +1,15 @@
-"""What golden runs put beneath the product: every place of it that they replace.
+"""Functions that golden runs replace in the product.
 
-Product code stays as it is. In each process of a golden run `install` replaces the functions of PATCHES:
-those that tell a loss or the end of the run also write it down, the one that draws random bits for masked
-sums draws them from a seed, and where a run depends on the clock, that one is moved by the run's own steps.
-Who moves such a function in the product changes its dotted name here, and its replacement if the arguments
-are others.
+In each process of a golden run, `install` replaces the functions of PATCHES: those that report a loss or the
+end of the run also write it to a file, the random bits of masked sums come from a seed, and the clock of runs
+that depend on one is advanced by local steps. After one of these functions has been moved in the product, its
+dotted name must be changed here, and its replacement if the arguments changed.
 
-Environment of a golden run (tests/golden_run.py sets it):
-    GOLDEN_FOLDER: where the ranks write what they do.
-    GOLDEN_CLOCK: "1": the clock by which rounds are paced moves by a second a local step on rank 0, two on
-    rank 1, and so on. GOLDEN_KILL: "RANK ROUND STEP": this rank kills itself once, as kill -9 would, when it
-    has taken this step.
+Environment variables of a golden run (tests/golden_run.py sets them):
+    GOLDEN_FOLDER: folder of the files that ranks write.
+    GOLDEN_CLOCK: "1": the clock by which rounds are paced advances by one second for each local step on rank
+    0, by two on rank 1, and so on.
+    GOLDEN_KILL: "RANK ROUND STEP": this rank kills itself once with SIGKILL, after this step.
 """
 
 import contextlib
@@ -25,27 +24,26 @@ from types import SimpleNamespace
 
 from tests.golden_pins import pin_torch
 
-# What is replaced: dotted name in the product -> function below, which gets what stood there and returns what
-# stands there from then on.
+# Dotted name in the product -> function below that gets the original and returns its replacement.
 PATCHES = {
-    "fedspeed.cluster.discover.discover": "noting_rank",  # RANK soon counts within a cluster
+    "fedspeed.cluster.discover.discover": "noting_rank",  # later the variable RANK counts within a cluster
     "fedspeed.monitor.monitor.Monitor.step": "noting_steps",  # each local step of every rank, with its loss
     "fedspeed.monitor.monitor.NoMonitor.step": "noting_steps",
     "fedspeed.monitor.monitor.Monitor.finish": "noting_end",  # the comparison with each client alone
     "fedspeed.routing.anonymous.exchange._random": "seeded_bits",  # random rounding of masked sums
-    "fedspeed.federation.pacing.time": "moved_clock",  # what a round's seconds are measured by
-    # Else a CPU has fp16 only with AVX-512 FP16.
+    "fedspeed.federation.pacing.time": "step_clock",  # measures the seconds of a round
+    # DeepSpeed supports fp16 only on CPUs with AVX-512 FP16.
     "deepspeed.accelerator.cpu_accelerator.CPU_Accelerator.is_fp16_supported": "always",
 }
-CLOCKS = ("moved_clock",)  # only with GOLDEN_CLOCK
+CLOCKS = ("step_clock",)  # only with GOLDEN_CLOCK
 
-_elapsed = [0.0]  # seconds of the moved clock
-_known: dict[str, int] = {}  # of this process
+_elapsed = [0.0]  # seconds of the step clock
+_ranks: list[int] = []  # the rank of this process, once it is known
 _draws = itertools.count()
 
 
 def install() -> None:
-    """Replace what PATCHES names, in this process and in all that it forks."""
+    """Replace the functions of PATCHES in this process and in those it forks."""
     pin_torch()
     for dotted, replacement in PATCHES.items():
         if replacement in CLOCKS and os.environ.get("GOLDEN_CLOCK") != "1":
@@ -55,51 +53,51 @@ def install() -> None:
 
 
 def _holder_of(dotted: str):
-    """Return (the module or class that holds the last part of a dotted name, that part).
+    """Return the module or class that has the last part of a dotted name, and that part.
 
     Raises:
-        AttributeError: nothing of that name is there.
+        AttributeError: the dotted name does not exist.
     """
-    words = dotted.split(".")
-    for count in range(len(words) - 1, 0, -1):
+    parts = dotted.split(".")
+    for count in range(len(parts) - 1, 0, -1):
         with contextlib.suppress(ModuleNotFoundError):
-            holder = importlib.import_module(".".join(words[:count]))
+            holder = importlib.import_module(".".join(parts[:count]))
             break
-    for word in words[count:-1]:
-        holder = getattr(holder, word)
-    if not hasattr(holder, words[-1]):
+    for part in parts[count:-1]:
+        holder = getattr(holder, part)
+    if not hasattr(holder, parts[-1]):
         raise AttributeError(
-            f"tests/golden_hook.py replaces {dotted}, which is not there any more; "
-            "name its new place in PATCHES"
+            f"tests/golden_hook.py replaces {dotted}, which no longer exists; correct its name in PATCHES"
         )
-    return holder, words[-1]
+    return holder, parts[-1]
 
 
 def _rank() -> int:
-    """Return the number of this rank over the whole job."""
-    return _known["rank"]
+    """Return the number of this rank in the whole job."""
+    return _ranks[-1]
 
 
 def _write(kind: str, values: dict) -> None:
+    """Append a line to this rank's file of this kind."""
     with (Path(os.environ["GOLDEN_FOLDER"]) / f"{kind}-{_rank()}.jsonl").open("a") as file:
         file.write(json.dumps(values) + "\n")
 
 
 def noting_rank(discover):
-    """Return a `discover` that also remembers the rank that it finds."""
+    """Return a `discover` that also stores the rank it returns."""
 
-    def noted(*arguments, **options):
+    def discover_and_note(*arguments, **options):
         launch = discover(*arguments, **options)
-        _known["rank"] = launch.world_rank
+        _ranks.append(launch.world_rank)
         return launch
 
-    return noted
+    return discover_and_note
 
 
 def noting_steps(step):
     """Return a `step` of a monitor that also writes the step and its loss to steps-RANK.jsonl."""
 
-    def noted(self, round_number, local_step, local_steps, loss=None):
+    def step_and_note(self, round_number, local_step, local_steps, loss=None):
         _write("steps", {"process": os.getpid(), "round": round_number, "loss": loss})
         _elapsed[0] += 1.0 + _rank()
         flag = Path(os.environ["GOLDEN_FOLDER"]) / "killed"
@@ -108,22 +106,22 @@ def noting_steps(step):
             os.kill(os.getpid(), signal.SIGKILL)
         return step(self, round_number, local_step, local_steps, loss)
 
-    return noted
+    return step_and_note
 
 
 def noting_end(finish):
     """Return a `finish` of a monitor that also writes the scores of clients alone to alone-RANK.jsonl."""
 
-    def noted(self, summary, facts, comparison=None):
+    def finish_and_note(self, summary, facts, comparison=None):
         for row in comparison.rows if comparison else ():
             _write("alone", {"name": row.name, "loss": row.held_out_loss, "accuracy": row.accuracy})
         return finish(self, summary, facts, comparison)
 
-    return noted
+    return finish_and_note
 
 
 def seeded_bits(_random):
-    """Return a source of random bits like the product's, its keys made of the rank and a count."""
+    """Return a source of random bits like the product's, with keys derived from the rank and a count."""
     from fedspeed.routing.anonymous.crypto import KEY, fill_key_stream
 
     def seeded(cipher):
@@ -135,10 +133,10 @@ def seeded_bits(_random):
 
 
 def always(_supported):
-    """Return a method that says yes."""
+    """Return a method that returns True."""
     return lambda self: True
 
 
-def moved_clock(_time):
-    """Return what stands for the module `time` where rounds are paced: it moves with local steps only."""
+def step_clock(_time):
+    """Return a replacement of the module `time` whose clock advances with local steps only."""
     return SimpleNamespace(perf_counter=lambda: 100.0 + _elapsed[0])

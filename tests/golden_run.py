@@ -1,4 +1,4 @@
-"""One golden run: started by the user's door in a fresh folder, and what of it must not change."""
+"""A golden run: launch.py in a fresh folder, and the values of it that must not change."""
 
 import hashlib
 import json
@@ -14,10 +14,11 @@ import yaml
 from tests.golden_bases import BASES
 from tests.warm import WarmProcess
 
-LIMIT_S = 180.0  # a start of a run may take
+LIMIT_S = 180.0  # timeout of a start of a run
 INSTALL = "from tests.golden_hook import install; install()"
-NAME = "golden"  # of every run
-# Of a round, of a client in it, and of a whole run: what depends neither on time nor on the machine's memory.
+NAME = "golden"  # run.name of every run
+# Values of a round, of a client in it, and of a whole run that depend neither on time nor on the machine's
+# memory.
 ROUND_VALUES = (
     "round",
     "train_loss",
@@ -58,15 +59,15 @@ class Golden:
     """A configuration of a golden run.
 
     Attributes:
-        words: what it adds to the common configuration, as on a command line.
+        arguments: settings added to the common configuration, as on a command line.
         base: the tiny model it trains (golden_bases.BASES).
-        hosts: hosts of one rank each, each a cluster of its own, by name of the cluster; empty: this machine.
-        again: words of a second start of the same run, which resumes it; None: there is none.
-        clock: whether its rounds are paced by the moved clock of golden_hook.
-        kill: see GOLDEN_KILL there.
+        hosts: names of clusters that have one host with one rank each; empty: this machine.
+        again: settings of a second start, which resumes the run; None: no second start.
+        clock: whether rounds are paced by golden_hook.step_clock.
+        kill: see GOLDEN_KILL in golden_hook.
     """
 
-    words: str
+    arguments: str
     base: str = "llama"
     hosts: str = ""
     again: str | None = None
@@ -75,7 +76,7 @@ class Golden:
 
 
 class Failed(Exception):
-    """A golden run has not come to an end, or told something twice and differently."""
+    """A golden run did not finish, or gave other losses after a restart than before it."""
 
 
 def play(golden: Golden, common: dict, root: Path, bases: Path) -> dict:
@@ -83,9 +84,12 @@ def play(golden: Golden, common: dict, root: Path, bases: Path) -> dict:
     "adapter"}.
 
     Args:
-        common: sections of the YAML that all configurations share.
+        common: sections of the YAML file that all configurations share.
         root: the checkout whose launch.py is started.
         bases: folder of the models.
+
+    Raises:
+        Failed: the run did not finish, or a repeated round gave other losses.
     """
     with tempfile.TemporaryDirectory(prefix="golden-") as name:
         folder = Path(name)
@@ -93,24 +97,29 @@ def play(golden: Golden, common: dict, root: Path, bases: Path) -> dict:
         model = {**common["model"], "base": str(bases / golden.base)}
         sections = {**common, "model": model, "run": {"name": NAME, "out": str(folder)}}
         (folder / "run.yaml").write_text(yaml.safe_dump(sections))
-        words = ["--config", "run.yaml", "--json", *golden.words.split()]
+        arguments = ["--config", "run.yaml", "--json", *golden.arguments.split()]
         if golden.hosts:
             hosts = [
                 f"host{i} slots=1\n# fed-host host{i} cluster={cluster}\n"
                 for i, cluster in enumerate(golden.hosts.split())
             ]
             (folder / "hosts").write_text("".join(hosts))
-            words += ["--hostfile", "hosts"]
-        codes = [_start(golden, root, folder, words)]
+            arguments += ["--hostfile", "hosts"]
+        codes = [_start(golden, root, folder, arguments)]
         if golden.again is not None:
             again = golden.again.split()
             changed = {argument.partition("=")[0] for argument in again}
-            kept = [argument for argument in words if argument.partition("=")[0] not in changed]
+            kept = [argument for argument in arguments if argument.partition("=")[0] not in changed]
             codes.append(_start(golden, root, folder, [*kept, *again]))
         return {"exit_codes": codes, **collect(folder)}
 
 
-def _start(golden: Golden, root: Path, folder: Path, words: list[str]) -> int:
+def _start(golden: Golden, root: Path, folder: Path, arguments: list[str]) -> int:
+    """Start the run in `folder` and return its exit code.
+
+    Raises:
+        Failed: it did not finish in time, or ended before the first round.
+    """
     hook = {
         "GOLDEN_FOLDER": str(folder / "noted"),
         "GOLDEN_CLOCK": str(int(golden.clock)),
@@ -118,18 +127,18 @@ def _start(golden: Golden, root: Path, folder: Path, words: list[str]) -> int:
     }
     out = folder / "out"
     err = folder / "err"
-    out.write_text("")  # of this start alone
+    out.write_text("")  # only the output of this start is read
     err.write_text("")
     env = {**os.environ, **hook}
-    process = WarmProcess([str(root / "launch.py"), *words], folder, env, out, err, before=INSTALL)
+    process = WarmProcess([str(root / "launch.py"), *arguments], folder, env, out, err, before=INSTALL)
     try:
         code = process.wait(LIMIT_S)
     except subprocess.TimeoutExpired:
         process.terminate()
         process.wait(LIMIT_S)
-        raise Failed(f"still running after {LIMIT_S:g} s; its last words:\n{_tail(err)}") from None
+        raise Failed(f"still running after {LIMIT_S:g} s; its last output:\n{_tail(err)}") from None
     if not (folder / NAME / "rounds.jsonl").exists():
-        raise Failed(f"ended with {code} before any round; its last words:\n{_tail(err)}")
+        raise Failed(f"ended with {code} before any round; its last output:\n{_tail(err)}")
     return code
 
 
@@ -138,22 +147,26 @@ def _tail(path: Path) -> str:
 
 
 def collect(folder: Path) -> dict:
-    """Return what the run in `folder` has left, as plain values; numbers that are not finite as text."""
+    """Return the results of the run in `folder` as JSON values, numbers that are not finite as text.
+
+    Raises:
+        Failed: there is no summary.
+    """
     run = folder / NAME
-    told = [json.loads(line) for line in (folder / "out").read_text().splitlines()]
-    summaries = [line for line in told if line["event"] == "summary"]
+    events = [json.loads(line) for line in (folder / "out").read_text().splitlines()]
+    summaries = [event for event in events if event["event"] == "summary"]
     if not summaries:
-        raise Failed(f"it told no summary; its last words:\n{_tail(folder / 'err')}")
+        raise Failed(f"it printed no summary; its last output:\n{_tail(folder / 'err')}")
     rounds = [
         _picked(json.loads(line), ROUND_VALUES) | _clients(json.loads(line))
         for line in (run / "rounds.jsonl").read_text().splitlines()
     ]
     noted = folder / "noted"
     alone = [json.loads(line) for path in noted.glob("alone-*") for line in path.read_text().splitlines()]
-    found = {"steps": steps_of(noted), "rounds": rounds, "summary": _picked(summaries[-1], SUMMARY_VALUES)}
+    values = {"steps": steps_of(noted), "rounds": rounds, "summary": _picked(summaries[-1], SUMMARY_VALUES)}
     if alone:
-        found["alone"] = alone
-    return _plain(found | {"adapter": digests(run / "adapter")})
+        values["alone"] = alone
+    return _plain(values | {"adapter": digests(run / "adapter")})
 
 
 def _picked(values: dict, names: tuple[str, ...]) -> dict:
@@ -173,36 +186,35 @@ def _plain(value):
 
 
 def steps_of(noted: Path) -> dict[str, dict[str, list]]:
-    """Return {"rank R": {"round N": losses of its local steps, in their order}} as golden_hook has written
-    them.
+    """Return {"rank R": {"round N": losses of its local steps in order}} from the files of golden_hook.
 
-    A round that was begun again after a restart counts once.
+    A round that was repeated after a restart counts once.
 
     Raises:
-        Failed: its steps had other losses the second time.
+        Failed: a repeated round gave other losses.
     """
-    found: dict[str, dict[str, list]] = {}
+    by_rank: dict[str, dict[str, list]] = {}
     for path in sorted(noted.glob("steps-*.jsonl"), key=lambda path: int(path.stem.partition("-")[2])):
         rank = f"rank {path.stem.partition('-')[2]}"
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         rounds: dict[str, list] = {}
         for process in dict.fromkeys(line["process"] for line in lines):
-            own: dict[str, list] = {}
+            of_process: dict[str, list] = {}
             for line in lines:
                 if line["process"] == process:
-                    own.setdefault(f"round {line['round']}", []).append(line["loss"])
-            for name, losses in own.items():
+                    of_process.setdefault(f"round {line['round']}", []).append(line["loss"])
+            for name, losses in of_process.items():
                 before = rounds.get(name, [])
                 if repr(losses[: len(before)]) != repr(before[: len(losses)]):
                     raise Failed(f"{rank}, {name}: losses {before} before a restart, and {losses} after it")
                 rounds[name] = max(before, losses, key=len)
-        found[rank] = rounds
-    return found
+        by_rank[rank] = rounds
+    return by_rank
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Return {tensor of a *.safetensors file in `folder`: SHA-256 of its type, shape and bytes}."""
-    found = {}
+    """Return the SHA-256 of type, shape and bytes of each tensor in the *.safetensors files of `folder`."""
+    by_tensor = {}
     for path in sorted(folder.glob("*.safetensors")):
         content = path.read_bytes()
         size = int.from_bytes(content[:8], "little")
@@ -211,12 +223,12 @@ def digests(folder: Path) -> dict[str, str]:
         for name, tensor in sorted(header.items()):
             begin, end = (8 + size + offset for offset in tensor["data_offsets"])
             head = f"{tensor['dtype']} {tensor['shape']} ".encode()
-            found[name] = hashlib.sha256(head + content[begin:end]).hexdigest()
-    return found
+            by_tensor[name] = hashlib.sha256(head + content[begin:end]).hexdigest()
+    return by_tensor
 
 
 def write_bases(folder: Path) -> None:
-    """Write the tiny models that golden runs train, in a process of its own, which may import torch."""
+    """Write the tiny models that golden runs train, in a separate process, which imports torch."""
     from tests.processes import context
 
     process = context.Process(target=_write_all, args=(str(folder),))
@@ -232,7 +244,7 @@ def _write_all(folder: str) -> None:
 
 
 def product_root() -> Path:
-    """Return the checkout whose code a process has that stands where golden runs stand."""
+    """Return the checkout whose code a process imports that is started as golden runs are."""
     from tests.processes import run_ranks
 
     return Path(run_ranks(1, _product_file, timeout=LIMIT_S)[0]).resolve().parent.parent
@@ -245,7 +257,7 @@ def _product_file(_rank: int) -> str:
 
 
 def probed() -> dict[str, str]:
-    """Return what golden_pins.probe gives in a process that stands where golden runs stand."""
+    """Return the result of golden_pins.probe in a process that is started as golden runs are."""
     from tests.processes import run_ranks
 
     return run_ranks(1, _probe, timeout=LIMIT_S)[0]

@@ -1,4 +1,4 @@
-"""Recorded values of golden runs: as a file that people read, and held against what runs give."""
+"""Recorded values of golden runs: reading and writing their file, and comparing them with new values."""
 
 import json
 import math
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-# Relative difference of losses that a machine may make which rounds otherwise, by type of the arithmetic.
-NEAR = {"fp32": 1e-4, "fp16": 1e-3, "bf16": 5e-3}
-LOSSES = ("loss", "steps")  # parts of the names of values that are losses
-ROUGHLY = 100  # so many times as much other numbers may differ, such as norms and estimated errors
+# Relative tolerance of losses on a machine that rounds differently, by type of the arithmetic.
+TOLERANCES = {"fp32": 1e-4, "fp16": 1e-3, "bf16": 5e-3}
+LOSSES = ("loss", "steps")  # a value is a loss if its name contains one of these
+OTHER_NUMBERS = 100  # factor of the tolerance for other numbers, such as norms and estimated errors
 PACKAGES = ("torch", "numpy", "transformers", "peft", "deepspeed")
 
 
 def versions() -> str:
-    """Return what the digits may depend on besides the processor: versions of Python and of libraries."""
+    """Return the versions of Python and of libraries, on which the digits may depend."""
     packages = [f"{name} {version(name)}" for name in PACKAGES]
     return ", ".join([f"Python {platform.python_version()}", *packages])
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a file of golden values holds: the probe of its machine, versions, values by run."""
+    """Contents of a file of golden values: the probe of the machine, versions, and values by run."""
 
     probe: dict[str, str]
     made_with: str
@@ -30,7 +30,11 @@ class Recorded:
 
     @classmethod
     def read(cls, path: Path) -> "Recorded":
-        """Read such a file. ValueError names the file where it is none."""
+        """Read a file of golden values.
+
+        Raises:
+            ValueError: the file has another format; the message names it.
+        """
         try:
             values = json.loads(path.read_text())
             return cls(values["probe"], values["made_with"], values["runs"])
@@ -41,70 +45,69 @@ class Recorded:
             ) from error
 
     def write(self, path: Path) -> None:
-        """Write the file, one line for each round, rank and tensor."""
+        """Write the file with one line for each round, rank and tensor."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(_text({"probe": self.probe, "made_with": self.made_with, "runs": self.runs}) + "\n")
 
 
 def _text(value, depth: int = 0) -> str:
-    """Return JSON in which each round, rank and tensor has a line of its own."""
+    """Return JSON with a line for each round, rank and tensor."""
     if isinstance(value, dict) and depth < 4 and value:
-        ends = "{}"
-        parts = [f"{json.dumps(name)}: {_text(one, depth + 1)}" for name, one in value.items()]
+        brackets = "{}"
+        items = [f"{json.dumps(name)}: {_text(one, depth + 1)}" for name, one in value.items()]
     elif isinstance(value, list) and depth < 4 and any(isinstance(one, dict) for one in value):
-        ends = "[]"
-        parts = [_text(one, depth + 1) for one in value]
+        brackets = "[]"
+        items = [_text(one, depth + 1) for one in value]
     else:
         return json.dumps(value)
     pad = "\n" + " " * (depth + 1)
-    return ends[0] + pad + f",{pad}".join(parts) + pad[:-1] + ends[1]
+    return brackets[0] + pad + f",{pad}".join(items) + pad[:-1] + brackets[1]
 
 
-def differences(expected, found, near: float = 0.0, place: str = "") -> list[str]:
-    """Return where `found` differs from `expected`, as JSON holds them, each as `place: expected, found`.
+def differences(expected, values, tolerance: float = 0.0, path: str = "") -> list[str]:
+    """Return where JSON values differ from the expected ones, each as `path: expected ..., found ...`.
 
     Args:
-        near: 0: every digit counts. Else losses may differ by so much of themselves, other numbers that are
-            no counts by ROUGHLY times as much, digests at will.
-        place: names of what surrounds the two.
+        tolerance: 0: every digit counts. Otherwise the relative tolerance of losses; other numbers that are
+            no counts get OTHER_NUMBERS times as much, and digests are not compared.
+        path: where both are in the whole, as `rounds[0].train_loss`.
     """
-    if isinstance(expected, dict) and isinstance(found, dict):
-        told = []
-        for name in dict.fromkeys([*expected, *found]):
-            if name in expected and name in found:
-                told += differences(expected[name], found[name], near, _at(place, name))
+    if isinstance(expected, dict) and isinstance(values, dict):
+        faults = []
+        for name in dict.fromkeys([*expected, *values]):
+            inner = f"{path}.{name}" if path else name
+            if name in expected and name in values:
+                faults += differences(expected[name], values[name], tolerance, inner)
             else:
-                here = _at(place, name)
-                told.append(f"{here}: expected {_short(expected, name)}, found {_short(found, name)}")
-        return told
-    if isinstance(expected, list) and isinstance(found, list):
-        told = []
-        if len(expected) != len(found):
-            told.append(f"{place}: expected {len(expected)} entries, found {len(found)}")
-        for number, (old, new) in enumerate(zip(expected, found)):
-            told += differences(old, new, near, f"{place}[{number}]")
-        return told
-    if _is_same(expected, found) or near and _is_near(expected, found, near, place):
+                faults.append(f"{inner}: expected {_short(expected, name)}, found {_short(values, name)}")
+        return faults
+    if isinstance(expected, list) and isinstance(values, list):
+        faults = []
+        if len(expected) != len(values):
+            faults.append(f"{path}: expected {len(expected)} entries, found {len(values)}")
+        for number, (old, new) in enumerate(zip(expected, values)):
+            faults += differences(old, new, tolerance, f"{path}[{number}]")
+        return faults
+    if _is_same(expected, values) or tolerance and _is_near(expected, values, tolerance, path):
         return []
-    return [f"{place}: expected {json.dumps(expected)}, found {json.dumps(found)}"]
-
-
-def _at(place: str, name: str) -> str:
-    return f"{place}.{name}" if place else name
+    return [f"{path}: expected {json.dumps(expected)}, found {json.dumps(values)}"]
 
 
 def _short(values: dict, name: str) -> str:
+    """Return the beginning of a value as JSON, or `nothing`."""
     return json.dumps(values[name])[:80] if name in values else "nothing"
 
 
-def _is_same(expected, found) -> bool:
-    return type(expected) is type(found) and expected == found
+def _is_same(expected, value) -> bool:
+    """Say whether two values have the same type and are equal."""
+    return type(expected) is type(value) and expected == value
 
 
-def _is_near(expected, found, near: float, place: str) -> bool:
-    if place.startswith("adapter."):
+def _is_near(expected, value, tolerance: float, path: str) -> bool:
+    """Say whether a value is a digest, or a number within its tolerance."""
+    if path.startswith("adapter."):
         return True
-    if not (isinstance(expected, float) and isinstance(found, float)):
+    if not (isinstance(expected, float) and isinstance(value, float)):
         return False
-    is_loss = any(word in place for word in LOSSES)
-    return math.isclose(expected, found, rel_tol=near if is_loss else ROUGHLY * near)
+    is_loss = any(name in path for name in LOSSES)
+    return math.isclose(expected, value, rel_tol=tolerance if is_loss else OTHER_NUMBERS * tolerance)

@@ -44,7 +44,7 @@ def engine_of(scene: Scene, base: Path, recipe: Recipe):
     """Build an engine over random weights, the same for all recipes of one numeric type, and close it at the
     end.
     """
-    from benchmarks.layer_major import ds_config
+    from benchmarks.common import ds_config
     from fedspeed.data.config import TrainConfig
     from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
     from fedspeed.models.config import AdapterConfig, ModelConfig

@@ -42,7 +42,7 @@ class Step:
 
     def batches(self, vocab: int):
         """Draw rows from one seed, however they are divided; the first half of each row is the prompt."""
-        from benchmarks.layer_major import Rows
+        from benchmarks.common import Rows
 
         return Rows(SimpleNamespace(vocab=vocab, tokens=self.tokens), 0).step(self.micro, self.rows)
 

@@ -1,4 +1,4 @@
-"""What benchmarks share: processes that end without a result, and imports that decide nothing."""
+"""Functions that benchmarks share: processes that end without a result, and imports without side effects."""
 
 import os
 import subprocess
@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from benchmarks.layer_major import quartiles, run_ranks
+from benchmarks.common import quartiles, run_ranks
 from tests.conftest import ROOT
 from tests.limits import LIMIT_S
 
 
 def vanish(rank, results):
-    """As a process did that had run out of memory: exit code 0, and no result."""
+    """End with exit code 0 and without a result, as a process that had run out of memory once did."""
     os._exit(0)
 
 
@@ -27,7 +27,7 @@ def test_a_rank_that_ends_without_a_result_has_failed():
 
 
 def test_importing_a_benchmark_does_not_choose_the_device():
-    """Others import parts of it and compute on a card."""
+    """Other benchmarks import its functions and compute on a GPU."""
     env = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
     names = (
         "layer_major",
@@ -47,15 +47,17 @@ def test_importing_a_benchmark_does_not_choose_the_device():
 
 
 def test_ratios_are_of_neighbours():
-    """The machine has slowed down threefold between the pairs, and that does not show."""
+    """A machine that slows down threefold between two pairs of steps does not change their ratios."""
     assert quartiles([2.0, 6.0, 2.2], [1.0, 3.0, 1.0]) == pytest.approx((2.0, 2.0, 2.1))
     assert quartiles([3.0], [2.0]) == (1.5, 1.5, 1.5)
 
 
 def test_resident_systems_are_compared_on_equal_losses():
-    words = "resident --blocks 2 --hidden 64 --micro 2 --tokens 16 --vocab 260 --repeat 1 --threads 1".split()
+    arguments = (
+        "resident --blocks 2 --hidden 64 --micro 2 --tokens 16 --vocab 260 --repeat 1 --threads 1".split()
+    )
     ended = subprocess.run(
-        [sys.executable, "benchmarks/layer_major.py", *words],
+        [sys.executable, "benchmarks/layer_major.py", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -64,6 +66,6 @@ def test_resident_systems_are_compared_on_equal_losses():
     assert ended.returncode == 0, ended.stderr
     losses = [line.partition("loss ")[2].split() for line in ended.stdout.splitlines() if "loss " in line]
     assert len(losses) == 4
-    for end in (0, -1):
-        assert [float(loss[end]) for loss in losses] == pytest.approx([float(losses[0][end])] * 4, rel=1e-5)
-    assert "speed of layer-major beside plain PyTorch" in ended.stdout
+    for step in (0, -1):
+        assert [float(loss[step]) for loss in losses] == pytest.approx([float(losses[0][step])] * 4, rel=1e-5)
+    assert "speed of layer-major relative to plain PyTorch" in ended.stdout

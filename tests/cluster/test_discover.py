@@ -1,11 +1,7 @@
-"""How a process finds out how it was started.
-
-captured_launches.json holds environments and ancestors' command lines as real launchers made them (DeepSpeed
-0.19.8 with pdsh and Open MPI, Open MPI 5.0.11, torchrun 2.13, Slurm 22.05) on two hosts, node1 with two slots
-and node2 with one or two; only names of folders and hosts were changed. PBS and MPICH follow their manuals.
+"""How a process discovers its launch from its environment and its ancestors: captured launches, DeepSpeed,
+and wrong environments.
 """
 
-import base64
 import json
 import os
 import subprocess
@@ -14,85 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from fedspeed.cluster import hostfile_search
-from fedspeed.cluster.discover import discover
-from fedspeed.cluster.hostfile import Host, read
-from fedspeed.cluster.hostnames import find_host, is_same_host
+from fedspeed.cluster.hostfile import read
 from fedspeed.errors import HostfileError
+from tests.cluster.launches import (
+    CAPTURED,
+    TWO,
+    captured,
+    mpi_env,
+    named_slots,
+    put,
+    start,
+    torch_env,
+    world_info,
+)
 from tests.limits import LIMIT_S
 
 ROOT = Path(__file__).parents[2]
-CAPTURED = json.loads((Path(__file__).parent / "captured_launches.json").read_text(encoding="utf-8"))
-TWO = "node1 slots=2\nnode2 slots=1\n# fed-host node1 gpu=A\n"
-
-
-@pytest.fixture
-def job(tmp_path, monkeypatch):
-    """A working folder with an empty shelf of hostfiles, cut off from this machine's /job."""
-    (tmp_path / "hostfiles").mkdir()
-    monkeypatch.setattr(hostfile_search, "_DEEPSPEED_DEFAULT", tmp_path / "nowhere")
-    return tmp_path
-
-
-def put(folder, name, text):
-    path = folder / "hostfiles" / name
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def start(job, env, cmdlines=(), hostfile=None, hostname="node1"):
-    return discover(
-        env,
-        [[word.replace("/job", str(job)) for word in words] for words in cmdlines],
-        hostfile,
-        job,
-        hostname,
-    )
-
-
-def captured(job, name):
-    return [start(job, rank["env"], rank["cmdlines"], hostname=rank["hostname"]) for rank in CAPTURED[name]]
-
-
-def named_slots(launch):
-    return [(host.name, host.slots) for host in launch.hosts]
-
-
-def world_info(**hosts):
-    text = base64.urlsafe_b64encode(
-        json.dumps({host: list(range(slots)) for host, slots in hosts.items()}).encode()
-    ).decode()
-    return [
-        "python3",
-        "-u",
-        "-m",
-        "deepspeed.launcher.launch",
-        f"--world_info={text}",
-        "--node_rank=0",
-        "launch.py",
-    ]
-
-
-def torch_env(rank, size, local_rank=0, **more):
-    return {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(size),
-        "LOCAL_RANK": str(local_rank),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29500",
-        **more,
-    }
-
-
-def mpi_env(rank, size, local_rank, local_size, **more):
-    return {
-        "OMPI_COMM_WORLD_RANK": str(rank),
-        "OMPI_COMM_WORLD_SIZE": str(size),
-        "OMPI_COMM_WORLD_LOCAL_RANK": str(local_rank),
-        "OMPI_COMM_WORLD_LOCAL_SIZE": str(local_size),
-        "PMIX_NAMESPACE": "prterun-node1-77@1",
-        **more,
-    }
 
 
 @pytest.mark.parametrize(
@@ -176,10 +109,6 @@ def test_our_own_local_ranks_know_themselves(job):
     env = torch_env(1, 3, 1, FEDSPEED_LAUNCH="local", LOCAL_SIZE="3", SLURM_PROCID="0", SLURM_STEP_ID="0")
     launch = start(job, env)
     assert (launch.kind, launch.world_rank, named_slots(launch)) == ("local", 1, [("localhost", 3)])
-
-
-# ----------------------------------------------------------------------------------------------------
-# DeepSpeed and its missing hostfile
 
 
 def test_deepspeed_takes_the_file_that_equals_its_world(job):
@@ -295,122 +224,6 @@ def test_a_world_info_that_is_no_world_is_refused(job):
         start(job, torch_env(0, 2), [["python", "--world_info=bm9uZQ=="]])
 
 
-# ---------------------------------------------------------------------------------------------------- MPI,
-# Slurm, PBS
-
-
-def test_under_mpirun_a_named_file_is_the_layout_even_on_one_machine(job):
-    file = put(job, "two", TWO)
-    launch = start(job, mpi_env(2, 3, 2, 3), hostfile=file)
-    assert (named_slots(launch), launch.local_rank, launch.master_addr) == (
-        [("node1", 2), ("node2", 1)],
-        2,
-        "127.0.0.1",
-    )
-    with pytest.raises(HostfileError, match="offers 3 slots, but the launcher started 4 ranks"):
-        start(job, mpi_env(0, 4, 0, 4), hostfile=file)
-
-
-def test_mpirun_with_fewer_ranks_than_slots_fills_the_first_hosts(job):
-    put(job, "three", "node1 slots=2\nnode2 slots=2\nnode3 slots=2\n")
-    command = [["mpirun", "-n", "3", "-hostfile", "hostfiles/three", "python", "launch.py"]]
-    assert named_slots(start(job, mpi_env(0, 3, 0, 2), command)) == [("node1", 2), ("node2", 1)]
-
-
-def test_mpirun_that_numbers_ranks_across_hosts_is_refused(job):
-    put(job, "three", "node1 slots=2\nnode2 slots=2\n")
-    command = [["mpirun", "--map-by", "node", "--hostfile", "hostfiles/three", "python", "launch.py"]]
-    with pytest.raises(HostfileError, match="rank 2 runs on node1, but would belong to node2.*--map-by slot"):
-        start(job, mpi_env(2, 4, 1, 2), command)
-
-
-def test_a_numbering_that_does_not_fit_is_seen_even_if_the_file_knows_other_names(job):
-    put(job, "addresses", "127.0.0.11 slots=2\n127.0.0.12 slots=2\n")
-    command = [["mpirun", "--map-by", "node", "--hostfile", "hostfiles/addresses", "python", "launch.py"]]
-    with pytest.raises(
-        HostfileError, match="rank 1 is local rank 0 of 2 on node2, but would be number 1 of 2 on 127.0.0.11"
-    ):
-        start(job, mpi_env(1, 4, 0, 2), command, hostname="node2")
-
-
-def test_away_from_mpirun_only_a_file_that_agrees_with_this_rank_counts(job):
-    env = mpi_env(2, 3, 0, 1)
-    put(job, "other", "node1 slots=1\nnode2 slots=2\n")
-    put(job, "strange", "gpu1 slots=2\ngpu2 slots=1\n")
-    with pytest.raises(HostfileError, match="rank 2 on node2.*--hostfile FILE"):
-        start(job, env, [["prted", "--prtemca", "ess", "env"]], hostname="node2")
-    two = put(job, "two", TWO)
-    assert start(job, env, [["prted"]], hostname="node2.lab.org").hostfile.path == str(two)
-
-
-def test_pbs_names_the_hosts(job):
-    """PBS Pro sets PBS_JOBID and PBS_NODEFILE, a file with one line per MPI rank; mpirun is given that file
-    as its machine file.
-    """
-    nodefile = job / "aux"
-    nodefile.write_text("node1\nnode1\nnode2\n")
-    put(job, "two", TWO)
-    pbs = {"PBS_JOBID": "42.head", "PBS_NODEFILE": str(nodefile), "PBS_ENVIRONMENT": "PBS_BATCH"}
-    command = [["mpirun", "-n", "3", "-machinefile", str(nodefile), "python", "launch.py"]]
-    launch = start(job, mpi_env(0, 3, 0, 2, **pbs), command)
-    assert (launch.kind, named_slots(launch), launch.hosts[0].gpu) == (
-        "openmpi",
-        [("node1", 2), ("node2", 1)],
-        "A",
-    )
-    with pytest.raises(HostfileError, match="stands alone in PBS job 42.head of 2 nodes"):
-        start(job, pbs)
-    nodefile.write_text("node1\nnode1\n")
-    assert start(job, pbs).kind == "none"
-
-
-def test_mpich_ranks(job):
-    env = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2", "PBS_JOBID": "7"}
-    launch = start(job, env)
-    assert (launch.kind, launch.world_rank, launch.world_size, named_slots(launch)) == (
-        "mpi",
-        1,
-        2,
-        [("node1", 2)],
-    )
-    assert launch.master_port == start(job, {**env, "PMI_RANK": "0", "MPI_LOCALRANKID": "0"}).master_port
-
-
-def test_mpich_started_over_srun_is_not_taken_for_srun(job):
-    step = {
-        **CAPTURED["srun"][3]["env"],
-        "PMI_RANK": "2",
-        "PMI_SIZE": "4",
-        "MPI_LOCALRANKID": "0",
-        "MPI_LOCALNRANKS": "2",
-    }
-    assert start(job, step, hostname="node2").kind == "mpi"
-
-
-def test_srun_with_cyclic_distribution_is_refused(job):
-    env = {
-        **CAPTURED["srun"][0]["env"],
-        "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
-        "SLURM_PROCID": "2",
-        "SLURM_LOCALID": "1",
-        "SLURM_GTIDS": "0,2",
-    }
-    with pytest.raises(
-        HostfileError, match="rank 2 runs on node1, but would belong to node2.*--distribution=block"
-    ):
-        start(job, env, hostname="node1")
-
-
-def test_torchrun_inside_a_slurm_job_uses_its_nodes(job):
-    env = {**CAPTURED["srun"][3]["env"], **torch_env(2, 4, 0, TORCHELASTIC_RUN_ID="x", LOCAL_WORLD_SIZE="2")}
-    launch = start(job, env, hostname="node2")
-    assert (launch.kind, named_slots(launch)) == ("torchrun", [("node1", 2), ("node2", 2)])
-
-
-# ----------------------------------------------------------------------------------------------------
-# variables that are not right
-
-
 @pytest.mark.parametrize(
     ("env", "says"),
     [
@@ -429,134 +242,6 @@ def test_half_a_set_of_variables_is_refused(job, env, says):
 
 def test_one_rank_needs_nothing_else(job):
     assert named_slots(start(job, mpi_env(0, 1, 0, 1))) == [("node1", 1)]
-
-
-# ---------------------------------------------------------------------------------------------------- names
-# with and without domains
-
-SITES = (
-    "gpu1.site-a.org slots=2\ngpu1.site-b.org slots=2\n# fed-host gpu1.site-a.org cluster=a gpu=A\n"
-    "# fed-host gpu1.site-b.org cluster=b gpu=B\n"
-)
-
-
-def test_names_are_compared_as_far_as_both_are_told():
-    assert is_same_host("node1.lab.org", "node1") and is_same_host("node1.lab", "NODE1.lab.org")
-    assert not is_same_host("gpu1.site-a.org", "gpu1.site-b.org")
-    assert not is_same_host("node1", "node10.lab.org")
-    assert not is_same_host("127.0.0.1", "127.0.0.2") and not is_same_host("10.0", "10.0.0.2")
-
-
-@pytest.mark.parametrize(
-    ("hostname", "found"),
-    [
-        ("gpu1.site-b.org", 1),
-        ("gpu1.site-a.org", 0),
-        ("gpu1.site-a", 0),
-        ("gpu1", None),
-        ("gpu2.infiniband", 2),
-        ("gpu2", 2),
-        ("gpu1.infiniband", None),
-        ("GPU1.Site-B.org", 1),
-        ("gpu3", None),
-    ],
-)
-def test_a_host_of_the_job_is_found_by_its_full_name_and_by_a_short_one_that_only_it_has(hostname, found):
-    hosts = [Host(name, 1) for name in ("gpu1.site-a.org", "gpu1.site-b.org", "gpu2.site-b.org")]
-    assert find_host(hosts, hostname) == (None if found is None else hosts[found])
-
-
-@pytest.mark.parametrize("hostname", ["gpu1.site-b.org", "gpu1"])
-def test_mpirun_over_hosts_that_differ_in_the_domain_only(job, hostname):
-    put(job, "sites", SITES)
-    command = [["mpirun", "-n", "4", "--hostfile", "hostfiles/sites", "python", "launch.py"]]
-    launch = start(job, mpi_env(2, 4, 0, 2), command, hostname=hostname)
-    assert named_slots(launch) == [("gpu1.site-a.org", 2), ("gpu1.site-b.org", 2)]
-    assert launch.hosts == start(job, mpi_env(2, 4, 0, 2), [["prted"]], hostname=hostname).hosts, (
-        "away from mpirun, by the shelf"
-    )
-    with pytest.raises(
-        HostfileError, match=r"rank 2 runs on gpu1.site-a.org, but would belong to gpu1.site-b.org"
-    ):
-        start(job, mpi_env(2, 4, 0, 2), command, hostname="gpu1.site-a.org")
-
-
-def test_deepspeed_over_hosts_that_differ_in_the_domain_only(job):
-    put(job, "sites", SITES)
-    world = world_info(**{"gpu1.site-a.org": 2, "gpu1.site-b.org": 2})
-    for hostname in ("gpu1.site-b.org", "gpu1"):
-        launch = start(job, torch_env(2, 4, 0), [world], hostname=hostname)
-        assert [(host.name, host.cluster) for host in launch.hosts] == [
-            ("gpu1.site-a.org", "a"),
-            ("gpu1.site-b.org", "b"),
-        ]
-    assert (
-        start(job, torch_env(0, 2), [world_info(**{"gpu1.site-b.org": 2})], hostname="gpu1").hosts[0].cluster
-        == "b"
-    )
-
-
-def slurm_env(rank, *nodes):
-    """Of the first of two ranks on the last of `nodes`."""
-    return {
-        **CAPTURED["srun"][0]["env"],
-        "SLURM_STEP_NODELIST": ",".join(nodes),
-        "SLURM_STEP_TASKS_PER_NODE": f"2(x{len(nodes)})",
-        "SLURM_STEP_NUM_TASKS": str(2 * len(nodes)),
-        "SLURM_PROCID": str(rank),
-        "SLURM_LOCALID": "0",
-        "SLURM_GTIDS": f"{rank},{rank + 1}",
-    }
-
-
-def test_srun_over_hosts_that_differ_in_the_domain_only(job):
-    put(job, "sites", SITES)
-    launch = start(job, slurm_env(2, "gpu1.site-a.org", "gpu1.site-b.org"), hostname="gpu1.site-b.org")
-    assert [(host.name, host.cluster) for host in launch.hosts] == [
-        ("gpu1.site-a.org", "a"),
-        ("gpu1.site-b.org", "b"),
-    ]
-    alone = start(job, slurm_env(0, "gpu1.site-b.org"), hostname="gpu1.site-b.org")
-    assert (named_slots(alone), alone.hosts[0].cluster) == ([("gpu1.site-b.org", 2)], "b"), (
-        "once taken for cluster a"
-    )
-
-
-def test_a_short_name_takes_the_facts_of_one_host_or_of_none(job, monkeypatch):
-    put(job, "sites", SITES)
-    env = slurm_env(0, "gpu1")
-    asked = []
-    monkeypatch.setattr(
-        hostfile_search.socket, "getfqdn", lambda name: asked.append(name) or "gpu1.site-b.org"
-    )
-    assert start(job, env, hostname="gpu1").hosts[0].cluster == "b"
-    monkeypatch.setattr(hostfile_search.socket, "getfqdn", lambda name: "gpu1.site-c.org")
-    assert start(job, env, hostname="gpu1").hosts[0].facts == Host("gpu1", 2).facts
-    monkeypatch.setattr(hostfile_search.socket, "getfqdn", lambda name: name)
-    with pytest.raises(
-        HostfileError,
-        match=r"sites: host gpu1 of this job may be gpu1.site-a.org or gpu1.site-b.org, .*--hostfile FILE",
-    ):
-        start(job, env, hostname="gpu1")
-    put(job, "mine", "gpu1 slots=2\n# fed-host gpu1 gpu=MINE\n")
-    assert start(job, env, hostname="gpu1").hosts[0].gpu == "MINE", "a file that names it in full"
-    (job / "hostfiles" / "sites").write_text("gpu1.site-a.org slots=2\n# fed-host gpu1.site-a.org gpu=A\n")
-    (job / "hostfiles" / "mine").unlink()
-    assert start(job, slurm_env(0, "gpu1.site-b.org"), hostname="gpu1.site-b.org").hosts[0].gpu is None
-    assert start(job, env, hostname="gpu1").hosts[0].gpu == "A"
-    assert asked == ["gpu1"], "the name service is asked only where it must be"
-
-
-def test_pbs_over_hosts_that_differ_in_the_domain_only(job):
-    nodefile = job / "aux"
-    nodefile.write_text("gpu1.site-a.org\n" * 2 + "gpu1.site-b.org\n" * 2)
-    put(job, "sites", SITES)
-    pbs = {"PBS_JOBID": "42.head", "PBS_NODEFILE": str(nodefile)}
-    launch = start(job, mpi_env(2, 4, 0, 2, **pbs), hostname="gpu1.site-b.org")
-    assert [(host.name, host.slots, host.cluster) for host in launch.hosts] == [
-        ("gpu1.site-a.org", 2, "a"),
-        ("gpu1.site-b.org", 2, "b"),
-    ]
 
 
 def test_the_ancestors_of_a_process_are_read_parent_first():

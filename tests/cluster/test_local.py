@@ -1,8 +1,7 @@
-"""The local supervisor with real processes: it starts, names what died, starts again, passes signals on, and
-leaves nobody behind.
+"""The local supervisor with real processes: it starts ranks, names those that died, restarts, forwards
+signals and leaves no process behind.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -17,178 +16,11 @@ from fedspeed.cluster.processes import exit_text
 from fedspeed.cluster.supervisor import attempt_exit_code
 from fedspeed.cluster.worker_group import RankExit
 from fedspeed.errors import ConfigError
+from tests.cluster.supervised import Supervised
 from tests.limits import LIMIT_S
 
 ROOT = Path(__file__).parents[2]
-RANKS = 3
 BOTH = pytest.mark.parametrize("way", ["fork", "spawn"])
-
-# One script is supervisor and, when it finds RANK, a rank, as launch.py is. Ranks leave a file per life in
-# the folder.
-SCRIPT = """
-import json, logging, os, signal, sys, threading, time
-from pathlib import Path
-from fedspeed.cluster import local
-from fedspeed.cluster.failures import record_failure
-from fedspeed.cluster.once_per_host import report_error
-from fedspeed.errors import ConfigError, FedSpeedError
-from fedspeed.log import LOG
-
-folder, way, mode = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-
-def preload():
-    with (folder / "preloads").open("a") as file:
-        file.write("x")
-    if mode == "threads":
-        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
-    if mode == "broken preload":
-        raise RuntimeError("no such library")
-    if mode == "no fork":
-        def fork():
-            raise BlockingIOError("no more processes")
-        os.fork = fork
-    if mode == "bad preload":
-        raise ConfigError("preload dislikes it")
-
-def target(env):
-    rank, life = int(env["RANK"]), int(env["FEDSPEED_RESTARTS"])
-    assert os.environ["RANK"] == env["RANK"]
-    stop = []
-    if mode == "finish":
-        signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
-    if mode in ("stubborn", "very stubborn"):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    note = folder / f"life-{life}-rank-{rank}"
-    note.with_suffix(".new").write_text(json.dumps({"pid": os.getpid(), "parent": os.getppid(), "env": env}))
-    note.with_suffix(".new").rename(note)
-    if mode == "progress" and rank == 0:
-        note.with_suffix(".journal").write_text(str(min(life + 1, 3)))
-        note.with_suffix(".journal").rename(folder / "journal")
-    deadly = {"kill once": life == 0, "kill always": True, "progress": life < 4}.get(mode, False)
-    if deadly:
-        while len(list(folder.glob(f"life-{life}-rank-?"))) < 3:
-            time.sleep(0.01)
-        if rank == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(600)
-    if mode == "kill server" and life == 0:
-        if rank == 1:
-            os.kill(os.getppid(), signal.SIGKILL)
-        time.sleep(600)
-    if mode == "usage":
-        raise ConfigError("x.y: wrong; write z")
-    if mode == "one usage":
-        if rank == 1:
-            raise ConfigError("only rank 1 sees it")
-        time.sleep(600)
-    if mode == "bug" and rank == 2:
-        raise ValueError(f"a bug of {object()}")
-    if mode == "other bug" and rank == 2:
-        raise ValueError(f"bug {life}")
-    if mode == "bug in every round":
-        note.with_suffix(".journal").write_text(str(life + 1))
-        note.with_suffix(".journal").rename(folder / "journal")  # the supervisor may be reading it
-        raise ValueError("a bug") if life < 3 else SystemExit(0)
-    if mode == "killed and bug":
-        if rank == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(0.5)
-        raise ValueError("peer is gone")
-    if mode == "exit 7" and rank == 2:
-        sys.exit(7)
-    if mode in ("stubborn", "very stubborn", "wait"):
-        time.sleep(600)
-    if mode == "finish":
-        while not stop:
-            time.sleep(0.01)
-        (folder / f"finished-{rank}").touch()
-        return 75 if rank else 0
-    return 0
-
-def main():
-    if "RANK" in os.environ:
-        try:
-            return target(dict(os.environ))
-        except FedSpeedError as error:
-            report_error(error)
-            return error.exit_code
-        except Exception as error:
-            record_failure(error)
-            raise
-    journal = folder / "journal"
-    journal.write_text("0")
-    if way == "gpu":
-        local.visible_gpus = lambda env: 1
-    forked = {} if way == "spawn" else {"preload": preload, "target": target}
-    said = logging.StreamHandler(sys.stdout)  # apart from the errors of ranks
-    said.addFilter(lambda record: record.levelno < logging.ERROR)
-    LOG.handlers[0].setLevel(logging.ERROR)
-    LOG.addHandler(said)
-    ended = local.run_local(sys.argv[1:], 3, dict(os.environ), 2, lambda: int(journal.read_text()),
-                            finish_s=1.0 if mode == "stubborn" else 500.0, end_s=1.0, **forked)
-    return ended.exit_code
-
-sys.exit(main())
-"""
-
-
-class Supervised:
-    def __init__(self, folder, way, mode):
-        self.folder = folder
-        script = folder / "start.py"
-        script.write_text(SCRIPT)
-        env = {
-            key: value
-            for key, value in os.environ.items()
-            if key not in ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS")
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, str(script), str(folder), way, mode],
-            env={**env, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def end(self):
-        """Exit code, output, errors; and that no rank of any life is left."""
-        try:
-            output, errors = self.process.communicate(timeout=LIMIT_S)
-        finally:
-            self.process.kill()
-        self.nobody_is_left()
-        return self.process.returncode, output, errors
-
-    def notes(self, life=0):
-        return [json.loads(path.read_text()) for path in sorted(self.folder.glob(f"life-{life}-rank-?"))]
-
-    def lives(self):
-        return len({path.name.split("-")[1] for path in self.folder.glob("life-*-rank-?")})
-
-    def await_ranks(self):
-        deadline = time.monotonic() + LIMIT_S
-        while len(self.notes()) < RANKS:
-            assert time.monotonic() < deadline, "the ranks did not start"
-            time.sleep(0.01)
-        return self.notes()
-
-    def nobody_is_left(self, within_s=LIMIT_S):
-        deadline = time.monotonic() + within_s
-        pids = {
-            json.loads(path.read_text())[key]
-            for path in self.folder.glob("life-*-rank-?")
-            for key in ("pid", "parent")
-        }
-        while any(is_running(pid) for pid in pids):
-            assert time.monotonic() < deadline, "a rank or its parent outlived the supervisor"
-            time.sleep(0.02)
-
-
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.fixture
@@ -281,14 +113,14 @@ def test_a_usage_error_of_one_rank_ends_all(supervise):
 
 
 @pytest.mark.parametrize(
-    ("way", "mode", "told", "trace"),
+    ("way", "mode", "message", "trace"),
     [("fork", "other bug", "exit code 1", "ValueError: bug 2"), ("fork", "exit 7", "exit code 7", "")],
 )
-def test_another_failure_is_tried_again_and_ends_with_1(supervise, way, mode, told, trace):
+def test_another_failure_is_tried_again_and_ends_with_1(supervise, way, mode, message, trace):
     run = supervise(way, mode)
     code, output, errors = run.end()
     assert (code, run.lives()) == (1, 3)
-    assert f"ended with {told}" in output and trace in errors
+    assert f"ended with {message}" in output and trace in errors
     assert ("once the cause of the traceback above is mended" in output) == bool(trace)
 
 
@@ -364,7 +196,7 @@ def test_a_killed_fork_server_is_noticed_and_replaced(supervise):
     assert (run.folder / "preloads").read_text() == "xx"
 
 
-def test_threads_left_by_imports_are_told_and_ranks_start_fresh(supervise):
+def test_threads_left_by_imports_are_reported_and_ranks_start_fresh(supervise):
     run = supervise("fork", "threads")
     code, output, _ = run.end()
     assert code == 0
@@ -373,18 +205,18 @@ def test_threads_left_by_imports_are_told_and_ranks_start_fresh(supervise):
 
 
 @pytest.mark.parametrize(
-    ("mode", "code", "told"),
+    ("mode", "code", "message"),
     [
         ("broken preload", 1, "RuntimeError: no such library"),
         ("no fork", 1, "BlockingIOError: no more processes"),
         ("bad preload", 2, "preload dislikes it"),
     ],
 )
-def test_imports_and_forks_that_fail_end_the_run(supervise, mode, code, told):
-    """And the server ends with them: unwound into its parent's stack, it would be a second supervisor."""
+def test_imports_and_forks_that_fail_end_the_run(supervise, mode, code, message):
+    """The fork server ends with them; otherwise it would continue as a second supervisor."""
     run = supervise("fork", mode)
     ended, _, errors = run.end()
-    assert ended == code and told in errors
+    assert ended == code and message in errors
     assert run.lives() == 0
 
 
@@ -442,7 +274,7 @@ def test_the_supervisor_and_all_that_help_and_dry_run_reach_import_no_torch():
         "hostfile",
         "layout",
         "local",
-        "once",
+        "once_per_host",
         "rendezvous",
         "topology",
         "worker_group",

@@ -1,6 +1,4 @@
-"""Ranks finding each other over a real TCP store: in real processes where that matters, else as threads of
-this one.
-"""
+"""Ranks that find each other over a real TCP store, as processes or as threads of this process."""
 
 import json
 import os
@@ -27,39 +25,7 @@ from tests.processes import free_port
 ROOT = Path(__file__).parents[2]
 HOSTS = (Host("alpha", 2, "fast"), Host("beta", 1, "slow"))
 
-RANK_SCRIPT = """
-import json, os, sys
-from pathlib import Path
-from fedspeed.cluster.discover import from_process
-from fedspeed.cluster.rendezvous import leave, meet, publish, published, torch_world_env
-from fedspeed.cluster.topology import place_clients
-launch = from_process(Path(sys.argv[1]))
-store = meet(launch, 120)
-topology = place_clients(launch.hosts, 3, "auto")
-cluster = topology.cluster_of(topology.placement(launch.world_rank).cluster)
-world = torch_world_env(store, cluster.ranks, launch, 120)
-os.environ.update(world)
-import socket, torch, torch.distributed as dist
-thief = socket.socket()
-thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-try:
-    thief.bind(("", int(world["MASTER_PORT"])))
-    thief.listen()
-    stolen = True
-except OSError:
-    stolen = False
-dist.init_process_group("gloo")
-total = torch.ones(1) * (launch.world_rank + 1)
-dist.all_reduce(total)
-publish(store, f"round/7/{launch.world_rank}", "there")
-store.wait([f"round/7/{rank}" for rank in range(3)], 120)
-pids = [peer.pid for peer in store.peers]
-found = {"rank": launch.world_rank, "pid": os.getpid(), "pids": pids, "world": world, "sum": total.item()}
-found |= {"stolen": stolen, "seen": sorted(published(store, "round/7", range(4)))}
-print(json.dumps(found), flush=True)
-dist.destroy_process_group()
-assert leave(store, 120) == set()
-"""
+RANK_SCRIPT = Path(__file__).parent / "rendezvous_rank.py"
 
 
 def launch_of(rank, port, hosts=HOSTS, kind="openmpi"):
@@ -77,7 +43,7 @@ def launch_of(rank, port, hosts=HOSTS, kind="openmpi"):
 
 
 def in_threads(work, ranks=3):
-    """Runs work(rank) in a thread per rank and returns the results; an exception is a result."""
+    """Run work(rank) in a thread per rank and return the results; an exception is a result."""
     results = [None] * ranks
 
     def run(rank):
@@ -125,7 +91,7 @@ def test_three_processes_meet_and_each_cluster_gets_a_torch_world_of_its_own(tmp
         }
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-c", RANK_SCRIPT, str(hostfile)], env=env, stdout=subprocess.PIPE, text=True
+                [sys.executable, str(RANK_SCRIPT), str(hostfile)], env=env, stdout=subprocess.PIPE, text=True
             )
         )
     try:
@@ -134,13 +100,13 @@ def test_three_processes_meet_and_each_cluster_gets_a_torch_world_of_its_own(tmp
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0, 0]
-    said = [json.loads(output.splitlines()[-1]) for output in outputs]
-    assert [words["sum"] for words in said] == [3.0, 3.0, 3.0], (
+    answers = [json.loads(output.splitlines()[-1]) for output in outputs]
+    assert [answer["sum"] for answer in answers] == [3.0, 3.0, 3.0], (
         "1 + 2 in cluster fast, 3 alone in cluster slow"
     )
-    assert all(words["pids"] == [process.pid for process in processes] for words in said)
-    assert all(words["seen"] == [0, 1, 2] for words in said)
-    worlds = [words["world"] for words in said]
+    assert all(answer["pids"] == [process.pid for process in processes] for answer in answers)
+    assert all(answer["seen"] == [0, 1, 2] for answer in answers)
+    worlds = [answer["world"] for answer in answers]
     assert [(world["RANK"], world["WORLD_SIZE"]) for world in worlds] == [("0", "2"), ("1", "2"), ("0", "1")]
     assert [(world["LOCAL_RANK"], world["LOCAL_SIZE"]) for world in worlds] == [
         ("0", "3"),
@@ -150,10 +116,10 @@ def test_three_processes_meet_and_each_cluster_gets_a_torch_world_of_its_own(tmp
     assert {(world["CROSS_RANK"], world["CROSS_SIZE"]) for world in worlds} == {("0", "1")}
     assert worlds[0]["MASTER_PORT"] == worlds[1]["MASTER_PORT"] != worlds[2]["MASTER_PORT"]
     assert str(port) not in {world["MASTER_PORT"] for world in worlds}
-    assert not any(words["stolen"] for words in said), "the port was open before it was told"
+    assert not any(answer["stolen"] for answer in answers), "the port was open before it was published"
 
 
-def test_local_ranks_are_told_a_port_that_nobody_can_take_any_more(tmp_path):
+def test_local_ranks_get_a_port_that_no_other_process_can_take(tmp_path):
     """Rank 0 comes last, as on a busy machine; who watches for the number of the port comes too late to take
     it.
     """
@@ -178,7 +144,7 @@ def test_local_ranks_are_told_a_port_that_nobody_can_take_any_more(tmp_path):
     assert thefts == [0], "somebody listens there already"
 
 
-def test_a_rank_0_that_says_no_port_is_named(tmp_path):
+def test_a_rank_0_that_publishes_no_port_is_named(tmp_path):
     with pytest.raises(
         LostPeerError, match=r"rank 0 \(host alpha, slot 0\) did not open a meeting port within 1 s"
     ):
@@ -213,7 +179,7 @@ def test_a_host_of_rank_0_that_nobody_knows_is_refused(monkeypatch, port):
         meet(replace(launch_of(1, port), master_addr="no-such-host.invalid"), LIMIT_S)
 
 
-def test_a_taken_port_is_told_with_a_way_out(port):
+def test_a_taken_port_is_reported_with_a_remedy(port):
     with socket.create_server(("", port + STORE_PORT_OFFSET)):
         with pytest.raises(
             LostPeerError, match=rf"meeting port {port + STORE_PORT_OFFSET} .*in use.*MASTER_PORT=\d+"
@@ -231,7 +197,7 @@ def test_ranks_that_found_different_hosts_are_refused(port):
 
 
 def machines(monkeypatch, names):
-    """Makes the ranks of this process believe that they run on the machines `names`, by rank."""
+    """Make each rank of this process read its name in `names` as the host name of its machine."""
     monkeypatch.setattr(
         "fedspeed.cluster.rendezvous.socket.gethostname", lambda: names[int(threading.current_thread().name)]
     )
@@ -290,7 +256,7 @@ def test_a_cluster_over_two_machines_counts_them(monkeypatch, port):
     assert {world["MASTER_ADDR"] for world in worlds} == {"127.0.0.1"}
 
 
-def test_machines_that_call_themselves_alike_are_told_apart(monkeypatch, port):
+def test_machines_with_the_same_host_name_are_distinguished(monkeypatch, port):
     """`hostname` is often without its domain: gpu1 at one organisation, and gpu1 at another."""
     machines(monkeypatch, ["gpu1", "gpu1", "gpu1"])
     monkeypatch.setattr(
@@ -329,7 +295,7 @@ def test_machines_that_differ_in_the_domain_only(monkeypatch, port):
         assert isinstance(result, Store), result
 
 
-def test_a_cluster_whose_first_rank_is_gone_is_told(port):
+def test_a_cluster_whose_first_rank_is_gone_is_reported(port):
     topology = place_clients(HOSTS, 2, "auto")
 
     def work(rank):
@@ -347,7 +313,7 @@ def test_a_cluster_whose_first_rank_is_gone_is_told(port):
     assert "rank 0 (host alpha, slot 0) did not open the torch world of ranks 0, 1" in str(result)
 
 
-def test_the_store_tells_who_was_seen_and_rank_0_leaves_last(port):
+def test_the_store_knows_the_ranks_seen_and_rank_0_leaves_last(port):
     def work(rank):
         store = meet(launch_of(rank, port), LIMIT_S)
         if rank != 1:

@@ -15,7 +15,8 @@ from tests.planner.cases import HUB
 HEAVY = "{'torch', 'transformers', 'deepspeed', 'numpy', 'peft'}"
 
 
-def run(*arguments, code="import sys; from fedspeed.cli import main; sys.exit(main(sys.argv[1:]))"):
+def run_fedspeed(*arguments, code="import sys; from fedspeed.cli import main; sys.exit(main(sys.argv[1:]))"):
+    """Run Python code, by default the command line of FedSpeed, with these arguments in a new process."""
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=ROOT,
@@ -39,13 +40,13 @@ def test_nothing_heavy_is_imported(arguments):
         "end:\n    assert not end.code\n"
         f"print('heavy:', sorted({HEAVY} & set(sys.modules)))"
     )
-    done = run(*arguments, code=code)
+    done = run_fedspeed(*arguments, code=code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("heavy: []\n") and len(done.stdout) > 500
 
 
 def test_the_text_says_what_to_paste_and_why():
-    done = run("plan", "--hostfile", "hostfiles/hetero10", "--model", f"{HUB}Qwen-14B")
+    done = run_fedspeed("plan", "--hostfile", "hostfiles/hetero10", "--model", f"{HUB}Qwen-14B")
     assert done.returncode == 0, done.stderr
     for text in (
         "of 10.2",
@@ -62,7 +63,7 @@ def test_the_text_says_what_to_paste_and_why():
 
 
 def test_json_adds_up():
-    done = run(
+    done = run_fedspeed(
         "plan",
         "--hostfile",
         "hostfiles/scale16",
@@ -107,7 +108,7 @@ def test_what_it_says_to_paste_is_a_valid_run(arguments):
     """On top of the configuration that it took its values from, whose type is left open: three clients have
     3090s, ten need a 2080 Ti.
     """
-    done = run(
+    done = run_fedspeed(
         "plan", "--hostfile", "hostfiles/hetero10", "--config", "ds_configs/gsm8k.yaml", *arguments, "--json"
     )
     assert done.returncode == 0, done.stderr
@@ -174,12 +175,12 @@ def test_what_it_says_to_paste_is_a_valid_run(arguments):
     ],
 )
 def test_what_it_refuses(arguments, message):
-    done = run("plan", *arguments)
+    done = run_fedspeed("plan", *arguments)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_probe_of_this_machine_is_what_plan_reads(tmp_path):
-    done = run("probe", "--out", tmp_path / "here.json", "--disk", tmp_path)
+    done = run_fedspeed("probe", "--out", tmp_path / "here.json", "--disk", tmp_path)
     assert done.returncode == 0, done.stderr
     facts = json.loads((tmp_path / "here.json").read_text())
     assert 1e-5 < facts["device"]["launch_forward_s"] <= facts["device"]["launch_backward_s"] < 1
@@ -209,10 +210,10 @@ def test_a_probe_of_this_machine_is_what_plan_reads(tmp_path):
         "--probe",
         tmp_path / "here.json",
     )
-    done = run(*arguments)
+    done = run_fedspeed(*arguments)
     assert done.returncode == 0, done.stderr
     assert "115.52 k parameters, " in done.stdout
-    done = run(*arguments, "--json")
+    done = run_fedspeed(*arguments, "--json")
     plan = json.loads(done.stdout)
     assert (
         plan["clusters"][0]["memory"]["gpu"] == {}
@@ -222,7 +223,7 @@ def test_a_probe_of_this_machine_is_what_plan_reads(tmp_path):
 
 
 def test_the_line_to_paste_takes_back_what_was_not_planned_and_keeps_what_was_counted_on():
-    done = run(
+    done = run_fedspeed(
         "plan",
         "--hostfile",
         "hostfiles/hetero10",
@@ -253,6 +254,8 @@ def test_the_line_to_paste_takes_back_what_was_not_planned_and_keeps_what_was_co
     ],
 )
 def test_arithmetic_that_a_run_would_refuse_is_not_planned(arguments, said):
-    done = run("plan", "--config", "ds_configs/gsm8k.yaml", "data.clients=10", "--hostfile", *arguments)
+    done = run_fedspeed(
+        "plan", "--config", "ds_configs/gsm8k.yaml", "data.clients=10", "--hostfile", *arguments
+    )
     assert done.returncode == 2
     assert said in done.stderr

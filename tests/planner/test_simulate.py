@@ -14,7 +14,7 @@ from fedspeed.planner.plan import Task
 from fedspeed.planner.simulate import SCALES, TASKS, Strategy, outcome, scale, strategies
 from fedspeed.schedule.layout import stages
 from tests.planner.cases import HUB, laid, one_host, one_profile
-from tests.planner.test_plan_command import run
+from tests.planner.test_plan_command import run_fedspeed
 
 SMALL = f"{HUB}Qwen-1.5B"
 LARGE = f"{HUB}Qwen-14B"
@@ -100,7 +100,9 @@ def test_masks_grow_with_clients_and_the_clear_does_not():
 
 
 def test_the_command():
-    done = run("simulate", "--hostfile", "hostfiles/hetero10", "--model", SMALL, "--model", LARGE, "--json")
+    done = run_fedspeed(
+        "simulate", "--hostfile", "hostfiles/hetero10", "--model", SMALL, "--model", LARGE, "--json"
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert [one["model"] for one in found] == [SMALL, LARGE]
@@ -126,7 +128,7 @@ def test_at_scale_the_slowest_host_counts_whatever_the_configuration_lays_out():
     """Three clients of a configuration would lie on 3090s only."""
     arguments = ("simulate", "--hostfile", "hostfiles/hetero10", "--model", SMALL, "--scale", "100", "--json")
     plain, configured = (
-        json.loads(run(*arguments, *more).stdout)[0]
+        json.loads(run_fedspeed(*arguments, *more).stdout)[0]
         for more in (
             ["train.micro_batch=4", "train.accumulation=1"],
             ["--config", "ds_configs/gsm8k.yaml", "cluster.ranks_per_client=4", "train.local_steps=10"],
@@ -136,14 +138,14 @@ def test_at_scale_the_slowest_host_counts_whatever_the_configuration_lays_out():
 
 
 def test_more_ranks_than_blocks_are_told():
-    done = run("simulate", "--hostfile", "hostfiles/scale16", "--model", "gpt3-125m", "--json")
+    done = run_fedspeed("simulate", "--hostfile", "hostfiles/scale16", "--model", "gpt3-125m", "--json")
     assert done.returncode == 0, done.stderr
     notes = [strategy["note"] for one in json.loads(done.stdout)[0]["tasks"] for strategy in one["ways"]]
     assert any(note.endswith("ranks for 12 blocks") for note in notes)
 
 
 def test_the_text_and_one_model():
-    done = run(
+    done = run_fedspeed(
         "simulate", "--hostfile", "hostfiles/hetero10", "--model", LARGE, "--scale", "50", "--epochs", "3"
     )
     assert done.returncode == 0, done.stderr
@@ -168,5 +170,5 @@ def test_the_text_and_one_model():
     ],
 )
 def test_bad_input(arguments, message):
-    done = run("simulate", "--hostfile", "hostfiles/hetero10", *arguments)
+    done = run_fedspeed("simulate", "--hostfile", "hostfiles/hetero10", *arguments)
     assert done.returncode == 2 and message in done.stderr
