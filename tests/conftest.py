@@ -64,7 +64,7 @@ LONGEST = (
 
 
 def pytest_configure():
-    """Lets examples take their time: how long they need says how busy the machine is."""
+    """Let examples take their time: how long they need says how busy the machine is."""
     from hypothesis import HealthCheck, settings
 
     settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -72,6 +72,6 @@ def pytest_configure():
 
 
 def pytest_collection_modifyitems(items):
-    """Brings the files of LONGEST forward; everything else keeps its order."""
+    """Bring the files of LONGEST forward; everything else keeps its order."""
     places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))

@@ -1,7 +1,11 @@
-"""python -m tests.lab run HOSTFILE [--rate 1gbit] [--host NAME] [--env NAME=VALUE] -- COMMAND ...   run a
-command on a virtual cluster python -m tests.lab list
-what is running, and what has crashed python -m tests.lab down [ID ...] [--all]
-remove what crashed labs have left, or end running ones
+"""Virtual clusters from the command line. Its commands are:
+
+python -m tests.lab run HOSTFILE [--rate 1gbit] [--host NAME] [--env NAME=VALUE] -- COMMAND ...
+    run a command on a virtual cluster
+python -m tests.lab list
+    list the labs that run or have crashed
+python -m tests.lab down [ID ...] [--all]
+    remove the folders of crashed labs, or end running labs
 """
 
 import argparse
@@ -15,10 +19,10 @@ from tests.lab.folder import find_labs, remove_lab
 
 
 def main(arguments: list[str] | None = None) -> int:
-    words = sys.argv[1:] if arguments is None else arguments
-    cut = words.index("--") if "--" in words else len(words)  # the command's own options are not ours to read
-    args = _parser().parse_args(words[:cut])
-    args.command = words[cut + 1 :]
+    arguments = sys.argv[1:] if arguments is None else arguments
+    end = arguments.index("--") if "--" in arguments else len(arguments)  # behind it: the command
+    args = _parser().parse_args(arguments[:end])
+    args.command = arguments[end + 1 :]
     try:
         return args.action(args)
     except (LabError, FedSpeedError) as error:
@@ -27,20 +31,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(args) -> int:
-    """Runs the command with this process's own standard streams and returns its exit status, 128 + N after
+    """Run the command with the standard streams of this process and return its exit status; 128 + N after
     signal N.
     """
     if not args.command:
         raise LabError("no command; write it after `--`, for instance `-- bash`")
     process = None
 
-    def pass_on(number, _):
+    def forward(number, _):
         if process is None:
-            sys.exit(128 + number)  # still starting; the `with` block clears up
+            sys.exit(128 + number)  # still starting; the `with` block cleans up
         process.send_signal(number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, pass_on)
+        signal.signal(number, forward)
     with VirtualCluster(args.hostfile, rate=args.rate, env=dict(args.env)) as lab:
         process = lab.spawn(args.command, host=args.host, stdin=None)
         status = process.wait()

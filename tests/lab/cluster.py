@@ -1,12 +1,12 @@
-"""A cluster on one machine: every host of a hostfile with its own network, host name, processes, $TMPDIR and
-sshd.
+"""A cluster on one machine: every host of a hostfile with a separate network, host name, processes, $TMPDIR
+and sshd.
 
     with VirtualCluster("hostfiles/hetero10", rate="1gbit") as lab:
         lab.run(["deepspeed", "--hostfile", "hostfiles/hetero10", "launch.py"], timeout=300)
 
-A host is a set of Linux namespaces (network, PID, mount, UTS, IPC) nested in those of the lab. Nothing of it
-has a name outside: the machine's own links, routes, mounts, /etc and ~/.ssh are neither changed nor used. All
-hosts share the disk, as on most clusters, except $TMPDIR, /dev/shm and /run.
+A host is a set of Linux namespaces (network, PID, mount, UTS, IPC) nested in those of the lab. The machine's
+links, routes, mounts, /etc and ~/.ssh are neither changed nor used. All hosts share the disk, as on most
+clusters, except $TMPDIR, /dev/shm and /run.
 """
 
 import os
@@ -31,7 +31,7 @@ _GRACE_S = 5.0
 
 
 def why_not() -> str | None:
-    """The reason why this machine cannot hold a virtual cluster, None if it can."""
+    """Return the reason why this machine cannot run a virtual cluster; None if it can."""
     if os.geteuid() != 0:
         return "needs root, for namespaces"
     if missing := [tool for tool in _TOOLS if shutil.which(tool) is None]:
@@ -50,19 +50,19 @@ def why_not() -> str | None:
 
 
 class VirtualCluster:
-    """The hosts of a hostfile, up while the `with` block runs.
+    """The hosts of a hostfile, which run during the `with` block.
 
     Args:
         hostfile: a DeepSpeed hostfile, or a tuple of LabHost. The first host is the head, where commands run
             by default.
-        rate: speed of every host's link, such as "200mbit"; None: as the hostfile says, and unshaped where it
-            says nothing.
-        env: variables of every rank, beside the lab's own. They reach the other hosts as on a real cluster,
-            through DeepSpeed's environment file, and are also set for what `run` and `spawn` start.
+        rate: speed of every host's link, such as "200mbit"; None: `link_gbps` of the hostfile, or unlimited
+            without it.
+        env: additional variables of every rank. They reach the other hosts as on a real cluster, through
+            DeepSpeed's environment file, and are also set for the commands of `run` and `spawn`.
 
     Attributes:
         hosts: tuple of LabHost, in the hostfile's order.
-        folder: the lab's temporary folder; it ends with the lab.
+        folder: the lab's temporary folder, which is removed at the end.
     """
 
     def __init__(
@@ -100,12 +100,12 @@ class VirtualCluster:
         *,
         stdin: str | None = None,
     ) -> subprocess.CompletedProcess:
-        """Runs `command` on `host` (default: the head) and returns its exit status and its output as text.
+        """Run `command` on `host` (default: the head) and return its exit status and its output as text.
 
         Args:
-            timeout: seconds; then the command gets SIGTERM, a short grace, and SIGKILL with all that it
-                started on this host. What it started on other hosts may live on until the lab ends.
-            env: variables of this command alone.
+            timeout: seconds. Then the command gets SIGTERM, and soon after it SIGKILL, together with all
+                processes it started on this host. Those on other hosts may live until the lab ends.
+            env: variables for this command only.
             cwd: default: the current directory.
             stdin: text for its standard input.
 
@@ -142,7 +142,7 @@ class VirtualCluster:
         cwd: Path | str | None = None,
         **popen,
     ) -> EnteredProcess:
-        """Starts `command` on `host` and returns at once. The result has the interface of subprocess.Popen,
+        """Start `command` on `host` and return at once. The result has the interface of subprocess.Popen,
         whose arguments `popen` takes.
 
         Raises:
@@ -161,8 +161,8 @@ class VirtualCluster:
         return machine.enter(command, str(cwd or Path.cwd()), env=variables, **popen)
 
     def kill_host(self, name: str) -> None:
-        """Cuts the power of a host: its peers hear nothing more, and all its processes are gone when this
-        returns.
+        """End a host as a power failure would: its peers hear nothing more from it. All its processes have
+        ended when this returns.
 
         Raises:
             LabError: there is no such host, or it is down already.
@@ -170,7 +170,7 @@ class VirtualCluster:
         self._machine(name).power_off()
 
     def boot_host(self, name: str) -> None:
-        """Starts a host again that kill_host has ended: same name, address and $TMPDIR.
+        """Start a host again that kill_host has ended: same name, address and $TMPDIR.
 
         Raises:
             LabError: there is no such host, or it is up.
@@ -201,7 +201,11 @@ class VirtualCluster:
             machine.finish_boot()
 
     def _check_login(self) -> None:
-        """A refused login would otherwise show up as an obscure failure of the first launcher."""
+        """Log in on the last host, so that a refused login is reported here and not by a launcher.
+
+        Raises:
+            LabError: the login fails.
+        """
         last = self.hosts[-1].name
         answer = self.run(["ssh", last, "hostname"], timeout=_LOGIN_TIMEOUT_S, cwd="/")
         if answer.stdout.strip() != last:
@@ -226,30 +230,30 @@ class VirtualCluster:
         return self._machines[name]
 
     def _login_env(self) -> dict[str, str]:
-        """What every login on a host gets, as from a site's profile: the folder that is the host's own behind
-        the same path.
+        """Return the variables of every login on a host, as a site's profile sets them: the folder with
+        different contents on each host.
         """
         return {"TMPDIR": str(self.folder / "tmp")}
 
 
 def _stop(process: EnteredProcess) -> tuple[str, str]:
-    """Ends a command that reads nothing more, politely first, and returns all that it has written."""
+    """End a command that reads no more input, by SIGTERM or else SIGKILL, and return all of its output."""
     for end in (process.terminate, process.kill):
         end()
         try:
             return process.communicate(timeout=_GRACE_S)
         except subprocess.TimeoutExpired as late:
             said = late
-    # Something it started has left its session and still holds the pipe; it ends with the lab.
+    # A process that it started in another session still holds the pipe; it ends with the lab.
     return tuple((part or b"").decode(errors="replace") for part in (said.output, said.stderr))
 
 
 def _rank_env() -> dict[str, str]:
-    """What a rank needs on a virtual host: the interpreter's own tools first in PATH, the CPU, and the
-    interface that leads to the others.
+    """Return the variables that a rank needs on a virtual host: PATH with the interpreter's folder first, the
+    CPU as device, and the network interface.
 
-    The rest is about the machine being small and root being the only user: one thread a rank, mpirun allowed,
-    and waiting ranks of Open MPI that hand the core on.
+    The others are needed because the machine is small and root is the only user: one thread per rank, mpirun
+    allowed for root, and ranks of Open MPI that yield the core while they wait.
     """
     return {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),

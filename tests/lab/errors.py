@@ -1,5 +1,5 @@
-"""What goes wrong in the lab, told in one sentence with a remedy."""
+"""Errors of the lab, each with a remedy."""
 
 
 class LabError(Exception):
-    """The machine cannot hold a virtual cluster, or the cluster was asked for something it does not have."""
+    """The machine cannot run a virtual cluster, or the cluster does not have what was asked for."""

@@ -1,9 +1,8 @@
-"""The folder of a lab, and what is found there when the lab has crashed.
+"""The folder of a lab, and labs that have crashed.
 
-A lab needs no clean-up to be rid of its processes, namespaces, links and mounts: they end with its first
-process, which ends with its owner (see supervisor.py). Only the folder can stay behind, and only when the
-supervisor was killed as well. Its `lab.json` says which processes belonged to it, each by (pid, start time),
-so that a recycled pid is never mistaken for one.
+The processes, namespaces, links and mounts of a lab end with its first process, which ends with its owner
+(see supervisor.py). Only the folder can remain, if the supervisor was killed too. Its `lab.json` lists the
+processes of the lab, each by (pid, start time), so that a recycled pid is never mistaken for one of them.
 """
 
 import json
@@ -26,7 +25,7 @@ _END_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True)
 class LabState:
-    """Who belongs to a lab; each process is (pid, start time)."""
+    """The processes and hosts of a lab; each process is (pid, start time)."""
 
     owner: tuple[int, int]
     supervisor: tuple[int, int] | None = None
@@ -36,8 +35,8 @@ class LabState:
 
 @dataclass(frozen=True)
 class Lab:
-    """A lab as its folder describes it. `running`: somebody is left who will remove the folder. `state` is
-    None while it is being made.
+    """A lab as its folder describes it. `running`: a process of it will remove the folder. `state` is None
+    until it has been written.
     """
 
     folder: Path
@@ -50,7 +49,7 @@ class Lab:
 
 
 def make_folder() -> Path:
-    """A new folder, readable by its owner only, under the machine's temporary directory."""
+    """Make a folder that only its owner can read in the machine's temporary folder."""
     folder = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
     write_state(folder, LabState(owner=identity(os.getpid())))
     return folder
@@ -63,7 +62,7 @@ def write_state(folder: Path, state: LabState) -> None:
 
 
 def identity(pid: int) -> tuple[int, int]:
-    """(pid, start time) of a running process.
+    """Return (pid, start time) of a running process.
 
     Raises:
         LabError: it is not running.
@@ -75,7 +74,7 @@ def identity(pid: int) -> tuple[int, int]:
 
 
 def find_labs() -> list[Lab]:
-    """All labs of this machine, running or not, by name."""
+    """Return all labs of this machine, running or not, by name."""
     return [
         lab
         for folder in sorted(Path(tempfile.gettempdir()).resolve().glob(f"{PREFIX}*"))
@@ -84,14 +83,13 @@ def find_labs() -> list[Lab]:
 
 
 def remove_lab(lab: Lab) -> None:
-    """Ends the lab's processes, if any are left, and removes its folder.
+    """End the lab's processes, if there are any, and remove its folder.
 
     Raises:
         LabError: they did not end in time.
     """
     if lab.state is not None:
-        # The first process of the lab takes the whole tree of namespaces with it; a living supervisor then
-        # removes the folder itself.
+        # All namespaces end with the first process of the lab; a running supervisor then removes the folder.
         for process in (lab.state.init, lab.state.supervisor):
             if process is None or not _alive(process):
                 continue
@@ -106,7 +104,7 @@ def remove_lab(lab: Lab) -> None:
 
 
 def _look(folder: Path) -> Lab | None:
-    """None if the lab ends while we look at it."""
+    """Return the lab of a folder; None if it ends meanwhile."""
     try:
         made = folder.stat().st_mtime
         if not (folder / _STATE).exists():

@@ -1,4 +1,4 @@
-"""What the tests start on a virtual cluster: every rank says where it is and takes part in one all-reduce."""
+"""A program for tests of the virtual cluster: every rank makes one all-reduce and prints its host."""
 
 import os
 import socket
@@ -8,7 +8,7 @@ import deepspeed.ops
 import torch
 import torch.distributed as dist
 
-# Compiled at initialisation otherwise, and used for inference only.
+# Needed for inference only, and would be compiled at initialisation.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 

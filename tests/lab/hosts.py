@@ -8,8 +8,7 @@ from pathlib import Path
 from fedspeed.cluster.hostfile import Host, read
 from tests.lab.errors import LabError
 
-# Used only inside the lab's own network namespaces, which have no route to anything else, so that every lab
-# can use the same range.
+# All labs use the same range, because their network namespaces have no route to anything else.
 NETWORK = ipaddress.ip_network("10.77.0.0/24")
 
 _NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")  # safe as the name of a folder
@@ -20,7 +19,7 @@ _UNITS = {"k": 10**3, "m": 10**6, "g": 10**9}
 @dataclass(frozen=True)
 class LabHost:
     """One virtual host. `rate` is the speed of its link in bit/s, the same in both directions; None: not
-    shaped.
+    limited.
     """
 
     name: str
@@ -30,7 +29,7 @@ class LabHost:
 
 
 def read_hosts(hostfile: Path | str, rate: str | None = None) -> tuple[LabHost, ...]:
-    """Returns the hosts of `hostfile` in its order.
+    """Return the hosts of `hostfile` in its order.
 
     Args:
         rate: link speed of all hosts, such as "200mbit"; None: each host's `link_gbps`, and no limit where
@@ -51,8 +50,10 @@ def read_hosts(hostfile: Path | str, rate: str | None = None) -> tuple[LabHost, 
 
 
 def place(hosts: list[tuple[str, int, int | None]], source: str = "hosts") -> tuple[LabHost, ...]:
-    """Gives each (name, slots, rate in bit/s) its address: the first host has the first address of NETWORK,
-    and so on.
+    """Return the hosts, given as (name, slots, rate in bit/s), with the addresses of NETWORK in order.
+
+    Raises:
+        LabError: there are none or too many, or a name is not allowed.
     """
     addresses = list(NETWORK.hosts())
     if not hosts:
@@ -67,7 +68,7 @@ def place(hosts: list[tuple[str, int, int | None]], source: str = "hosts") -> tu
             reason = (
                 "is named twice"
                 if name in seen
-                else "cannot be a virtual host; give it a host name of its own, such as node1"
+                else "cannot be a virtual host; give it another host name, such as node1"
             )
             raise LabError(f"{source}: {name!r} {reason}")
         seen.add(name)
@@ -78,10 +79,10 @@ def place(hosts: list[tuple[str, int, int | None]], source: str = "hosts") -> tu
 
 
 def parse_rate(text: str) -> int:
-    """Returns bit/s of a rate such as "200mbit", "2.5gbit" or "64kbit".
+    """Return bit/s of a rate such as "200mbit", "2.5gbit" or "64kbit".
 
     Raises:
-        LabError: `text` is not written so, or is zero.
+        LabError: `text` has another form, or is zero.
     """
     match = _RATE.match(text.strip().lower())
     bits = int(float(match[1]) * _UNITS[match[2]]) if match else 0
@@ -91,7 +92,7 @@ def parse_rate(text: str) -> int:
 
 
 def etc_hosts(hosts: tuple[LabHost, ...]) -> str:
-    """The text of /etc/hosts on every virtual host."""
+    """Return the text of /etc/hosts on every virtual host."""
     return "".join(["127.0.0.1 localhost\n", *(f"{host.address} {host.name}\n" for host in hosts)])
 
 

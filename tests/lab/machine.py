@@ -1,4 +1,4 @@
-"""One virtual host: its namespaces and mounts, its cable, its sshd."""
+"""One virtual host: its namespaces, mounts, network cable and sshd."""
 
 import os
 import select
@@ -15,9 +15,9 @@ from tests.lab.ssh import SSHD
 
 _END_TIMEOUT_S = 120.0
 
-# Runs as the first process of the host; `ready` says that all mounts are in place. /sys is mounted anew
-# because it shows the network devices of the namespace that mounted it. The lab's ssh is mounted over the
-# machine's, so that no program on the host, whatever its PATH, reaches the user's own keys and configuration.
+# The script of the host's first process, which prints `ready` after all mounts. /sys is mounted again because
+# it shows the network devices of the namespace that mounted it. The lab's ssh is mounted over the machine's,
+# so that no program on the host uses the user's keys and configuration, whatever its PATH is.
 _BOOT = """\
 set -e
 name=$1 folder=$2 ssh=$3
@@ -36,12 +36,12 @@ exec env --ignore-signal=CHLD sleep infinity
 
 
 class Machine:
-    """A virtual host on its way up, running, or down again. Construction starts it, so that several can start
-    at the same time.
+    """A virtual host that is starting, running or down. The constructor starts it and does not wait, so that
+    several hosts can start at the same time.
 
     Args:
-        folder: the lab's folder, which holds what is mounted: hosts/NAME (the host's own files), tmp,
-            etc-hosts and ssh/.
+        folder: the lab's folder, with the mounted files: hosts/NAME (the host's files), tmp, etc-hosts and
+            ssh/.
         lab_pid: the first process of the lab's namespaces.
     """
 
@@ -82,7 +82,7 @@ class Machine:
         )
 
     def finish_boot(self) -> None:
-        """Waits for the mounts, plugs the host in and starts its sshd.
+        """Wait for the mounts, connect the host to the network and start its sshd.
 
         Raises:
             LabError: one of the steps failed.
@@ -111,7 +111,7 @@ class Machine:
         return self._pid is not None and self._process.poll() is None
 
     def enter(self, command: list[str], cwd: str, **popen) -> EnteredProcess:
-        """Starts `command` on this host.
+        """Start `command` on this host.
 
         Raises:
             LabError: it is down.
@@ -121,8 +121,7 @@ class Machine:
         return EnteredProcess(self._pid, command, cwd, **popen)
 
     def power_off(self) -> None:
-        """The cable goes first, so that no connection is closed politely; then every process of the host is
-        killed.
+        """Remove the cable, so that connections are not closed regularly, and then kill all processes.
 
         Raises:
             LabError: it is down already, or does not end in time.
@@ -134,10 +133,10 @@ class Machine:
         self.reap()
 
     def reap(self) -> None:
-        """Waits until all processes of a host that was told to end are gone.
+        """Wait until all processes of a host that is ending have ended.
 
         Raises:
-            LabError: some are not, in time.
+            LabError: they did not end in time.
         """
         try:
             self._process.wait(_END_TIMEOUT_S)

@@ -10,20 +10,20 @@ from tests.lab.hosts import NETWORK, LabHost
 SWITCH = "switch"
 _TIMEOUT_S = 120.0
 
-# A link's bucket holds the traffic of 2 ms, but never less than two segmentation-offload packets of 64 KiB,
-# which tbf would otherwise cut up. Up to 50 ms of traffic wait in its queue before packets are dropped.
+# The token bucket of a link has the traffic of 2 ms, but at least two segmentation-offload packets of 64 KiB,
+# which tbf would otherwise split. Its queue has up to 50 ms of traffic before packets are dropped.
 _BURST_S = 0.002
 _SMALLEST_BURST = 128 * 1024
 _QUEUE_MS = 50
 
 
 def make_switch(lab_pid: int) -> None:
-    """Makes the switch in the network namespace of process `lab_pid`."""
+    """Make the switch in the network namespace of process `lab_pid`."""
     _batch(lab_pid, "ip", [f"link add {SWITCH} type bridge", f"link set {SWITCH} up"])
 
 
 def plug(host: LabHost, lab_pid: int, host_pid: int) -> None:
-    """Connects the namespace of `host_pid` to the switch as eth0, with the host's address and rate.
+    """Connect the namespace of `host_pid` to the switch as eth0, with the host's address and rate.
 
     Raises:
         LabError: the kernel refuses a step.
@@ -46,33 +46,30 @@ def plug(host: LabHost, lab_pid: int, host_pid: int) -> None:
         ],
     )
     if host.rate is not None:
-        # tc limits what leaves a link, so the host's end limits what it sends and the switch's end what it
-        # receives.
+        # tc limits outgoing traffic: the host's end limits what it sends, the switch's end what it receives.
         _batch(host_pid, "tc", [shaping("eth0", host.rate)])
         _batch(lab_pid, "tc", [shaping(port(host), host.rate)])
 
 
 def unplug(host: LabHost, lab_pid: int) -> None:
-    """Removes the cable; both ends vanish."""
+    """Remove the cable with both of its ends."""
     _batch(lab_pid, "ip", [f"link del {port(host)}"])
 
 
 def port(host: LabHost) -> str:
-    """The switch's port that `host` is plugged into: unique within the lab, and short enough for the name of
-    a link.
-    """
+    """Return the name of the host's port of the switch, unique in the lab and short enough for a link."""
     return "port" + host.address.rpartition(".")[2]
 
 
 def hardware_address(host: LabHost) -> str:
-    """The same at every boot of a host: its neighbours would look for an unknown one in vain until their ARP
-    entries expire.
+    """Return the hardware address of a host, the same at every boot: with another one, its neighbours would
+    not reach it until their ARP entries expire.
     """
     return ":".join(["02", "00", *(f"{int(part):02x}" for part in host.address.split("."))])
 
 
 def shaping(device: str, rate: int) -> str:
-    """The tc line that limits what leaves `device` to `rate` bit/s."""
+    """Return the arguments of tc that limit the outgoing traffic of `device` to `rate` bit/s."""
     burst = max(_SMALLEST_BURST, int(rate / 8 * _BURST_S))
     return f"qdisc add dev {device} root tbf rate {rate}bit burst {burst}b latency {_QUEUE_MS}ms"
 

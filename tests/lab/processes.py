@@ -1,6 +1,6 @@
 """Processes inside the namespaces of another process: finding, entering and signalling them.
 
-All numbers are process ids as this process sees them. Everything is read from /proc, so nothing needs psutil.
+All process ids are those of this process's namespace. Everything is read from /proc, without psutil.
 """
 
 import os
@@ -15,33 +15,36 @@ START_TIMEOUT_S = 120.0
 
 
 def start_time(pid: int) -> int | None:
-    """Clock ticks from boot to the start of process `pid`, None if there is no such process. With the pid it
-    names a process for good.
+    """Return the clock ticks from boot to the start of process `pid`; None if there is no such process. The
+    pair of both identifies a process uniquely.
     """
     fields = _stat(pid)
     return None if fields is None or fields[0] == "Z" else int(fields[19])
 
 
 def children(pid: int) -> list[int]:
-    """The direct children of all threads of `pid`; empty if it is gone."""
-    found = []
+    """Return the direct children of all threads of `pid`; empty if it has ended."""
+    pids: list[int] = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
-            found += [int(word) for word in path.read_text().split()]
+            pids += [int(pid) for pid in path.read_text().split()]
         except OSError:  # the thread ended meanwhile
             continue
-    return found
+    return pids
 
 
 def session_members(session: int) -> list[int]:
-    """All processes of a session, whichever PID namespace they run in."""
+    """Return all processes of a session, in any PID namespace."""
     pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
     return [pid for pid in pids if (fields := _stat(pid)) is not None and int(fields[3]) == session]
 
 
 def descend(process: subprocess.Popen, generations: int) -> int | None:
-    """Waits for the only child of the only child ... of `process`, and returns its pid; None if `process`
-    ended before it was seen.
+    """Wait for a descendant of `process` where each has a single child, and return its pid; None if `process`
+    ended before.
+
+    Args:
+        generations: 1: the child; 2: the child of the child.
 
     Raises:
         LabError: it did not appear within START_TIMEOUT_S.
@@ -63,8 +66,8 @@ def descend(process: subprocess.Popen, generations: int) -> int | None:
 
 
 def wait_gone(pid: int, started: int, timeout_s: float) -> bool:
-    """Waits until the process that had `pid` since `started` (see start_time) has ended; False if it has not
-    by the deadline.
+    """Wait until the process that had `pid` since `started` (see start_time) has ended. Return whether it
+    ended in time.
     """
     deadline = time.monotonic() + timeout_s
     while start_time(pid) == started:
@@ -77,23 +80,20 @@ def wait_gone(pid: int, started: int, timeout_s: float) -> bool:
 class EnteredProcess(subprocess.Popen):
     """A command inside all namespaces of another process, with the interface of Popen.
 
-    `nsenter` has to stay outside and fork (a process cannot move itself into a PID namespace), so the process
-    that Popen knows
-    is nsenter: it returns the command's exit status, but does not pass signals on. Signals are therefore sent
-        to the command
-    itself. The command leads a session of its own, and `kill` ends that whole session: mpirun or pdsh with
-    all they started here.
+    A process cannot enter a PID namespace itself, only its children can. Therefore Popen's process is
+    `nsenter`, which returns the exit status of the command but does not forward signals: they are sent to the
+    command itself. The command leads a session, and `kill` ends the whole session: mpirun or pdsh with all
+    processes they started on this host.
 
     Args:
-        init_pid: a process in the wanted namespaces, usually their first one.
-        command: what to run.
+        init_pid: a process in the namespaces, usually the first one.
+        command: the program and its arguments.
         cwd: working directory, by its path inside the namespaces.
         popen: further arguments of subprocess.Popen.
     """
 
     def __init__(self, init_pid: int, command: list[str], cwd: str, **popen):
-        # nsenter changes to the root directory of the new mount namespace, so the directory is entered
-        # afterwards, by `env`.
+        # nsenter changes to the root folder of the mount namespace; `env` then changes to `cwd`.
         inside = ["env", f"--chdir={cwd}", "setsid", "--", *map(str, command)]
         super().__init__(
             ["nsenter", f"--target={init_pid}", "--mount", "--uts", "--ipc", "--net", "--pid", "--", *inside],
@@ -107,8 +107,7 @@ class EnteredProcess(subprocess.Popen):
         command = descend(self, 1)
         if command is None:
             return
-        # Before setsid has run, the command still shares nsenter's session, and killing it alone is all that
-        # is needed.
+        # Until setsid has run, the command is in nsenter's session; then it is the only process to kill.
         targets = session_members(command) if sig == signal.SIGKILL else []
         for pid in targets or [command]:
             try:
@@ -118,7 +117,7 @@ class EnteredProcess(subprocess.Popen):
 
 
 def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat from the state on; the name before them may hold spaces and brackets."""
+    """Return the fields of /proc/PID/stat from the state on, because the name before it may have spaces."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

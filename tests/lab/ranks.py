@@ -1,9 +1,7 @@
-"""A stand-in for launch.py in tests of what starts it: every rank says who it is, and how it was asked to
-stop.
+"""A replacement of launch.py in tests of launch scripts: every rank prints its number, host and arguments.
 
-Arguments are echoed. `wait` among them: the rank goes on until a SIGTERM or SIGUSR1, then needs a while to
-    "save" and ends with exit
-status 75; with `stagger` every rank needs much longer than the one before.
+With the argument `wait`, a rank runs until a SIGTERM or SIGUSR1, then takes a while to "save" and ends with
+exit status 75. With `stagger`, every rank takes much longer than the one before it.
 """
 
 import json
@@ -32,20 +30,20 @@ def main() -> int:
         for name in ("DS_ACCELERATOR", "VENV_MARK", "PBS_NODEFILE")
         if name in os.environ
     }
-    say(rank=int(rank), host=socket.gethostname(), args=sys.argv[1:], mpi_size=mpi_size, environ=environ)
+    report(rank=int(rank), host=socket.gethostname(), args=sys.argv[1:], mpi_size=mpi_size, environ=environ)
     if "wait" not in sys.argv:
         return 0
     deadline = time.monotonic() + START_TIMEOUT_S
     while not asked and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(SAVE_S + ("stagger" in sys.argv) * SAVE_S * int(rank))
-    say(saved=int(rank), asked=bool(asked))
+    report(saved=int(rank), asked=bool(asked))
     return 75
 
 
-def say(**words) -> None:
-    """One write, so that lines of different ranks cannot mix."""
-    os.write(1, (json.dumps(words) + "\n").encode())
+def report(**values) -> None:
+    """Print a line of JSON with a single write, so that lines of different ranks cannot mix."""
+    os.write(1, (json.dumps(values) + "\n").encode())
 
 
 sys.exit(main())

@@ -26,15 +26,15 @@ _TOOLS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scancel", "scontro
 _COMMAND_TIMEOUT_S = 120.0
 _READY_TIMEOUT_S = 240.0
 _POLL_S = 0.1
-_MUNGE_SOCKET = "/run/munge.socket"  # munged wants it where everybody could reach it; /run is each host's own
-_NULL_DEVICE = (1, 3)  # what /dev/null is; Slurm wants a device behind every GPU, and never opens it
+_MUNGE_SOCKET = "/run/munge.socket"  # must be in a folder open to all users; /run is separate on each host
+_NULL_DEVICE = (1, 3)  # of /dev/null; Slurm needs a device for every GPU and never opens it
 _UNFINISHED = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED")
 
-# No cgroups and no accounting, for both would reach out of the lab; `config_overrides` and OverSubscribe let
-# a node have more CPUs than the machine. The GPUs are /dev/null by other names: they let a script that asks
-# for some be submitted unchanged. Paths under the lab's tmp are each host's own. KillWait is the pause
-# between SIGTERM and SIGKILL in seconds. KillOnBadExit is what strict sites set, and a launch script must
-# cope with.
+# No cgroups and no accounting, because both would affect the machine outside the lab. `config_overrides` and
+# OverSubscribe allow nodes with more CPUs than the machine. The GPUs are devices like /dev/null, so that a
+# script that asks for GPUs can be submitted unchanged. The lab's tmp is separate on each host. KillWait is
+# the time between SIGTERM and SIGKILL in seconds. KillOnBadExit is a setting of strict sites that launch
+# scripts must support.
 _CONFIG = """\
 ClusterName=lab
 SlurmctldHost={head}
@@ -69,7 +69,7 @@ PartitionName=lab Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=
 
 
 def why_not() -> str | None:
-    """The reason why this machine cannot run the virtual Slurm, None if it can."""
+    """Return the reason why this machine cannot run the virtual Slurm; None if it can."""
     if missing := [tool for tool in _TOOLS if shutil.which(tool) is None]:
         return f"needs {', '.join(missing)}; docs/virtual-cluster.md lists the packages"
     return cluster.why_not()
@@ -105,7 +105,7 @@ class SlurmJob:
         )
 
     def wait(self, timeout: float) -> JobStatus:
-        """Waits until the job has ended, in whichever way.
+        """Wait until the job has ended.
 
         Raises:
             LabError: it has not, after `timeout` seconds.
@@ -113,7 +113,7 @@ class SlurmJob:
         return self.wait_for(lambda status: status.finished, timeout)
 
     def wait_for(self, condition, timeout: float) -> JobStatus:
-        """Waits until `condition(status)` holds and returns that status.
+        """Wait until `condition(status)` is true and return that status.
 
         Raises:
             LabError: it does not, after `timeout` seconds.
@@ -126,13 +126,13 @@ class SlurmJob:
         return status
 
     def cancel(self, *options: str) -> None:
-        """`scancel`: ends the job, or with options such as "--signal=TERM", "--batch" signals it."""
+        """End the job with `scancel`, or signal it with options such as "--signal=TERM", "--batch"."""
         self._slurm.check(["scancel", *options, self.id])
 
 
 class SlurmOnOneMachine:
-    """A Slurm cluster of `nodes` virtual hosts, up while the `with` block runs. The first node is the
-    controller too.
+    """A Slurm cluster of `nodes` virtual hosts that runs during the `with` block. The first node is also the
+    controller.
 
     Args:
         cpus: CPUs that each node claims to have; they may exceed the machine's.
@@ -171,13 +171,13 @@ class SlurmOnOneMachine:
         env: dict[str, str] | None = None,
         cwd: Path | str | None = None,
     ) -> subprocess.CompletedProcess:
-        """Runs `command`, such as srun, on the first node; as VirtualCluster.run."""
+        """Run `command`, such as srun, on the first node, as VirtualCluster.run does."""
         return self.lab.run(command, timeout, env={**self.env, **(env or {})}, cwd=cwd)
 
     def check(
         self, command: list[str], env: dict[str, str] | None = None, cwd: Path | str | None = None
     ) -> str:
-        """As `run`, and returns what the command printed.
+        """Run a command as `run` does and return its output.
 
         Raises:
             LabError: it failed.
@@ -197,7 +197,7 @@ class SlurmOnOneMachine:
         env: dict[str, str] | None = None,
         cwd: Path | str | None = None,
     ) -> SlurmJob:
-        """Submits a batch script with `args`; `options` are sbatch's own and override the script's #SBATCH
+        """Submit a batch script with `args`; `options` are sbatch's own and override the script's #SBATCH
         lines.
 
         Raises:
@@ -219,17 +219,16 @@ class SlurmOnOneMachine:
         )
         gpus = [tmp / f"gpu{number}" for number in range(self._gpus)]
         (folder / "gres.conf").write_text("".join(f"Name=gpu File={gpu}\n" for gpu in gpus))
-        # Nothing here uses cgroups, but slurmd insists on a plugin and would look for the machine's if it
-        # were not told which.
+        # cgroups are not used, but slurmd needs a plugin and would otherwise look for the machine's.
         (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         self.env["SLURM_CONF"] = str(folder / "slurm.conf")
 
         for name in self._names:
-            own = folder / "hosts" / name  # what the host itself sees as `tmp`
+            host_tmp = folder / "hosts" / name  # the host's `tmp`
             for part in ("slurmctld", "slurmd"):
-                (own / part).mkdir()
+                (host_tmp / part).mkdir()
             for gpu in gpus:
-                os.mknod(own / gpu.name, stat.S_IFCHR | 0o600, os.makedev(*_NULL_DEVICE))
+                os.mknod(host_tmp / gpu.name, stat.S_IFCHR | 0o600, os.makedev(*_NULL_DEVICE))
             self._daemon(
                 name,
                 [
@@ -247,7 +246,11 @@ class SlurmOnOneMachine:
         self._wait_idle()
 
     def _daemon(self, host: str, command: list[str]) -> None:
-        """Every daemon goes to the background by itself once it is up."""
+        """Start a daemon on a host; it goes to the background when it is ready.
+
+        Raises:
+            LabError: it does not start.
+        """
         done = self.lab.run(command, _COMMAND_TIMEOUT_S, host=host, env=self.env, cwd="/")
         if done.returncode != 0:
             raise LabError(f"{command[0]} does not start on {host}: {done.stderr.strip()}\n{self.logs()}")
@@ -265,7 +268,7 @@ class SlurmOnOneMachine:
             time.sleep(_POLL_S)
 
     def logs(self) -> str:
-        """The last words of all daemons; a host's tmp is found outside under hosts/NAME."""
+        """Return the last ten lines of each daemon's log; outside, a host's tmp is the folder hosts/NAME."""
         logs = sorted(self.lab.folder.glob("hosts/*/*.log"))
         return "\n".join(
             f"--- {log.parent.name} {log.name}\n" + "\n".join(log.read_text().splitlines()[-10:])

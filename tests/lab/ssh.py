@@ -1,5 +1,5 @@
-"""The lab's own ssh: keys, known hosts and configuration in its folder, so that nobody's ~/.ssh or /etc/ssh
-is read or written.
+"""The ssh of a lab: keys, known hosts and configuration in its folder. No ~/.ssh or /etc/ssh is read or
+written.
 """
 
 import os
@@ -25,12 +25,12 @@ class SshFiles:
 
 
 def write_ssh(folder: Path, hosts: tuple[LabHost, ...], session_env: dict[str, str]) -> SshFiles:
-    """Makes keys and configuration in `folder` (which must exist and be empty).
+    """Make keys and configuration in `folder` (which must exist and be empty).
 
     Args:
         folder: is readable by its owner only.
-        hosts: all of the lab's hosts. They share one host key: they share one disk as well.
-        session_env: variables of every login, as a site's profile would set them.
+        hosts: all hosts of the lab, which share one host key.
+        session_env: variables of every login, as a site's profile sets them.
     """
     for key in ("host_key", "user_key"):
         subprocess.run(
@@ -40,8 +40,7 @@ def write_ssh(folder: Path, hosts: tuple[LabHost, ...], session_env: dict[str, s
     host_key = " ".join((folder / "host_key.pub").read_text().split()[:2])
     (folder / "known_hosts").write_text("".join(f"{host.name},{host.address} {host_key}\n" for host in hosts))
 
-    # A host that loses power answers nothing; without the keep-alive, pdsh and mpirun would wait for it for
-    # ever.
+    # Without the keep-alive, pdsh and mpirun would wait forever for a host that is off.
     (folder / "ssh_config").write_text(f"""\
 IdentityFile {folder}/user_key
 IdentitiesOnly yes
@@ -54,8 +53,8 @@ ServerAliveInterval 5
 ServerAliveCountMax 3
 LogLevel ERROR
 """)
-    # StrictModes would refuse the key because the folder lies in the world-writable /tmp; PAM may not be set
-    # up for logins at all. One login per rank's launcher arrives at once: MaxStartups must not drop any.
+    # StrictModes would refuse the key because /tmp is world-writable; PAM may not be configured for logins.
+    # All launchers log in at the same time, and MaxStartups must not drop any login.
     variables = " ".join(f'{name}="{value}"' for name, value in session_env.items())
     (folder / "sshd_config").write_text(f"""\
 HostKey {folder}/host_key

@@ -1,4 +1,4 @@
-"""The process that outlives the owner of a lab just long enough to remove everything."""
+"""The process that removes everything of a lab after its owner has ended."""
 
 import os
 import subprocess
@@ -10,11 +10,10 @@ from tests.lab.processes import descend
 
 _CLOSE_TIMEOUT_S = 120.0
 
-# `cat` is process 1 of a new PID namespace. It ends when its input does, and the owner, who holds the other
-# end of that pipe, need not be able to close it: the kernel does, also after `kill -9`. The end of process 1
-# kills every process of its namespace and of those nested in it, and with the last process of a network or
-# mount namespace its links and mounts are gone too. Child signals are ignored so that the kernel reaps the
-# orphans that process 1 inherits.
+# `cat` is process 1 of a new PID namespace. It ends at the end of its input, a pipe from the owner, which the
+# kernel closes even after `kill -9`. The end of process 1 kills every process of its namespace and of nested
+# ones. The links and mounts of a network or mount namespace end with its last process. Child signals are
+# ignored so that the kernel reaps the orphans that process 1 inherits.
 _SCRIPT = """\
 unshare --net --pid --fork -- env --ignore-signal=CHLD cat
 exec rm -rf --one-file-system -- "$1"
@@ -22,15 +21,14 @@ exec rm -rf --one-file-system -- "$1"
 
 
 class Supervisor:
-    """Holds a PID namespace and a network namespace open until `close`, or until this process ends, however
-    it ends.
+    """Hold a PID namespace and a network namespace open until `close` or the end of this process.
 
     Attributes:
-        init_pid: the namespaces' first process.
+        init_pid: the first process of the namespaces.
     """
 
     def __init__(self, folder: Path, hosts: tuple[str, ...]):
-        # A session of its own: Ctrl-C and signals to the owner's group must not reach the one who cleans up.
+        # In a new session, because Ctrl-C and signals to the owner's group must not reach it.
         self._process = subprocess.Popen(
             ["sh", "-c", _SCRIPT, "fedspeed-lab", str(folder)],
             stdin=subprocess.PIPE,
@@ -49,7 +47,7 @@ class Supervisor:
         )
 
     def close(self) -> None:
-        """Ends all processes in the namespaces and removes the folder. May be called again.
+        """End all processes in the namespaces and remove the folder. May be called again.
 
         Raises:
             LabError: it took longer than _CLOSE_TIMEOUT_S.

@@ -30,7 +30,7 @@ def project(tmp_path):
 
 
 def submit(slurm, project, args=(), env=None, script=SCRIPT):
-    """Submits the script as it is, for the two nodes that there are instead of three."""
+    """Submit the script as it is, for the two nodes that there are instead of three."""
     return slurm.sbatch(script, list(args), ["--nodes=2", "--output=out"], env=env, cwd=project)
 
 

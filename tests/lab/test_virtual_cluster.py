@@ -219,7 +219,7 @@ peer, _ = server.accept()
 
 
 def serving(lab, host: str, then: str) -> subprocess.Popen:
-    """Starts a server on `host` that runs `then` once it has a `peer`."""
+    """Start a server on `host` that runs `then` once it has a `peer`."""
     process = lab.spawn([sys.executable, "-c", SERVE + then], host=host, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "listening\n"
     return process
