@@ -1,4 +1,4 @@
-"""Settings every test and every process it starts inherits; set before anything imports torch."""
+"""Settings that all tests and their processes inherit; set before torch is imported."""
 
 import os
 import sys
@@ -11,19 +11,19 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 if os.environ.get("ATEN_CPU_CAPABILITY") in ("avx2", "default"):
-    # oneDNN would still pack for the AVX-512 that torch is told to forget, and 16-bit attention end in
-    # "pack_vnni2 is only supported ...".
+    # Otherwise oneDNN packs for AVX-512, which torch does not use with this setting, and 16-bit attention
+    # fails with "pack_vnni2 is only supported ...".
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 if (ROOT / ".venv").is_dir():
-    # Operators are built beside the packages they are made of: one folder for several environments would be
-    # built anew whenever another of them was used last.
+    # A folder for the compiled operators of this environment: if several environments shared one, each would
+    # compile them again after another was used.
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(ROOT / ".venv" / "torch_extensions"))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
 os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
 
-# The files that take longest, longest first. Workers take a file each, so what ends the suite must be short.
+# The slowest files, slowest first. Each worker runs a file at a time, so the last files must be short.
 LONGEST = (
     "lab/test_rounds.py",
     "run/test_run_launchers.py",
@@ -64,7 +64,7 @@ LONGEST = (
 
 
 def pytest_configure():
-    """Let examples take their time: how long they need says how busy the machine is."""
+    """Set no deadline for examples, whose time depends on the load of the machine."""
     from hypothesis import HealthCheck, settings
 
     settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -72,6 +72,6 @@ def pytest_configure():
 
 
 def pytest_collection_modifyitems(items):
-    """Bring the files of LONGEST forward; everything else keeps its order."""
+    """Move the files of LONGEST to the front; the others keep their order."""
     places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))

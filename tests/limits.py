@@ -1,5 +1,3 @@
-"""How long a test waits for what must happen: long enough for a machine that is new, slow and busy with
-others.
-"""
+"""The timeout of tests, in seconds, long enough for a slow and busy machine."""
 
 LIMIT_S = 500.0

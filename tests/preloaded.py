@@ -1,13 +1,11 @@
-"""What ranks and runs of tests need of the libraries, imported once by the server they are forked from
-(tests/processes.py).
-"""
+"""Imports for ranks and runs of tests, made once by the server that forks them (tests/processes.py)."""
 
 import gc
 from importlib import import_module
 
 from fedspeed.federation.methods.config import METHODS, Entry
 
-# Methods of the tests that whole runs may name; the configuration learns of methods when it is imported.
+# Methods of tests that whole runs may name. They must be registered before the configuration is imported.
 METHODS["served"] = Entry(module="tests.federation.methods.served", server=True, public_rows=True)
 METHODS["emulated"] = Entry(module="tests.federation.methods.emulated", server=True, public_rows=True)
 METHODS["unlike"] = Entry(module="tests.federation.methods.unlike", server=True)
@@ -32,6 +30,6 @@ _BESIDE = (
 preload()
 for _name in _BESIDE:
     import_module(_name)
-# DeepSpeed collects garbage for every ZeRO-3 engine, and would look through all of this each time.
+# DeepSpeed collects garbage for every ZeRO-3 engine; frozen objects are not scanned each time.
 gc.collect()
 gc.freeze()

@@ -22,11 +22,10 @@ context.set_forkserver_preload(["tests.preloaded"])
 
 
 def free_port(count: int = 1) -> int:
-    """The first of `count` ports in a row that belong to this process until it ends: no other test's,
-    whichever worker runs it.
+    """Return the first of `count` consecutive ports, reserved among all workers until this process ends.
 
-    A socket that does not listen holds each of them. Beside it a server may listen, as servers do that set
-    SO_REUSEADDR; who asks whether the port is free is told that it is not.
+    A socket that does not listen is bound to each of them. A server with SO_REUSEADDR can still listen on the
+    port, but other tests find it in use.
     """
     while True:
         first = ports.free_port()
@@ -38,7 +37,7 @@ def free_port(count: int = 1) -> int:
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ones."""
+    """Return this many different ports, reserved as in `free_port`."""
     return [free_port() for _ in range(count)]
 
 
@@ -52,7 +51,7 @@ def _hold(port: int) -> socket.socket:
 
 
 def all_is_preloaded() -> None:
-    """The server passes over an import that fails, and every process would do them all by itself, unseen."""
+    """Assert that the server made all imports: it ignores failures, and each process would repeat them."""
     assert "tests.preloaded" in sys.modules, "`python -m tests.preloaded` says what could not be imported"
 
 
@@ -74,8 +73,14 @@ def _with_env(rank, env, function, *args, **named):
 def run_ranks(
     world: int, function, *args, timeout: float = LIMIT_S, mortal: frozenset[int] = frozenset(), **named
 ) -> list:
-    """`[function(rank, *args, **named) for rank in range(world)]`, each in a process of its own; raises if
-    any fails or is late. None for a mortal one that has died without a word.
+    """Return `[function(rank, *args, **named) for rank in range(world)]`, each from a separate process.
+
+    Args:
+        mortal: ranks that may die without a result, which is then None.
+
+    Raises:
+        AssertionError: a rank failed.
+        TimeoutError: a rank was late.
     """
     pipes = []
     processes = []
@@ -125,14 +130,14 @@ def run_ranks(
 
 @dataclass(frozen=True)
 class Failed:
-    """A scenario that did not come to its end, and why."""
+    """A scenario that failed, and its traceback."""
 
     trace: str
 
 
 class Scenarios(dict):
-    """What scenarios gave, by name. One that failed raises where it is looked at: it fails the tests that
-    need it, and no others.
+    """Results of scenarios by name. Reading the result of a failed one raises, so that only the tests that
+    need it fail.
     """
 
     def play(self, name, scenario, *args, **options) -> None:
@@ -143,8 +148,8 @@ class Scenarios(dict):
             self[name] = Failed(traceback.format_exc())
 
     def play_together(self, world, name, scenario, *args, **options) -> None:
-        """The same on all ranks of the worlds (federation/runs.World), which go on together: who failed early
-        does not begin the next scenario alone.
+        """Do the same on all ranks of the worlds (federation/runs.World) and wait for all of them, so that a
+        rank that failed early does not begin the next scenario alone.
         """
         self.play(name, scenario, world, *args, **options)
         world.store.set(f"played/{name}/{world.rank}", "1")
@@ -160,7 +165,7 @@ class Scenarios(dict):
 
 
 def world_env(clusters: list[int]) -> list[dict[str, str]]:
-    """Environments of torch worlds side by side, one per cluster of the given sizes, on loopback."""
+    """Return the environment of each rank of torch worlds on loopback, one world per cluster size."""
     env = []
     for size in clusters:
         port = free_port()
@@ -186,7 +191,7 @@ def run_clusters(
     mortal: frozenset[int] = frozenset(),
     **named,
 ) -> list:
-    """Like `run_ranks`, with each rank in the torch world of its cluster (`function` must join it)."""
+    """Run ranks as `run_ranks` does, each in the torch world of its cluster, which `function` must join."""
     return run_ranks(
         sum(clusters),
         _with_env,

@@ -1,5 +1,5 @@
-"""What ruff has no rule for: how a page of ours reads. Line length, positional parameters and docstrings are
-ruff's part, types are mypy's (pyproject.toml).
+"""Rules for source files that ruff does not have. ruff checks line length, positional parameters and
+docstrings, and mypy types (pyproject.toml).
 """
 
 import ast
@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 FOLDERS = ("fedspeed", "benchmarks", "tests")
 FILES = sorted([ROOT / "launch.py", *(path for name in FOLDERS for path in (ROOT / name).rglob("*.py"))])
 MAX_POSITIONAL = 5
-# Where mypy is told to look away, and why: a file and how often.
+# Files with `type: ignore` and how often, with a comment on the reason.
 IGNORED_TYPES: dict[str, int] = {}
 
 
@@ -22,7 +22,7 @@ def tree_of(path):
 
 
 def found(is_fault):
-    """Return (file:line) of every node of ours that is a fault."""
+    """Return `file:line` of every node that is a fault."""
     nodes = ((path, node) for path in FILES for node in ast.walk(tree_of(path)))
     return [f"{path.relative_to(ROOT)}:{node.lineno}" for path, node in nodes if is_fault(node)]
 
@@ -59,7 +59,7 @@ def test_conditional_expressions_are_not_nested():
 
 
 def own_functions():
-    """Return by name whether functions of ours, all of that name, take any number of positional arguments."""
+    """Return for each function name of this repository whether all functions of that name have `*args`."""
     takes_any = defaultdict(list)
     for path in FILES:
         for node in ast.walk(tree_of(path)):
@@ -69,7 +69,7 @@ def own_functions():
 
 
 def test_calls_have_few_positional_arguments():
-    """Those of functions that take any number of them, ours or others', may have more."""
+    """Only calls of functions with `*args` may have more."""
     takes_any = own_functions()
 
     def is_long(node):

@@ -1,4 +1,4 @@
-"""Tiny models and batches, written as real files and read by the real loading code."""
+"""Tiny models, as files for the real loading code, and batches."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from fedspeed.monitor.trace import NoTrace
 def write_llama(
     folder, hidden=64, layers=2, vocab=260, intermediate=128, *, heads=4, kv_heads=2, seed=0, **kwargs
 ):
-    """A random Llama as a Hugging Face folder; returns the folder as text."""
+    """Write a random Llama as a Hugging Face folder and return the folder as text."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -42,8 +42,8 @@ def random_step(
     vocab: int = 260,
     length: int = 24,
 ) -> StepBatches:
-    """A step's rows drawn from the seed alone, so that any cut over ranks and micro-batches sees the same
-    rows.
+    """Return a step of a rank with rows that depend on the seed only, so that all divisions into ranks and
+    micro-batches have the same rows.
     """
     rng = np.random.default_rng(seed)
     rows = ranks * micro * accumulation
@@ -84,7 +84,7 @@ def run_config(**sections) -> RunConfig:
 
 
 class NoClock:
-    """A clock that counts nothing."""
+    """A stage clock that does nothing."""
 
     trace = NoTrace()
 

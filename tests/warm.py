@@ -1,11 +1,9 @@
-"""Scripts as processes of their own that have been imported before they start: a start takes a fraction of a
-second, not five.
+"""Scripts as processes with modules already imported, which start in a fraction of a second, not five.
 
-They are forked from the server that also forks the ranks of tests (tests/processes.py), lead a session of
-their own, and have the environment, folder and output that they are given. What differs from `python
-script.py`: modules are already there, and what they read when they were imported was the tests' environment;
-all have one hash seed; they may start no `multiprocessing` children, and no atexit functions run at their
-end. Whoever tests any of this starts cold.
+They are forked from the server that also forks the ranks of tests (tests/processes.py) and lead a session;
+environment, folder and output are arguments. Differences from `python script.py`: modules were imported with
+the environment of the tests; all processes have the same hash seed; they cannot start `multiprocessing`
+children, and no atexit functions run at their end. Tests of any of these start a normal process.
 """
 
 import os
@@ -20,7 +18,7 @@ from tests.processes import all_is_preloaded, context
 
 
 class WarmProcess:
-    """What tests use of subprocess.Popen."""
+    """The parts of the interface of subprocess.Popen that tests use."""
 
     def __init__(
         self,
@@ -43,7 +41,7 @@ class WarmProcess:
         self._process.start()
         begins.close()
         self.pid = self._process.pid
-        assert begun.poll(LIMIT_S), "the process has not come into being"
+        assert begun.poll(LIMIT_S), "the process has not started"
         begun.close()
 
     @property
@@ -68,7 +66,7 @@ def _become(
 ) -> None:
     all_is_preloaded()
     os.setsid()
-    begins.close()  # from now on it is found by its session
+    begins.close()  # from now on its session identifies it
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)

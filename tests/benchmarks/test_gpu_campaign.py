@@ -1,4 +1,4 @@
-"""The campaign for a card (benchmarks/gpu): all of it on the CPU, and what holds it together."""
+"""The GPU campaign (benchmarks/gpu): all phases on the CPU, and how they are run and recorded."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from tests.limits import LIMIT_S
 
 
 def test_every_phase_runs_on_a_cpu(tmp_path):
-    """In one command, in tiny shapes. What needs a card says so and is no failure; all else has a number."""
+    """One command runs all phases with tiny shapes. Those that need a GPU say so; the others give numbers."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(OPTIONAL)]), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu", "--dry", "--out", str(tmp_path)],
@@ -75,7 +75,7 @@ def test_every_phase_runs_on_a_cpu(tmp_path):
 
 
 def test_a_phase_is_killed_at_its_limit_and_what_it_wrote_stays(tmp_path):
-    """With all that it has started."""
+    """All processes that it started end with it."""
     for limit_s in (2.0, 20.0, 200.0):  # on a busy machine it may be killed before it has written anything
         run_phase(Phase("one", f"{__name__}.never_ends", 1.0), tmp_path, True, limit_s)
         found = json.loads((tmp_path / "one.json").read_text())
@@ -94,7 +94,7 @@ def test_a_phase_is_killed_at_its_limit_and_what_it_wrote_stays(tmp_path):
     ],
 )
 def test_a_phase_that_dies_has_failed(tmp_path, function, status):
-    """Also with exit code 0, as a process has that loses its last results."""
+    """A phase without results failed even with exit code 0: its last results may be lost."""
     run_phase(Phase("one", f"{__name__}.{function}", 1.0), tmp_path, True, LIMIT_S)
     assert json.loads((tmp_path / "one.json").read_text())["status"] == status
 
@@ -170,7 +170,7 @@ def test_without_a_card_it_does_not_begin(monkeypatch, capsys, name, value, told
 
 
 def test_the_lists_keep_to_fifteen_minutes():
-    """With two for the machine's start."""
+    """The sum includes two minutes for the start of the machine."""
     assert all(2 + sum(phase.minutes for phase in phases) <= 15 for phases in LISTS.values())
     assert chosen([], "", dry=False) == list(LISTS["first"]) and chosen(["link"], "second", dry=False) == [
         EVERY["link"]
@@ -198,7 +198,7 @@ def test_the_page_shows_steps_as_a_table_and_the_rest_as_lines():
 
 
 class FakePipe:
-    """RoundPipe's interface as the campaign uses it, on the CPU and without staleness."""
+    """A fake RoundPipe for the CPU, without staleness, with the interface that the campaign uses."""
 
     def __init__(self, model, optim_dtype, name):
         self._model = model
@@ -223,7 +223,7 @@ class FakePipe:
 
 
 def test_roundpipe_trains_the_task_that_ours_trains(tmp_path, monkeypatch):
-    """Its sequence, rows and losses, with a stand-in for the package."""
+    """Compare sequence, rows and losses with a fake package."""
     plan = SimpleNamespace(auto=lambda kind, pipe, model_memory_limit: (kind, model_memory_limit))
     fake = SimpleNamespace(RoundPipe=FakePipe, ModelExecutePlan=plan, RoundPipeRunConfig=SimpleNamespace)
     monkeypatch.setitem(sys.modules, "roundpipe", fake)

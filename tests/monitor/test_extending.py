@@ -1,5 +1,5 @@
-"""The section `A new metric` of docs/extending.md, run as it stands there: in a copy of the package, with the
-new file and the one line.
+"""The section `A new metric` of docs/extending.md, applied to a copy of the package: the new file and the one
+line.
 """
 
 import json

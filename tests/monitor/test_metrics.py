@@ -59,7 +59,9 @@ def test_a_list_that_contradicts_itself_is_refused(monkeypatch, metrics, told):
 
 
 def filled(make_ledger, added=()):
-    """The sum of what two ranks with a client each have told; `added` are (slot, value, client or rank)."""
+    """Return the sum of the ledgers of two ranks with one client each, with the additional values `added`:
+    (slot, value, client or rank).
+    """
     whole = make_ledger()
     for place, wall_s in enumerate((8.0, 12.0)):
         own = make_ledger()
@@ -220,7 +222,7 @@ def test_what_masked_modes_may_not_show_does_not_leave_the_rank():
 
 
 def test_a_metric_that_says_so_is_shown_in_masked_modes(tmp_path, monkeypatch):
-    """And else not even where a ledger has told it: a record is held to the list a second time."""
+    """Otherwise it is not shown even if a ledger has it: records are checked against the list again."""
     for shown, expected in ((True, 8643.0), (False, None)):
         told = Metric(name="of_ranks", unit="number", per="rank", reduce="sum", shown_masked=shown)
         monkeypatch.setattr(registry, "METRICS", (*METRICS, told))
@@ -244,7 +246,7 @@ def test_a_metric_that_does_not_say_what_it_reveals_is_hidden_where_anything_is(
 
 
 def test_no_metric_tells_in_its_slots_what_another_says_that_it_reveals(monkeypatch):
-    """Neither by a denominator nor by the numerator of a ratio."""
+    """A ratio reveals neither by its denominator nor by its numerator."""
     count = {"unit": "count", "per": "client", "reduce": "sum"}
     secret = Metric(name="answers", **count, reveals=frozenset({WEIGHTS}))
     ratio = {"unit": "number", "per": "client", "reduce": "ratio", "reveals": NOTHING}

@@ -69,13 +69,15 @@ ADDED = (
 
 @pytest.fixture
 def added(monkeypatch):
-    """Metrics of every kind that do not say that masked modes may show them."""
+    """Add metrics of every kind that masked modes may not show."""
     monkeypatch.setattr(registry, "METRICS", (*registry.METRICS, *ADDED))
 
 
 def run(folder, make_round, make_client, mode, secret=0):
-    """A whole run in `folder`; `secret` changes only what belongs to single clients, and added metrics.
-    Returns (stdout, stderr).
+    """Report a whole run in `folder` and return its standard output and standard error.
+
+    Args:
+        secret: changes only the values of single clients and the added metrics.
     """
     out = io.StringIO()
     err = io.StringIO()
@@ -149,8 +151,7 @@ def test_plain_run_writes_everything(tmp_path, make_round, make_client, added):
         "trace/rank-0.json",
     ]
     assert len(events) == 1
-    # The search below for what masked modes must not show would find it here: each marker is in the outputs
-    # of a plain run.
+    # The outputs of a plain run have each marker, which shows that the search for masked modes can find them.
     seen = b"".join(files.values()) + out.encode() + err.encode()
     for marker in (
         b"secrethost0",
@@ -202,8 +203,8 @@ def test_masked_run_shows_no_client_anywhere(tmp_path, make_round, make_client):
 def test_masked_outputs_depend_neither_on_single_clients_nor_on_new_metrics(
     tmp_path, make_round, make_client, monkeypatch, added
 ):
-    # Stronger than a search: runs that differ only in what belongs to single clients, or in metrics that do
-    # not say that masked modes may show them, leave the same bytes, pictures and events included.
+    # A stronger check: runs that differ only in values of single clients, or in metrics that masked modes may
+    # not show, write the same bytes, also in pictures and events.
     monkeypatch.setattr("time.time", lambda: 1.7e9)
     seen = []
     for secret in (0, 40):

@@ -25,7 +25,7 @@ class ManualTime:
 
 
 class Terminal:
-    """A real pseudo-terminal, `columns` wide; `shown()` is what a user sees on each line at the end."""
+    """A pseudo-terminal with `columns` columns; `shown()` returns the lines that a user sees at the end."""
 
     def __init__(self, columns):
         self._master, slave = pty.openpty()
@@ -149,8 +149,7 @@ def test_steps_are_throttled(terminal):
     for step in range(1, 1001):
         time.now += 0.001
         progress.step(1, step, 1000)
-        # a terminal holds few bytes that nobody reads, and a writer that is not throttled would wait here for
-        # ever
+        # The buffer of a terminal is small: without throttling the writer would wait here forever.
         screen.drain()
     assert 5 <= screen.drain().count("\r") <= 11
 

@@ -56,9 +56,7 @@ def png_size(path):
 
 
 def test_a_client_has_as_many_updates_as_it_has_trained(make_round, make_client):
-    """Not the evaluation before round 1, nor rounds in which it was only evaluated; and what did not count is
-    missing.
-    """
+    """The evaluation before round 1 and rounds without training do not count; their values are missing."""
     idle = make_client(1, local_steps=0)
     records = [
         make_round(0, per_client=(make_client(0, local_steps=0), idle)),

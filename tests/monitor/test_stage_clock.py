@@ -80,7 +80,7 @@ def test_an_unknown_stage_is_a_bug():
 
 
 def test_a_stage_opened_by_another_thread_while_this_one_waits():
-    # What autograd does on an accelerator: hooks run in its own thread while the caller blocks in backward.
+    # As autograd on an accelerator: hooks run in another thread while the caller waits in backward.
     time = ManualTime()
     clock = StageClock(time)
 

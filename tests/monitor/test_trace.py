@@ -1,4 +1,4 @@
-"""Spans: kept for the rounds that were asked for, in the form that Perfetto reads, and drawn."""
+"""Traces: spans of the requested rounds in the format of Perfetto, and their picture."""
 
 import json
 

@@ -18,21 +18,21 @@ def one_host(facts="gpu=rtx3090 ram_gib=64", slots=2):
 
 
 def laid(hosts, clients):
-    """(topology, nodes) of clients on hosts."""
+    """Return the topology of clients on hosts and the nodes."""
     topology = place_clients(hosts, clients, "auto")
     busy = {rank.host for rank in topology.ranks if rank.clients}
     return topology, {host.name: node_of(host) for host in hosts if host.name in busy}
 
 
 def shipped(name, clients, model, **task):
-    """The plan for a model on a hostfile of the repository."""
+    """Return the plan for a model on a hostfile of the repository."""
     topology, nodes = laid(read(ROOT / "hostfiles" / name).hosts, clients)
     dtype = common_type([node.device for node in nodes.values()], "auto")
     return plan(Task(shape_of(model), clients, dtype=dtype, **task), topology, nodes)
 
 
 def one_profile(facts="gpu=rtx3090 ram_gib=64", slots=2, clients=1):
-    """The only kind of rank on a host."""
+    """Return the profile of a host whose ranks all have the same one."""
     topology, nodes = laid(one_host(facts, slots), clients)
     (profiles,) = profiles_of(topology, nodes).values()
     (profile,) = profiles

@@ -1,4 +1,4 @@
-"""Cuts of a chain of blocks: exact, compared with trying all of them."""
+"""The best cuts of a chain of blocks, compared with a search over all cuts."""
 
 from itertools import combinations
 
@@ -97,8 +97,8 @@ def test_a_faster_card_gets_more_blocks():
 
 
 def test_activations_of_the_micro_batches_under_way_move_a_cut():
-    """The first stage of 1F1B keeps most of them, so that it gets fewest blocks where memory is short; with
-    blocks computed again that is no matter.
+    """The first stage of 1F1B keeps the most activations and gets the fewest blocks if memory is short; with
+    recomputation it does not.
     """
     cards = places(4, "gpu=rtx3090 gpu_mem_gib=11 ram_gib=64")
     kept, again = (divide(task(), cards, client_traffic(4, 3, 8, recompute)) for recompute in (False, True))

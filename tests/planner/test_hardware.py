@@ -1,4 +1,4 @@
-"""Facts about machines: names of cards, what a probe outweighs, the type that all can compute in."""
+"""Facts about machines: names of GPUs, values that a probe overrides, the type that all GPUs support."""
 
 import json
 
@@ -91,9 +91,7 @@ def test_a_probe_outweighs_what_is_published():
 
 
 def test_what_probes_tell_since_their_second_version():
-    """Files of the first one go on working, with published ratios for rates that they do not
-    have.
-    """
+    """Files of the first version can be read; missing rates follow from published ratios."""
     rates = {**PROBE["device"]["flops"], "fp32": 20e12}
     first = {**PROBE, "device": {**PROBE["device"], "flops": rates}}
     second = {
@@ -179,12 +177,12 @@ def test_sums_in_fp16_are_twice_as_fast_on_geforce_cards_only(name):
     assert device.fp16_accumulation == pytest.approx(
         (2 if name.startswith("rtx") else 1) * device.flops["fp16"], rel=1e-3
     )
-    # Both came with Ampere.
+    # Ampere introduced both.
     assert (device.tf32 > 0) is card.bf16 and device.tf32 <= device.flops["fp16"] / 2 * 1.01
 
 
 def test_rates_are_those_of_the_reference():
-    """32 and 24 TFLOP/s of training, docs/planner.md."""
+    """The rates are 32 and 24 TFLOP/s in training (docs/planner.md)."""
     assert published_device(CARDS["rtx3090"]).flops["bf16"] == pytest.approx(32e12, rel=0.01)
     assert published_device(CARDS["rtx2080ti"]).flops["fp16"] == pytest.approx(24e12, rel=0.02)
 

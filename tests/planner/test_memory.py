@@ -1,6 +1,4 @@
-"""The memory model against the real parts: units of the base as the engine packs them, tensors that autograd
-keeps of a block.
-"""
+"""The memory model compared with real units of the base and real tensors that autograd keeps for a block."""
 
 from dataclasses import replace
 
@@ -45,7 +43,7 @@ BLOCKS = {
         "intermediate_size": 1024,
         "vocab_size": 97,
     },
-    # Attention without dropout: with it, a CPU (not a GPU) keeps the scores.
+    # Attention without dropout: with dropout a CPU keeps the scores, a GPU does not.
     "gpt2": {
         "model_type": "gpt2",
         "n_embd": 256,
@@ -96,7 +94,7 @@ TASK = Task(shape_of(f"{HUB}Qwen-7B"), clients=1)
 
 @pytest.mark.parametrize("name", FIVE)
 def test_units_are_packed_as_predicted(name):
-    """On the meta device, so exact for the real models."""
+    """The model is on the meta device, so that real models can be compared."""
     import torch
 
     from fedspeed.engine.base.layout import frozen_units
@@ -129,8 +127,8 @@ def test_cards_that_need_fp16_keep_keys_and_values_for_every_head():
 
 
 def saved_by_autograd(config, targets, dropout, batch, tokens):
-    """Bytes of the tensors a block's forward saves, its parameters and its input aside. Rows are padded on
-    the right, which needs no mask.
+    """Return the bytes of the tensors that a block's forward saves, without its parameters and its input.
+    Rows are padded on the right and need no mask.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -161,7 +159,7 @@ def saved_by_autograd(config, targets, dropout, batch, tokens):
 
 
 def test_what_waits_between_two_blocks():
-    """Three micro-batches after their first block, in the executor itself."""
+    """Measure the executor with three micro-batches after their first block."""
     import numpy as np
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -207,8 +205,7 @@ def test_what_waits_between_two_blocks():
         }
     task = Task(from_config(BLOCKS["llama"], "llama", "llama"), 1, tokens=128)
     many = memory_of(task, Setting("resident", 2, 3000), one_profile()).gpu  # more than evaluation has there
-    # Half of it: where inputs wait on the host, those of the first of the two blocks are there or on their
-    # way besides.
+    # Half of it. With inputs on the host, the device also has those of the first of the two blocks.
     assert many["between blocks"] / 2 * 3 / 3000 == pytest.approx(sum(waiting.values()), rel=0.05)
     few = memory_of(task, Setting("resident", 2, 3), one_profile()).gpu
     assert few["between blocks (evaluation)"] * 3 * 256 / 32_768 == pytest.approx(
@@ -252,7 +249,7 @@ def test_the_base_is_once_in_a_node_however_many_ranks():
 
 def test_reading_from_disk_takes_a_page_locked_buffer_a_rank():
     memory = memory_of(TASK, Setting("nvme", 4, 1), one_profile())
-    # Two of the embedding's 1.09e9 bytes, up to a power of two, for each of two ranks.
+    # Twice the embedding's 1.09e9 bytes, each rounded up to a power of two, for each of two ranks.
     assert memory.ram["read buffers"] == 2 * 2 * 2**31
     assert memory.nvme == {"base": streamed_bytes(TASK, Setting("nvme", 4, 1))} and "base" not in memory.ram
 
@@ -274,7 +271,7 @@ def test_waiting_inputs_lie_where_the_setting_says():
         for where in ("host", "device")
     )
     assert host.ram["block inputs"] == 2 * 27 * 4 * pinned_input_bytes(deep, Setting("ram", 4, 4))
-    # On the device none is rounded up; those of two blocks are there in any case, in use and on their way.
+    # On the device nothing is rounded up. The inputs of two blocks are there always: in use and in transfer.
     assert device.gpu["between blocks"] - host.gpu["between blocks"] == (27 - 2) * 4 * 4 * 2048 * 3584 * 2
     assert (
         pinned_input_bytes(deep, Setting("ram", 4, 4)) == 2**26
@@ -282,7 +279,7 @@ def test_waiting_inputs_lie_where_the_setting_says():
 
 
 def test_kept_activations_are_what_a_block_saves_of_a_micro_batch():
-    """Their inputs need no memory on the host, but stay on the device."""
+    """The inputs of these blocks stay on the device and need no memory on the host."""
     deep = replace(TASK, tokens=2048, rows=8)
     for where, beside in (("device", 0), ("host", 2 * 2048 * 3584 * 2)):
         plain = Setting("ram", 2, 4, block_inputs=where)
@@ -298,7 +295,7 @@ def test_kept_activations_are_what_a_block_saves_of_a_micro_batch():
 
 
 def test_logits_come_in_larger_chunks_on_a_gpu():
-    """Of the head's bytes only the chunk differs: rows of the vocabulary with their gradient and two fp32
+    """Only the chunk of the head differs in bytes: rows of the vocabulary with their gradient and two fp32
     copies.
     """
     vocab = TASK.shape.vocab
@@ -331,7 +328,7 @@ def test_a_full_fine_tune_divides_its_optimizer_at_stage_1():
 
 @pytest.mark.parametrize("count", [1, 4, 60])
 def test_a_folded_adapter_grows_no_further_than_predicted(count):
-    """With `stack` exactly so far, as factors and where it is whole."""
+    """The bytes of `stack` are exact, with factors and with the whole matrix."""
     shape = from_config(BLOCKS["llama"], "llama", "llama")
     config = run_config(
         federation={"method": {"name": "stack"}, "rounds": count},

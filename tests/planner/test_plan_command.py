@@ -105,8 +105,8 @@ def test_json_adds_up():
     [[], ["data.clients=10"], ["adapter.targets=all-linear", "train.micro_batch=2", "train.accumulation=2"]],
 )
 def test_what_it_says_to_paste_is_a_valid_run(arguments):
-    """On top of the configuration that it took its values from, whose type is left open: three clients have
-    3090s, ten need a 2080 Ti.
+    """The settings of the plan are added to the configuration that the plan was made for. That configuration
+    leaves the type open: three clients get 3090s, and ten need a 2080 Ti.
     """
     done = run_fedspeed(
         "plan", "--hostfile", "hostfiles/hetero10", "--config", "ds_configs/gsm8k.yaml", *arguments, "--json"

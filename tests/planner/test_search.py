@@ -1,4 +1,4 @@
-"""The search: nothing faster fits, more memory never slows, reasons and refusals have numbers that hold."""
+"""The search: no faster setting fits, more memory is never slower, and the numbers in reasons are right."""
 
 import re
 from dataclasses import replace
@@ -67,8 +67,8 @@ def test_the_models_fit_the_cards(hostfile, clients, model):
     [(2, 512, (3, 2.2, 4), False), (1, 64, (1.5, 1.35, 1.6), False), (2, 64, (1.5, 1.35, 1.6), True)],
 )
 def test_nothing_faster_fits(rows, tokens, cards, quantised):
-    """All settings of a small model, every number of slots and activations included, against what the search
-    finds.
+    """Compare the result of the search with all settings of a small model, with every number of slots and
+    activations.
     """
     task = Task(
         replace(shape_of("gpt3-350m"), layers=8),
@@ -94,8 +94,8 @@ def test_nothing_faster_fits(rows, tokens, cards, quantised):
 
 
 def every_way(task, candidate):
-    """Slots where a base streams, resident blocks where it is quantised, and every second number of kept
-    activations.
+    """Return the settings of a candidate: all numbers of slots if the base is streamed, of resident blocks if
+    it is quantised, and every second number of kept activations.
     """
     if candidate.tier == "stock":
         return [candidate]
@@ -115,7 +115,7 @@ def every_way(task, candidate):
 
 
 def test_among_equals_the_one_that_takes_least():
-    """Where loads hide, memory for more slots, or for all activations, is left alone."""
+    """If loads are hidden, the search uses no memory for more slots or all activations."""
     profile = one_profile("gpu=rtx3090 ram_gib=64", slots=1)
     task = replace(TASK, shape=shape_of(f"{HUB}Qwen-14B"), rows=16)
     found = fastest(task, [profile])
@@ -130,7 +130,7 @@ def test_among_equals_the_one_that_takes_least():
 
 
 def test_spare_memory_goes_where_it_saves_more():
-    """Loads that do not hide get slots; where they hide, activations are kept."""
+    """Memory goes to slots if loads are not hidden, and to activations if they are."""
     profile = one_profile("gpu=rtx3090 ram_gib=64", slots=1)
     short, long = (fastest(replace(TASK, rows=1, tokens=tokens), [profile]) for tokens in (64, 2048))
     assert short.tier == long.tier == "ram" and short.block_slots > 10 > long.block_slots
@@ -294,7 +294,7 @@ def test_clients_sit_together_where_loads_do_not_hide():
 
 
 def test_fewer_bits_are_proposed_only_where_they_were_asked_for():
-    """A host that can hold the 7B nowhere: its card holds it in 4 bits, not in 8."""
+    """The 7B model does not fit into this host; quantised, it fits into the GPU with 4 bits, not with 8."""
     topology, nodes = laid(one_host("gpu=rtx2080ti gpu_mem_gib=10 ram_gib=9", 1), 1)
     task = replace(TASK, dtype="fp16")
     with pytest.raises(PlanError, match="fedspeed plan --quantised"):
@@ -337,6 +337,6 @@ def test_settings_as_overrides():
         "train.micro_batch=2",
         "train.accumulation=4",
     )
-    # Said in any case, so that a run does as the plan says.
+    # Always written, so that a run does what the plan says.
     assert "engine.activation_gib=0.00000" in Setting("resident", 2, 4).overrides
     assert not any("activation_gib" in word for word in Setting("stock", 2, 4).overrides)

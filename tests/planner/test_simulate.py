@@ -1,5 +1,5 @@
-"""Simulated training: steps of pipelines compared with results worked out by hand, and `fedspeed simulate`
-as a user calls it.
+"""Simulated training: steps of pipelines compared with results calculated by hand, and the command
+`fedspeed simulate`.
 """
 
 import json
@@ -25,8 +25,8 @@ def task(model=SMALL, **changed):
 
 
 def test_a_clients_step_is_what_its_schedule_takes():
-    """Two equal stages, M micro-batches: (M + 1) turns of the slower stage but for what the ends lack, and
-    transfers that nobody waits for but once.
+    """Two equal stages and M micro-batches take (M + 1) turns of the slower stage, less the work that the
+    other stage does not have; only one transfer is waited for.
     """
     profile = one_profile()
     found = client_pipeline(task(), [profile] * 2, 1, 1, 8)
@@ -49,8 +49,8 @@ def test_longer_steps_are_multiples():
 
 
 def test_loads_do_not_grow_with_the_step():
-    """14B on two cards of 11 GB is loaded block by block; four times the rows take less than four times as
-    long, as loads are as many.
+    """14B on two GPUs of 11 GB is loaded block by block. Four times the rows take less than four times as
+    long, because the number of loads is the same.
     """
     profile = one_profile("gpu=rtx2080ti ram_gib=64")
     short, long = (client_pipeline(task(LARGE), [profile] * 2, 1, 1, micros) for micros in (1, 4))
@@ -125,7 +125,7 @@ def test_the_command():
 
 
 def test_at_scale_the_slowest_host_counts_whatever_the_configuration_lays_out():
-    """Three clients of a configuration would lie on 3090s only."""
+    """The three clients of the configuration would be on 3090s only."""
     arguments = ("simulate", "--hostfile", "hostfiles/hetero10", "--model", SMALL, "--scale", "100", "--json")
     plain, configured = (
         json.loads(run_fedspeed(*arguments, *more).stdout)[0]

@@ -1,5 +1,5 @@
-"""The timeline of a step, compared with the store's own order of loads, with the predicted shares of its
-improvements, and with sums worked out by hand.
+"""The timeline of a step, compared with the store's order of loads, the predicted shares of improvements, and
+sums calculated by hand.
 """
 
 from dataclasses import replace
@@ -97,9 +97,9 @@ def test_a_step_waits_as_long_as_the_store_would(blocks, slots, resident, load, 
     kept=st.integers(0, 30),
 )
 def test_more_memory_never_costs_time(blocks, slots, resident, load, forward, *, kept):
-    """One more slot, one more resident block, one more kept activation; and of a slot and a resident block,
-    the slot. Inputs are on the device: where they travel, loads stand in line behind them, and another order
-    of what comes when may cost a percent.
+    """A step is no slower with one more slot, resident block or kept activation, and a slot is worth no less
+    than a resident block. Inputs are on the device: on the host, their transfers delay loads, and a different
+    order may cost a percent.
     """
     times = BlockTimes(forward, forward, 1.2 * forward, 0.5, 0.0)
     resident = min(resident, blocks - 1)
@@ -133,8 +133,8 @@ def test_the_paper_budget(model, tokens):
 
 
 def test_slots_are_worth_more_than_resident_blocks():
-    """7B, 8k tokens, 7 blocks more than two slots: as the lowest blocks, spread, or as slots; and what a bus
-    of half the speed leaves of it.
+    """Compare memory for 7 blocks more than two slots: as the lowest blocks, as spread blocks and as slots,
+    for 7B with 8k tokens, and on a bus of half the speed.
     """
     work = step_model.Work(shape_of(step_model.MODELS["7B"]), 8192, micro_batch=2048)
     shares = [
@@ -149,14 +149,14 @@ def test_slots_are_worth_more_than_resident_blocks():
 
 
 def test_the_improved_step_is_what_was_asked_for():
-    """Of pure arithmetic, with blocks computed again like it: 0.93 of 7B at 8k tokens, 0.98 of 14B at 32k, in
-    11 GiB.
+    """The share of pure arithmetic with recomputation in 11 GiB is 0.93 for 7B with 8k tokens and 0.98 for
+    14B with 32k.
     """
     for model, tokens, least in (("7B", 8192, 0.93), ("14B", 32768, 0.98)):
         work = step_model.Work(shape_of(step_model.MODELS[model]), tokens)
         found = step_model.improved(work, 11)
         assert found.share >= least
-        # Without activations too.
+        # Without kept activations too.
         assert work.share(slots=found.slots, inputs=found.inputs, fixed=step_model.FIXED) >= least
         assert work.share(inputs=BEHIND_LOADS, fixed=step_model.FIXED_NOW) < 0.84
 
@@ -170,7 +170,7 @@ def test_nothing_moves_and_nothing_is_waited_for():
         step_time(times, StreamedBase(4, 4, 9.0), 2, fixed=0.25).seconds
         == 2 * (4 * (1 + 3) + 3 * 2 + 0.5) + 0.25
     )
-    # One slot: nothing is loaded ahead.
+    # With one slot there is no prefetch.
     assert step_time(times, StreamedBase(4, 1, 9.0), 2).waited_for_loads == 2 * 3 * 9.0
     assert step_time(times, StreamedBase(1, 1, 9.0), 2).seconds == 2 * 4.5
 
@@ -184,7 +184,7 @@ def test_what_is_kept_is_not_computed_again():
         for count in range(20)
     )
     times = BlockTimes(1.0, 2.0, 3.0, 0.5, 0.125)
-    # The input needs no way down and up.
+    # The input is not transferred to the host and back.
     for inputs, saved in ((DEVICE, 2.0), (INLINE, 2.25), (BEHIND_LOADS, 2.25)):
         seconds = [
             step_time(
@@ -198,42 +198,40 @@ def test_what_is_kept_is_not_computed_again():
 
 
 def test_block_inputs_travel_beside_the_arithmetic():
-    """Three blocks, one micro-batch, worked out by hand."""
+    """Compare three blocks and one micro-batch with times calculated by hand."""
     times = BlockTimes(1.0, 1.0, 2.0, 0.0, 0.5)
     resident = StreamedBase(3, 0, 0.0, frozenset(range(3)))
-    # Forward ends at 2, the last block at 5; the middle one's inputs went down until 1.5 and come up from 2
-    # on. All is hidden.
+    # Forward ends at 2, the last block at 5. The inputs of the middle block reach the host at 1.5 and return
+    # from 2 on. All transfers are hidden.
     assert step_time(times, resident, 1, inputs=HOST).seconds == 2 + 3 + 3 + 3
-    # A bus so slow that they go down until 5 and 10 and come up until 15 (the first block's behind them,
-    # until 20).
+    # On a slow bus they reach the host at 5 and 10 and return at 15 (those of the first block at 20).
     slow = step_time(replace(times, input_transfer=5.0), resident, 1, inputs=HOST)
     assert slow.seconds == 20 + 3 and slow.waited_for_inputs == slow.seconds - 11
-    # The same where all micro-batches are on their way before the first is computed: the last one's arrival
-    # decides.
+    # With several micro-batches, all transfers begin before the first is computed: the last one decides.
     many = step_time(replace(times, input_transfer=5.0), resident, 2, inputs=HOST)
     assert many.seconds == 40 + 3
-    # On the compute stream each way counts: twice two blocks.
+    # On the compute stream every transfer counts: two blocks in both directions.
     assert step_time(times, resident, 1, inputs=INLINE).seconds == 11 + 4 * 0.5
 
 
 def test_block_inputs_wait_behind_a_load_that_was_possible_before():
-    """Three blocks, two slots: one load forward (of the last block, in the first one's slot) and one back (of
-    the first, in the last one's).
+    """With three blocks and two slots there is one load in the forward pass (the last block, into the slot of
+    the first) and one in the backward pass (the first, into the slot of the last).
     """
     times = BlockTimes(1.0, 1.0, 2.0, 0.0, 0.5)
     base = StreamedBase(3, 2, 10.0)
     # The load of block 2 begins at 1 and ends at 11; it computes until 14, when the load of block 0 begins.
     # Block 1's inputs came after the first load, from 11 on. Block 1 computes until 17. Block 0's inputs,
-    # asked for at 14 too, come behind its weights, from 24 to 24.5.
+    # requested at 14 too, come behind its weights, from 24 to 24.5.
     assert step_time(times, base, 1, inputs=HOST).seconds == 24.5 + 3
-    # Where they have an engine of their own, they come from 14 on.
+    # With a separate copy engine, they come from 14 on.
     assert step_time(times, replace(base, shares_copy_engine=False), 1, inputs=HOST).seconds == 24 + 3
     # On the compute stream they wait behind the weights, or go between: forward to 1.5 and 3, load from 1.5
     # to 11.5, last block to 14.5. Behind the load of block 0, to 24.5: block 1's to 25, computed to 28; block
     # 0's to 28.5.
     assert step_time(times, base, 1, inputs=BEHIND_LOADS).seconds == 31.5
     assert step_time(times, base, 1, inputs=INLINE).seconds == 24.5 + 0.5 + 3
-    # Inputs on their way down slow the load beside them.
+    # Inputs in transfer to the host slow down the load at the same time.
     assert step_time(times, replace(base, slowdown=1.5), 1, inputs=HOST).seconds == 24.5 + 3 + 1.5
 
 
@@ -243,6 +241,6 @@ def test_the_head_takes_its_turn_among_the_blocks():
         step_time(times, StreamedBase(6, 2, 2.0, head_load=ahead), 1).waited_for_loads for ahead in (0.0, 5.0)
     ]
     assert waited[0] < waited[1] < waited[0] + 2 * 5.0
-    # With nothing else to load: the head is there at 5, when all blocks but the last have taken 1 each; the
-    # embedding at 5 + 2 + 5, and the step ends then.
+    # Without other loads the head arrives at 5, after the other blocks have taken 1 each. The embedding
+    # arrives at 5 + 2 + 5, and the step ends then.
     assert step_time(times, StreamedBase(3, 3, 2.0, head_load=5.0), 1).seconds == 5 + 2 + 5

@@ -1,4 +1,4 @@
-"""The time model: against the arithmetic it stands for."""
+"""The time model, compared with counts of operations and bytes."""
 
 from dataclasses import replace
 
@@ -41,7 +41,7 @@ def test_four_operations_a_parameter_and_token_or_six_where_blocks_are_computed_
     [("gpu=rtx3090", 4, "bf16", 890), ("gpu=rtx2080ti", 3, "fp16", 1330)],
 )
 def test_loads_hide_from_about_as_many_tokens_as_the_rule_of_thumb_says(facts, pcie, dtype, tokens):
-    """T >= 2 beta F / (c B); one rank, so that the bus is its own."""
+    """The rule is T >= 2 beta F / (c B). There is one rank, which does not share the bus."""
     profile = one_profile(f"{facts} ram_gib=64", slots=1)
     assert profile.node.device.host_rate == PCIE[pcie]
 
@@ -50,8 +50,8 @@ def test_loads_hide_from_about_as_many_tokens_as_the_rule_of_thumb_says(facts, p
         seconds = seconds_of(task, Setting("ram", rows, 1, block_inputs="device"), profile)
         return seconds.waited / seconds.loads
 
-    # Forward has a third of the arithmetic and half of the loads: there loads hide only from half as many
-    # tokens again.
+    # The forward pass has a third of the arithmetic and half of the loads, and therefore its loads are hidden
+    # only with 1.5 times the tokens.
     assert waits(round(0.6 * tokens / 64)) > 0.25
     assert waits(round(1.7 * tokens / 64)) < 0.02
 
@@ -63,8 +63,8 @@ def test_hidden_and_waited_make_up_the_loads():
 
 
 def test_what_a_step_loads():
-    """Blocks twice, but for those that are held; head and embedding in turn where the embedding cannot be
-    read row by row.
+    """A step loads every block twice, except resident ones and those in slots, and head and embedding in turn
+    if the embedding cannot be read row by row.
     """
     profile = replace(one_profile(), cluster_nodes=7, cluster_ranks=14)
     n = TASK.shape.layers
@@ -92,7 +92,7 @@ def test_slower_ways_to_load_take_longer():
     assert (
         load_s(10**9, Setting("nvme", 4, 1), replace(profile, ranks_here=4)) > 1.8 * times["nvme"]
     )  # a disk is shared
-    # Of two buffers one is read into while the other is copied: the slower of the two counts.
+    # One of two buffers is filled while the other is copied: the slower of both counts.
     fast = replace(profile, node=replace(profile.node, disk_rate=1e15))
     assert load_s(10**9, Setting("nvme", 4, 1), fast) == pytest.approx(times["ram"])
 
@@ -141,7 +141,7 @@ def shaped(profile, **facts):
 
 
 def places():
-    """A card, a slow host's card, and a CPU that four ranks share."""
+    """Compare a GPU, the GPU of a slow host, and a CPU that four ranks share."""
     card = one_profile()
     cpu = replace(
         card,
@@ -157,9 +157,9 @@ def places():
 @pytest.mark.parametrize("model", [f"{HUB}Qwen-14B", f"{HUB}Qwen-1.5B", "gpt3-125m"])
 @pytest.mark.parametrize(("micro", "tokens"), [(1, 8), (2, 512), (8, 2048)])
 def test_resident_blocks_with_their_activations_are_no_slower_than_stock(model, micro, tokens):
-    """What engine.tier=auto executes block by block would not have been faster in DeepSpeed's order, on the
-    same rows and in the same memory; with block inputs on the host neither, since those of blocks that are
-    not computed again do not travel.
+    """The block-by-block execution that engine.tier=auto chooses is no slower than DeepSpeed's order with the
+    same rows and memory. The same holds with block inputs on the host, because inputs of blocks that are not
+    recomputed are not transferred.
     """
     task = Task(shape_of(model), clients=1, tokens=tokens, rows=8, dtype="fp16")
     for profile in places():
@@ -168,7 +168,7 @@ def test_resident_blocks_with_their_activations_are_no_slower_than_stock(model, 
             resident = Setting("resident", micro, 8 // micro, block_inputs=inputs, activation_bytes=2**60)
             assert seconds_of(task, resident, profile).total <= stock
             assert seconds_of(task, resident, profile).causes["again"] == 0.0
-        # Computing all blocks again takes no longer than stock that does so.
+        # Recomputing all blocks takes no longer than stock with checkpointing.
         again = Setting("resident", micro, 8 // micro, block_inputs="device")
         recomputing = Setting("stock", micro, 8 // micro, checkpointing=True)
         assert seconds_of(task, again, profile).total <= seconds_of(task, recomputing, profile).total
@@ -194,7 +194,7 @@ def test_what_a_probe_says_of_a_card_is_what_the_step_takes():
     times = block_times_of(TASK, setting, profile)
     carried = TASK.tokens * TASK.shape.hidden * 2
     assert times.input_transfer == pytest.approx(carried / profile.node.device.host_rate)
-    # The slower way counts.
+    # The slower direction counts.
     assert block_times_of(TASK, setting, shaped(profile, down_rate=1e9)).input_transfer == pytest.approx(
         carried / 1e9
     )
@@ -219,7 +219,7 @@ def test_matrix_products_as_engine_matmul_says():
     with pytest.raises(PlanError, match="engine.matmul=tf32: .*rtx2080ti.* set engine.matmul=default"):
         matrix_rate(singles, one_profile("gpu=rtx2080ti").node.device)
     assert matrix_rate(singles, places()[2].node.device) == 1e11  # a switch of NVIDIA's cards
-    # Fused attention has arithmetic of its own.
+    # Fused attention has a separate rate.
     fast, slow = (
         block_times_of(replace(halves, tokens=4096, matmul=how), Setting("resident", 1, 4), one_profile())
         for how in ("fp16_accumulation", "default")

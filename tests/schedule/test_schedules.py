@@ -1,6 +1,4 @@
-"""Schedules of pipelines, without processes: orders, transfers, and what they cost against a model of
-time.
-"""
+"""Schedules of pipelines without processes: orders, transfers, and their time in a simulation."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -37,7 +35,7 @@ from fedspeed.schedule.schedules import (
 
 @dataclass
 class Even:
-    """Every forward 1 s, every backward 2 s, all else nothing."""
+    """Times of instructions: 1 s for a forward, 2 s for a backward and, by default, 0 s for the rest."""
 
     head: float = 0.0
     wire: float = 0.0
@@ -255,7 +253,7 @@ def test_layer_major_visits_blocks_as_the_planner_counts_and_computes_the_last_o
 
 
 def test_loads_hide_behind_the_other_micro_batches():
-    """Two ranks, six chunks, eight micro-batches: a chunk is computed for 8 s forwards and loaded in 6."""
+    """With two ranks, six chunks and eight micro-batches, a chunk takes 8 s forwards and loads in 6 s."""
     hidden, waited = (execute(streamed(2, 6, [0] * 8), Even(loading=s)) for s in (6.0, 24.0))
     plain = execute(streamed(2, 6, [0] * 8), Even())
     assert hidden.seconds <= plain.seconds + 2 * 6.0 and waited.seconds > 1.5 * plain.seconds
