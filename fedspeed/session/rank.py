@@ -315,7 +315,7 @@ def _stand_by(job: Job, store: rendezvous.Store, mpi_transport: Transport | None
     """Be a rank without work: leave at once, except rank 0, which holds the store until all workers left."""
     if job.world_rank == 0:
         points = {
-            "cards": shared_gpus.may_share_gpus(job),
+            "gpus": shared_gpus.may_share_gpus(job),
             "devices": job.config.model.dtype == "auto",
             "ready": True,
             "inputs": several_hosts(job),
