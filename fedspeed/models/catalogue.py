@@ -38,7 +38,14 @@ def from_config(config: Mapping[str, Any], name: str, where: str) -> ModelShape:
                 "the unquantised original, or dequantise the model in transformers (model.dequantize(), or "
                 "dequantize=True in its quantization config) and write it with save_pretrained"
             )
-    return family.shape(ConfigValues(config, where), name)
+    values = ConfigValues(config, where)
+    if not values.flag("is_causal", True):
+        values.refuse(
+            "is_causal",
+            "tokens of such a model attend to later ones, and FedSpeed trains causal models",
+            "take a causal LM, or set it to true if the model was trained as one",
+        )
+    return family.shape(values, name)
 
 
 def _qwen(hidden: int, layers: int, heads: int, *, kv_heads: int, inner: int, vocab: int) -> dict[str, Any]:

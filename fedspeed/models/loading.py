@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -93,6 +94,9 @@ class WeightFiles:
             )
 
 
+_REFUSED_BY_TRANSFORMERS = (ValueError, TypeError, LookupError, OSError, StrictDataclassError)
+
+
 def meta_model(config: ModelConfig, adapter: AdapterConfig) -> "PreTrainedModel":
     """Build the model with its adapter on the meta device, where tensors take no memory, in the dtype of the
     run, which must have been decided.
@@ -107,7 +111,7 @@ def meta_model(config: ModelConfig, adapter: AdapterConfig) -> "PreTrainedModel"
         raise ModelError(f"{folder}: no config.json; model.base must be a Hugging Face model folder")
     try:
         hf = AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, OSError) as error:
+    except _REFUSED_BY_TRANSFORMERS as error:
         raise ModelError(
             f"{folder / 'config.json'}: not a model configuration transformers knows ({error})"
         ) from error
@@ -115,8 +119,15 @@ def meta_model(config: ModelConfig, adapter: AdapterConfig) -> "PreTrainedModel"
     if (hf.pad_token_id or 0) >= hf.vocab_size:
         hf.pad_token_id = None  # a pad token beyond the vocabulary needs no embedding: padding is masked
     hf.tie_word_embeddings = base_shape(folder, config.init == "pretrained").tied
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(hf, dtype=DTYPES[config.dtype])
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(hf, dtype=DTYPES[config.dtype])
+    except _REFUSED_BY_TRANSFORMERS as error:
+        raise ModelError(
+            f"{folder / 'config.json'}: transformers builds no model of it ({type(error).__name__}: "
+            f"{error}); "
+            "correct the value that it names"
+        ) from error
     model.config.use_cache = False  # training does not need the cache, which keeps keys and values
     with torch.device("meta"):
         model = add_adapter(model, adapter)

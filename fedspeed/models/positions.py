@@ -55,19 +55,29 @@ def row_limit(config: Mapping[str, Any]) -> RowLimit | None:
     A learned table of positions has an end. The rotary types dynamic and longrope take other frequencies for
     all rows of a micro-batch once its longest row, padding included, exceeds the original length: the result
     of a row would depend on the rows that it is computed with.
+
+    Raises:
+        ModelError: the rotary type changes with the length, and config.json does not say at which.
     """
     table, length = _learned(config)
     if table:
         return RowLimit(length, f"a table of {length} positions ({table}) and none beyond")
     for scaling in _scalings(config):
         kind = scaling.get("rope_type") or scaling.get("type")
+        if kind != "dynamic" and not _is_longrope(config, kind):
+            continue
         original = _original_length(config, scaling, kind)
-        if original and (kind == "dynamic" or _is_longrope(config, kind)):
-            return RowLimit(
-                original,
-                f"rotary positions of type {kind} (rope_scaling), which change for all rows of a micro-batch "
-                f"once one is longer than {original} tokens",
+        if not original:
+            raise ModelError(
+                f"rope_scaling of type {kind} changes all rows of a micro-batch once one is longer than the "
+                "original length, which config.json does not say; set max_position_embeddings (longrope: "
+                "original_max_position_embeddings) in it"
             )
+        return RowLimit(
+            original,
+            f"rotary positions of type {kind} (rope_scaling), which change for all rows of a micro-batch "
+            f"once one is longer than {original} tokens",
+        )
     return None
 
 

@@ -25,7 +25,7 @@ LEFT_OUT = {
     "the window of a cache": ("mistral", {"masks": "causal"}),
 }
 # Families with several kinds of blocks or with parts that Llama lacks, which a cut into stages could break.
-PIPELINED = ("gemma3_text", "smollm3", "qwen3", "gpt_neox", "phi3", "granite")
+PIPELINED = ("gemma3_text", "smollm3", "qwen3", "gpt_neox", "phi3", "granite", "gpt2")
 
 
 def in_world(rank, function, *args):

@@ -158,6 +158,11 @@ REFUSED = [
     ("smollm3", {"sliding_window": None, "layer_types": ["sliding_attention"] * 3}, "layer_types=.*not set"),
     ("olmo2", {"num_key_value_heads": 3}, "num_key_value_heads=3 does not divide num_attention_heads=4"),
     ("gpt_neox", {"num_attention_heads": 5}, "5 heads do not divide a hidden size of 64"),
+    ("qwen2", {"is_causal": False}, "is_causal=False: .*causal models"),
+    ("llama", {"num_attention_heads": 3, "head_dim": 24}, "3 heads do not divide a hidden size of 64"),
+    ("llama", {"hidden_act": 3}, "hidden_act is 3, but must name an activation function"),
+    ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers=.*a value for each of the"),
+    ("gemma3_text", {"sliding_window": None}, "sliding_window=None: .*no length of their window"),
     ("granite", {"quantization_config": {"bits": 4}}, ".*the weights are quantised.*unquantised original"),
     ("gemma3_text", {"model_type": "gemma3"}, ".*multimodal model: take its text decoder.*docs/extending.md"),
 ]

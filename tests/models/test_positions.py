@@ -164,3 +164,9 @@ def test_positions_that_count_the_scaling_already_are_not_scaled_twice():
     scaled = {"max_position_embeddings": 131072, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
     assert rotary_reach({"model_type": "gemma3_text", **scaled}) == 131072
     assert rotary_reach({"model_type": "llama", **scaled}) == 8 * 131072
+
+
+def test_a_rotary_type_that_changes_at_an_unknown_length_is_refused():
+    config = {"model_type": "llama", "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}
+    with pytest.raises(ModelError, match="type dynamic .*set max_position_embeddings"):
+        row_limit(config)

@@ -77,7 +77,11 @@ BLOCKS |= {
     "phi3": {**_SMALL, "model_type": "phi3"},
     "phi3-windows": {**_SMALL, "model_type": "phi3", "sliding_window": 32},
     "olmo2": {**_SMALL, "model_type": "olmo2"},
+    "smollm3": {**_SMALL, "model_type": "smollm3"},
+    "granite": {**_SMALL, "model_type": "granite"},
+    "llama-gelu_new": {**_SMALL, "model_type": "llama", "hidden_act": "gelu_new"},
     "gpt_neox": {**_SMALL, "model_type": "gpt_neox"},
+    "gpt_neox-gelu_fast": {**_SMALL, "model_type": "gpt_neox", "hidden_act": "gelu_fast"},
     "gpt_neox-one-after-the-other": {**_SMALL, "model_type": "gpt_neox", "use_parallel_residual": False},
 }
 SETTINGS = [

@@ -103,7 +103,9 @@ class MicroBatchModel:
         self._logits_bytes = LOGITS_BYTES["cpu" if get_accelerator().is_synchronized_device() else "gpu"]
         # Some families give attention's dropout to a function, without a module that would show it.
         configured = any(
-            value for key, value in model.config.to_dict().items() if key.endswith(("dropout", "_pdrop"))
+            value
+            for key, value in model.config.to_dict().items()
+            if key.endswith(("dropout", "_pdrop")) and key != "classifier_dropout"
         )
         self._dropout = configured or any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
         self._compiled = CompiledBlocks(parts.blocks) if compiled else None

@@ -28,6 +28,8 @@ def gated_shape(
     window: int = 0,
     windowed: int = 0,
     logits_copies: int = 0,
+    activation: tuple[str, str] = ("hidden_act", "silu"),
+    heads_divide: bool = False,
 ) -> ModelShape:
     """Read the dimensions of a family with Llama's modules.
 
@@ -39,6 +41,9 @@ def gated_shape(
             biases.
         norms: of a block, over the hidden size.
         attention_reads: name of the tensor that q, k and v read (Linear.reads).
+        activation: key of the MLP's activation function, and transformers' default.
+        heads_divide: whether transformers demands that the heads divide the hidden size, whatever head_dim
+            is.
         head_norms: "each": q and k have a norm over each head; "all": a norm over all heads together.
 
     Raises:
@@ -47,6 +52,8 @@ def gated_shape(
     hidden = values.number("hidden_size")
     heads = values.number("num_attention_heads")
     width = values.head_width(hidden, heads, head_dim)
+    if heads_divide:
+        values.check_heads(hidden, heads)
     shape = ModelShape(
         name,
         family,
@@ -60,6 +67,7 @@ def gated_shape(
         tied=values.flag("tie_word_embeddings", tied),
         window=window if windowed else 0,
         windowed=windowed if window else 0,
+        activation_copies=values.activation_copies(*activation),
         logits_copies=logits_copies,
         final_norm=Norm("norm", hidden),
         attention_targets=TARGETS,
@@ -110,9 +118,11 @@ def gated_saved_bytes(shape: ModelShape, saved: SavedBytes) -> int:
     """Count the bytes that autograd saves of a block with these modules, for each token.
 
     Norms compute in fp32 and save their input in it. Attention saves q, k, v and its output; the MLP its
-    gate, the activated gate and the other factor.
+    gate, the activated gate and the other factor, and what its activation function saves in between.
     """
     norms = sum(4 * norm.elements for norm in shape.norms)
     query = shape.heads * shape.head_dim
     key = saved.kv_heads * shape.head_dim
-    return norms + saved.type_bytes * (2 * query + 2 * key + 3 * shape.intermediate)
+    return norms + saved.type_bytes * (
+        2 * query + 2 * key + (3 + shape.activation_copies) * shape.intermediate
+    )

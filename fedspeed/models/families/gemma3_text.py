@@ -48,10 +48,28 @@ def shape(values: ConfigValues, name: str) -> ModelShape:
         output_bias=bias,
         norms=NORMS,
         head_norms="each",
-        window=values.number("sliding_window", 4096),
+        window=_window(values),
+        activation=("hidden_activation", "gelu_pytorch_tanh"),
+        heads_divide=True,
         windowed=values.windowed_blocks(layers - layers // pattern),
         logits_copies=2 if values.get("final_logit_softcapping") is not None else 0,
     )
+
+
+def _window(values: ConfigValues) -> int:
+    """Read the length of the sliding window.
+
+    Raises:
+        ModelError: it is null, and blocks have one.
+    """
+    window = values.optional_number("sliding_window", 4096)
+    if not window and values.windowed_blocks(1):
+        values.refuse(
+            "sliding_window",
+            "blocks of type sliding_attention have no length of their window",
+            "set it, or make all layer_types full_attention",
+        )
+    return window
 
 
 def embed(rows: "Tensor", config: Any) -> "Tensor":

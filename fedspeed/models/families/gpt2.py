@@ -33,6 +33,7 @@ def shape(values: ConfigValues, name: str) -> ModelShape:
             Linear("mlp.c_proj", inner, hidden, True, "activated", transposed=True),
         ),
         norms=(Norm("ln_1", hidden, bias=True), Norm("ln_2", hidden, bias=True)),
+        activation_copies=values.activation_copies("activation_function", "gelu_new"),
         final_norm=Norm("ln_f", hidden, bias=True),
         attention_targets=TARGETS,
     )
@@ -40,9 +41,13 @@ def shape(values: ConfigValues, name: str) -> ModelShape:
 
 def saved_bytes(shape: ModelShape, saved: SavedBytes) -> int:
     """Count the bytes that autograd saves of a block for each token: the norms' inputs; q, k and v, in one
-    tensor and apart, and the attention's output; masks of two dropouts; GELU, computed in four steps.
+    tensor and apart, and the attention's output; masks of two dropouts; the input of GELU and what it
+    saves in between.
     """
-    return saved.type_bytes * (8 * shape.hidden + 4 * shape.intermediate) + 2 * shape.hidden
+    return (
+        saved.type_bytes * (8 * shape.hidden + (1 + shape.activation_copies) * shape.intermediate)
+        + 2 * shape.hidden
+    )
 
 
 FAMILY = Family(

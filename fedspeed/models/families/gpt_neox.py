@@ -39,6 +39,7 @@ def shape(values: ConfigValues, name: str) -> ModelShape:
             Norm("input_layernorm", hidden, bias=True),
             Norm("post_attention_layernorm", hidden, bias=True),
         ),
+        activation_copies=values.activation_copies("hidden_act", "gelu"),
         final_norm=Norm("final_layer_norm", hidden, bias=True),
         attention_targets=TARGETS,
     )
@@ -47,11 +48,12 @@ def shape(values: ConfigValues, name: str) -> ModelShape:
 def saved_bytes(shape: ModelShape, saved: SavedBytes) -> int:
     """Count the bytes that autograd saves of a block for each token: the norms' inputs, which are the block's
     own where attention and MLP are parallel; q, k and v in one tensor, rotated q and k, and the attention's
-    output; the MLP's activation input.
+    output; the input of the MLP's activation function, and what that saves in between.
     """
     norms = 0 if shape.parallel else shape.hidden
     masks = shape.dropout_masks * shape.hidden
-    return masks + saved.type_bytes * (norms + 6 * shape.hidden + shape.intermediate)
+    inner = (1 + shape.activation_copies) * shape.intermediate
+    return masks + saved.type_bytes * (norms + 6 * shape.hidden + inner)
 
 
 FAMILY = Family(

@@ -10,7 +10,13 @@ def shape(values: ConfigValues, name: str) -> ModelShape:
     """Read the dimensions of a Llama."""
     bias = values.flag("attention_bias", False)
     return gated_shape(
-        values, name, "llama", attention_bias=bias, output_bias=bias, mlp_bias=values.flag("mlp_bias", False)
+        values,
+        name,
+        "llama",
+        attention_bias=bias,
+        output_bias=bias,
+        mlp_bias=values.flag("mlp_bias", False),
+        heads_divide=True,
     )
 
 

@@ -36,9 +36,10 @@ def saved_bytes(shape: ModelShape, saved: SavedBytes) -> int:
     query = shape.heads * shape.head_dim
     key = shape.kv_heads * shape.head_dim
     repeated = saved.kv_heads * shape.head_dim
+    inner = (3 + shape.activation_copies) * shape.intermediate
     fused = query + 2 * key if repeated == key else repeated  # kept whole by v, which is a part of it
     masks = shape.dropout_masks * shape.hidden
-    return masks + norms + saved.type_bytes * (fused + 2 * query + repeated + 3 * shape.intermediate)
+    return masks + norms + saved.type_bytes * (fused + 2 * query + repeated + inner)
 
 
 FAMILY = Family(

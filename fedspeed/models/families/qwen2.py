@@ -14,7 +14,7 @@ def upper_window(values: ConfigValues) -> tuple[int, int]:
     if not window or not values.flag("use_sliding_window", False):
         values.check_no_window()
         return 0, 0
-    full = values.number("max_window_layers", 28)
+    full = values.number("max_window_layers", 28, least=0)
     return window, values.windowed_blocks(max(0, values.layers() - full))
 
 

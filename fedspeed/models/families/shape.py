@@ -73,6 +73,8 @@ class ModelShape:
         window, windowed: length of the sliding window in tokens, and the number of blocks that have one.
         parallel: whether attention and MLP read the same input, and are added to it together.
         dropout_masks: masks over the hidden size that dropout saves in a block, a byte an element.
+        activation_copies: tensors of the size `intermediate` that the MLP's activation function saves besides
+            its input.
         logits_copies: tensors of the logits' size that scaling or capping the logits takes besides them.
         linears, norms: the modules of one decoder block, in the order of its state dict.
         final_norm: the norm between the last block and the head.
@@ -94,6 +96,7 @@ class ModelShape:
     windowed: int = 0
     parallel: bool = False
     dropout_masks: int = 0
+    activation_copies: int = 0
     logits_copies: int = 0
     # Hashes leave these out: they follow from the family and the numbers above, nearly always.
     linears: tuple[Linear, ...] = field(default=(), hash=False, repr=False)

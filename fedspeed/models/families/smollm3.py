@@ -32,7 +32,11 @@ def _unrotated(values: ConfigValues) -> int:
     layers = values.layers()
     rotated = values.get("no_rope_layers")  # 1 for a block that rotates, in spite of its name
     if isinstance(rotated, list):
-        return sum(not block for block in rotated[:layers])
+        if len(rotated) != layers:
+            values.refuse(
+                "no_rope_layers", f"it must have a value for each of the {layers} blocks", "correct it"
+            )
+        return sum(not block for block in rotated)
     return layers // values.number("no_rope_layer_interval", 4)
 
 

@@ -6,6 +6,17 @@ from typing import Any, NoReturn
 from fedspeed.errors import ModelError
 
 MAX_LAYERS = 1024
+# Tensors of the MLP's inner size that autograd saves of an activation function besides its input: those that
+# torch computes in one step save none. By transformers' names; of others, the most is assumed.
+ACTIVATION_COPIES = {
+    "silu": 0,
+    "swish": 0,
+    "gelu": 0,
+    "gelu_pytorch_tanh": 0,
+    "relu": 0,
+    "gelu_new": 3,
+    "gelu_fast": 6,
+}
 MAX_SIZE = 1 << 24
 
 
@@ -24,18 +35,19 @@ class ConfigValues:
         """Return a value as it is, None where the file leaves it out."""
         return self._values.get(key)
 
-    def number(self, key: str, default: int | None = None, largest: int = MAX_SIZE) -> int:
-        """Return a whole number from 1 to `largest`.
+    def number(self, key: str, default: int | None = None, *, least: int = 1, largest: int = MAX_SIZE) -> int:
+        """Return a whole number from `least` to `largest`.
 
         Raises:
             ModelError: it is something else, or left out without a default.
         """
         value = self._values.get(key)
         value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= largest:
             raise ModelError(
-                f"{self.file}: {key} is {value!r}, but must be a whole number from 1 to {largest}; give a "
-                "complete config.json"
+                f"{self.file}: {key} is {value!r}, but must be a whole number from {least} to {largest}; "
+                "give "
+                "a complete config.json"
             )
         return value
 
@@ -80,15 +92,31 @@ class ConfigValues:
             )
 
     def flag(self, key: str, default: bool) -> bool:
-        """Return true or false.
+        """Return true or false; null means the default.
 
         Raises:
             ModelError: it is something else.
         """
-        value = self._values.get(key, default)
+        value = self._values.get(key)
+        value = default if value is None else value
         if not isinstance(value, bool):
             raise ModelError(f"{self.file}: {key} is {value!r}, but must be true or false; correct the file")
         return value
+
+    def activation_copies(self, key: str, default: str) -> int:
+        """Return how many tensors of the MLP's inner size autograd saves of its activation function (see
+        ACTIVATION_COPIES).
+
+        Raises:
+            ModelError: its name is no text.
+        """
+        name = self._values.get(key)
+        name = default if name is None else name
+        if not isinstance(name, str):
+            raise ModelError(
+                f"{self.file}: {key} is {name!r}, but must name an activation function; correct the file"
+            )
+        return ACTIVATION_COPIES.get(name, max(ACTIVATION_COPIES.values()))
 
     def head_width(self, hidden: int, heads: int, default: int | None = None) -> int:
         """Return head_dim, by default the hidden size divided by the heads.
