@@ -305,4 +305,4 @@ def test_chosen_blocks_train_as_under_autograd(bases, tmp_path, family, blocks):
     assert np.abs(np.array(losses) / expected - 1).max() < 1e-5 and losses[3] < losses[0]
     assert state.keys() == end.keys() and max(np.abs(state[n] - end[n]).max() for n in end) < 1e-5
     # With the last block trained, the backward pass does not reach the three frozen ones: 3 loads a step.
-    assert blocks != "last:1" or loads[2:] == [3, 3]
+    assert blocks != LastBlocks(1) or loads[2:] == [3, 3]
