@@ -29,7 +29,6 @@ def gated_shape(
     windowed: int = 0,
     logits_copies: int = 0,
     activation: tuple[str, str] = ("hidden_act", "silu"),
-    heads_divide: bool = False,
 ) -> ModelShape:
     """Read the dimensions of a family with Llama's modules.
 
@@ -42,8 +41,6 @@ def gated_shape(
         norms: of a block, over the hidden size.
         attention_reads: name of the tensor that q, k and v read (Linear.reads).
         activation: key of the MLP's activation function, and transformers' default.
-        heads_divide: whether transformers demands that the heads divide the hidden size, whatever head_dim
-            is.
         head_norms: "each": q and k have a norm over each head; "all": a norm over all heads together.
 
     Raises:
@@ -52,8 +49,6 @@ def gated_shape(
     hidden = values.number("hidden_size")
     heads = values.number("num_attention_heads")
     width = values.head_width(hidden, heads, head_dim)
-    if heads_divide:
-        values.check_heads(hidden, heads)
     shape = ModelShape(
         name,
         family,
@@ -72,13 +67,9 @@ def gated_shape(
         final_norm=Norm("norm", hidden),
         attention_targets=TARGETS,
     )
-    biases = (attention_bias, output_bias, mlp_bias)
-    inner_norms = _head_norms(shape, head_norms)
-    return replace(
-        shape,
-        linears=_linears(shape, biases, attention_reads),
-        norms=(*inner_norms, *(Norm(norm, hidden) for norm in norms)),
-    )
+    linears = _linears(shape, (attention_bias, output_bias, mlp_bias), attention_reads)
+    own_norms = (Norm(norm, hidden) for norm in norms)
+    return replace(shape, linears=linears, norms=(*_head_norms(shape, head_norms), *own_norms))
 
 
 def _linears(shape: ModelShape, biases: tuple[bool, bool, bool], attention_reads: str) -> tuple[Linear, ...]:

@@ -34,6 +34,8 @@ def shape(values: ConfigValues, name: str) -> ModelShape:
             "transformers does not cap the attention scores of this family",
             "set it to null if the model was trained without it",
         )
+    # transformers demands it of this family, whatever head_dim says.
+    values.check_heads(values.number("hidden_size"), values.number("num_attention_heads"))
     layers = values.layers()
     pattern = values.number("sliding_window_pattern", 6)
     bias = values.flag("attention_bias", False)
@@ -50,7 +52,6 @@ def shape(values: ConfigValues, name: str) -> ModelShape:
         head_norms="each",
         window=_window(values),
         activation=("hidden_activation", "gelu_pytorch_tanh"),
-        heads_divide=True,
         windowed=values.windowed_blocks(layers - layers // pattern),
         logits_copies=2 if values.get("final_logit_softcapping") is not None else 0,
     )

@@ -8,15 +8,11 @@ from fedspeed.models.families.values import ConfigValues
 
 def shape(values: ConfigValues, name: str) -> ModelShape:
     """Read the dimensions of a Llama."""
+    # transformers demands it of this family, whatever head_dim says.
+    values.check_heads(values.number("hidden_size"), values.number("num_attention_heads"))
     bias = values.flag("attention_bias", False)
     return gated_shape(
-        values,
-        name,
-        "llama",
-        attention_bias=bias,
-        output_bias=bias,
-        mlp_bias=values.flag("mlp_bias", False),
-        heads_divide=True,
+        values, name, "llama", attention_bias=bias, output_bias=bias, mlp_bias=values.flag("mlp_bias", False)
     )
 
 
