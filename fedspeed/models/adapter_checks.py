@@ -10,6 +10,7 @@ from fedspeed.models import saved_adapter
 from fedspeed.models.catalogue import shape_of
 from fedspeed.models.checks import local_base
 from fedspeed.models.factors import is_factor_a
+from fedspeed.models.families.experts import NOT_LINEAR
 from fedspeed.models.families.registry import FAMILIES
 from fedspeed.models.saved_adapter import WEIGHTS_FILE, check_family, check_modules, read_config
 from fedspeed.models.stored import check_types, stored_tensors
@@ -79,13 +80,12 @@ def _check_new_targets(loaded: Loaded) -> None:
     """Raise ModelError where a new adapter's targets do not end in names of modules that the base has."""
     config = loaded.config
     base = local_base(loaded.config)
-    if (
-        base is None
-        or config.adapter.method != "lora"
-        or config.adapter.targets in ("attention", "all-linear")
-    ):
+    if base is None:
         return
     shape = shape_of(str(base))
+    FAMILIES[shape.family].check_trained(config.adapter.method)
+    if config.adapter.method != "lora" or config.adapter.targets in ("attention", "all-linear"):
+        return
     known = [*shape.linear_names, *FAMILIES[shape.family].outside_blocks]
     asked = config.adapter.targets
     if unknown := [name for name in asked if name.rpartition(".")[2] not in known]:
@@ -94,7 +94,8 @@ def _check_new_targets(loaded: Loaded) -> None:
             f"{loaded.sources['adapter.targets']}: adapter.targets={flow(asked)}: {base} ({shape.family}) "
             "has no "
             f"{', '.join(unknown)}{f' (did you mean {near[0]}?)' if near else ''}; it has "
-            f"{', '.join(known)}. Or write attention or all-linear"
+            f"{', '.join(known)}{f' ({NOT_LINEAR})' if shape.experts else ''}. Or write attention or "
+            "all-linear"
         )
 
 

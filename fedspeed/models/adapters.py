@@ -14,6 +14,7 @@ from fedspeed.errors import ModelError
 from fedspeed.models.blocks import decoder_blocks
 from fedspeed.models.config import AdapterConfig, chosen_blocks
 from fedspeed.models.factors import is_factor_a, is_factor_b
+from fedspeed.models.families.experts import NOT_LINEAR
 from fedspeed.models.families.registry import FAMILIES
 from fedspeed.models.saved_adapter import read_config
 
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def lora_config(config: AdapterConfig, model_type: str) -> "LoraConfig":
-    """Return the PEFT configuration of a new adapter, or that of the folder that the run starts from."""
+def lora_config(config: AdapterConfig, model: "PreTrainedModel") -> "LoraConfig":
+    """Return the PEFT configuration of a new adapter for a model, or that of the folder that the run starts
+    from.
+    """
     from peft import LoraConfig, PeftConfig
 
     if config.start_from:
@@ -37,9 +40,12 @@ def lora_config(config: AdapterConfig, model_type: str) -> "LoraConfig":
         # PEFT would warn of a base with another name, which `saved_adapter.notes` reports.
         loaded.base_model_name_or_path = None
         return loaded
+    family = FAMILIES[model.config.model_type]
     targets: str | list[str] = "all-linear"
     if config.targets == "attention":
-        targets = list(FAMILIES[model_type].attention_targets)
+        targets = list(family.attention_targets)
+    elif config.targets == "all-linear" and family.stacked:  # PEFT would adapt experts and router, too
+        targets = _linear_names(model)
     elif not isinstance(config.targets, str):
         targets = list(config.targets)
     return LoraConfig(
@@ -48,7 +54,7 @@ def lora_config(config: AdapterConfig, model_type: str) -> "LoraConfig":
         lora_dropout=config.dropout,
         target_modules=targets,
         task_type="CAUSAL_LM",
-        fan_in_fan_out=FAMILIES[model_type].transposed,
+        fan_in_fan_out=family.transposed,
     )
 
 
@@ -65,6 +71,7 @@ def add_adapter(model: "PreTrainedModel", config: AdapterConfig) -> "PreTrainedM
     Raises:
         ModelError: the model has no such modules or blocks.
     """
+    FAMILIES[model.config.model_type].check_trained(config.method)
     if config.method == "full":
         return model
     if config.method == "blocks":
@@ -78,7 +85,7 @@ def add_adapter(model: "PreTrainedModel", config: AdapterConfig) -> "PreTrainedM
         return model
     from peft import get_peft_model
 
-    wanted = lora_config(config, model.config.model_type)
+    wanted = lora_config(config, model)
     if not config.start_from and not isinstance(wanted.target_modules, str):
         _check_targets(model, wanted.target_modules, flow(config.targets))
     try:
@@ -102,17 +109,25 @@ def add_adapter(model: "PreTrainedModel", config: AdapterConfig) -> "PreTrainedM
 
 def _check_targets(model: "PreTrainedModel", targets: Iterable[str], asked: str) -> None:
     """Raise ModelError where a target matches no module by its whole name or the end of it. PEFT itself asks
-    for one match among all targets only.
+    for one match among all targets only, and also adapts stacked experts and their router.
     """
-    names = [name for name, _ in model.named_modules()]
+    experts = FAMILIES[model.config.model_type].stacked
+    adaptable = (nn.Linear, nn.Embedding) if experts else nn.Module
+    names = [name for name, module in model.named_modules() if isinstance(module, adaptable)]
     if absent := [
         target for target in targets if not any(f".{name}".endswith(f".{target}") for name in names)
     ]:
         raise ModelError(
             f"adapter.targets={asked} does not fit {model.config.model_type}: it has no "
             f"{', '.join(sorted(absent))}, but "
-            f"{', '.join(_adaptable(model))}"
+            f"{', '.join(_adaptable(model))}{f'; {NOT_LINEAR}' if experts else ''}"
         )
+
+
+def _linear_names(model: "PreTrainedModel") -> list[str]:
+    """Return the names of the linear modules of a model's blocks."""
+    modules = decoder_blocks(model)[0].named_modules()
+    return [name.rpartition(".")[2] for name, module in modules if isinstance(module, nn.Linear)]
 
 
 def _adaptable(model: nn.Module) -> list[str]:

@@ -25,11 +25,12 @@ class Fit:
     """Where a model's parameters are among the tensors of the files.
 
     Args:
-        keys: parameter's name -> its name in the files.
+        keys: parameter's name -> its name in the files; several names where the files divide its rows among
+            several matrices.
         unused: names in the files for which the model has no place.
     """
 
-    keys: dict[str, str]
+    keys: dict[str, tuple[str, ...]]
     unused: tuple[str, ...]
 
 
@@ -56,26 +57,40 @@ def fit(stored: Mapping[str, Stored], shapes: Mapping[str, Shape], family: Famil
         number.
     """
     head = family.head
-    keys = {name: key for name in {**shapes, head: ()} if (key := _stored_name(name, stored, family))}
-    if head not in shapes and family.embedding not in keys and head in keys:
-        keys[family.embedding] = keys[head]
-    for name in shapes:
-        if name not in keys:
+    tensors = {name: _tensors_of(name, shape, stored, family) for name, shape in shapes.items()}
+    head_key = _stored_name(head, stored, family)
+    if head_key and head not in shapes and not tensors[family.embedding].keys() <= stored.keys():
+        tensors[family.embedding] = {head_key: shapes[family.embedding]}
+    expected = {key: (name, shape) for name, found in tensors.items() for key, shape in found.items()}
+    for key, (name, _) in expected.items():
+        if key not in stored:
             tie = "; if the head is the embedding, set tie_word_embeddings to true in config.json"
             raise ModelError(
-                f"{where}: no weight named {name}; the files belong to another architecture than "
+                f"{where}: no weight named {key}; the files belong to another architecture than "
                 f"config.json{tie if name == head else ''}"
             )
-    check_types((keys[name], stored[keys[name]]) for name in shapes)
-    for name, shape in shapes.items():
-        tensor = stored[keys[name]]
-        if tensor.shape != tuple(shape):
+    check_types((key, stored[key]) for key in expected)
+    for key, (_, shape) in expected.items():
+        if stored[key].shape != tuple(shape):
             raise ModelError(
-                f"{tensor.file}: {keys[name]} has shape {tensor.shape}, config.json asks for {tuple(shape)}"
+                f"{stored[key].file}: {key} has shape {stored[key].shape}, config.json asks for "
+                f"{tuple(shape)}"
             )
-    used = set(keys.values())
+    used = {*expected, head_key}
     unused = tuple(sorted(key for key in stored if key not in used and not COMPUTED.search(key)))
-    return Fit({name: keys[name] for name in shapes}, unused)
+    return Fit({name: tuple(found) for name, found in tensors.items()}, unused)
+
+
+def _tensors_of(name: str, shape: Shape, stored: Mapping[str, Stored], family: Family) -> dict[str, Shape]:
+    """Return the name and the shape of each tensor of the files that holds a part of a parameter, in the
+    order of the parts. A tensor that is not there has the name that it should have.
+    """
+    key = _stored_name(name, stored, family)
+    if key is not None:
+        return {key: shape}
+    matrices, each = family.matrices_of(name, shape)
+    found = {key_of(matrix, stored, family.decoder) or matrix: each for matrix in matrices}
+    return found or {name: shape}
 
 
 def _stored_name(name: str, stored: Mapping[str, Stored], family: Family) -> str | None:
@@ -129,7 +144,7 @@ def _notes(
         shown = ", ".join(fitted.unused[:NAMES_SHOWN]) + (", ..." if count > NAMES_SHOWN else "")
         what, verb = ("1 tensor has", "is") if count == 1 else (f"{count} tensors have", "are")
         notes.append(f"{folder}: {what} no place in the model of config.json and {verb} not used: {shown}")
-    wide = [key for key in fitted.keys.values() if FLOATS[stored[key].dtype] == "fp64"]
+    wide = [key for keys in fitted.keys.values() for key in keys if FLOATS[stored[key].dtype] == "fp64"]
     if wide:
         notes.append(
             f"{folder}: weights stored in fp64 ({wide[0]}{', ...' if len(wide) > 1 else ''}) are rounded "

@@ -9,6 +9,7 @@ from fedspeed.hub_names import is_hub_name
 from fedspeed.models.base_files import check_base
 from fedspeed.models.catalogue import shape_of
 from fedspeed.models.families.registry import family_of
+from fedspeed.models.families.shape import ModelShape
 from fedspeed.models.hub import check_hub
 from fedspeed.models.json_object import read_object
 from fedspeed.models.local_config import local_folder
@@ -49,15 +50,21 @@ def _base(loaded: Loaded) -> list[str]:
     config = folder / "config.json"
     kind = family_of(read_object(config, "a model configuration").get("model_type"), str(config)).model_type
     if model.init == "random":
-        shape_of(str(folder))
-        return [f"model    {folder} ({kind}, weights drawn from run.seed)"]
-    _, stored, texts = check_base(folder)
+        drawn = f"model    {folder} ({kind}, weights drawn from run.seed)"
+        return [drawn, *_experts(shape_of(str(folder)))]
+    shape, stored, texts = check_base(folder)
     files = {tensor.file for tensor in stored.values()}
     return [
         f"model    {folder} ({kind}, {sum(file.stat().st_size for file in files) / 1e6:.1f} MB in "
         f"{len(files)} file(s))",
+        *_experts(shape),
         *(f"note     {text}" for text in texts),
     ]
+
+
+def _experts(shape: ModelShape) -> list[str]:
+    """Return a line with the parameters of a mixture of experts, none for another model."""
+    return [f"note     {shape.size_text}"] if shape.experts else []
 
 
 def weight_notes(config: RunConfig) -> list[str]:

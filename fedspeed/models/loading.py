@@ -5,11 +5,13 @@ The model is built on the meta device, the adapter is added, and then each unit 
 head) is read and handed to `place`, which keeps, copies or partitions it, before the next one is read.
 """
 
+import math
 import zlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -26,7 +28,7 @@ from fedspeed.models.config import AdapterConfig, ModelConfig
 from fedspeed.models.families.registry import FAMILIES, family_of
 from fedspeed.models.hub import model_folder
 from fedspeed.models.saved_adapter import WEIGHTS_FILE
-from fedspeed.models.stored import BASE_FILE, check_types, stored_tensors
+from fedspeed.models.stored import BASE_FILE, FLOATS, check_types, stored_tensors
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -35,21 +37,28 @@ if TYPE_CHECKING:
 # Device that draws the weights of `model.init=random`. Benchmarks choose the GPU, since a CPU draws bf16 with
 # one thread. Its draws depend on the kind of GPU, though, and all ranks of a federation need the same base.
 draw_device = "cpu"
+_GROUPED_FROM = (8, 0)  # CUDA compute capability from which torch has products grouped by expert: Ampere
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_STORED_TYPES = {name: {**DTYPES, "fp64": torch.float64}[dtype] for name, dtype in FLOATS.items()}
+
+
+# Parameter -> its names in the files.
+Keys = Mapping[str, tuple[str, ...]]
 
 
 class WeightFiles:
     """The safetensors of one folder, read tensor by tensor.
 
     Args:
-        keys: parameter -> its name in the files, where that differs.
+        keys: parameter -> its name in the files, where that differs. Several names: its rows, over all
+            dimensions but the last, are divided among as many matrices.
 
     Raises:
         ModelError: the files are missing or damaged.
     """
 
-    def __init__(self, folder: Path, single: str = BASE_FILE, keys: Mapping[str, str] | None = None):
+    def __init__(self, folder: Path, single: str = BASE_FILE, keys: Keys | None = None):
         self._folder = folder
         self._stored = stored_tensors(folder, single)
         self._keys = keys or {}
@@ -69,29 +78,45 @@ class WeightFiles:
             ModelError: it is not there, has another shape or another kind of type, or cannot be read.
         """
         self.check(name, shape)
-        key = self._keys.get(name, name)
+        keys = self._keys.get(name, (name,))
+        with ExitStack() as opened:
+            if len(keys) == 1:
+                return self._read(keys[0], {}, opened)
+            types = (_STORED_TYPES[self._stored[key].dtype] for key in keys)
+            whole = torch.empty(shape, dtype=reduce(torch.promote_types, types))
+            files: dict[Path, Any] = {}
+            for part, key in zip(whole.view(-1, shape[-1]).chunk(len(keys)), keys, strict=True):
+                part.copy_(self._read(key, files, opened))
+            return whole
+
+    def _read(self, key: str, files: dict[Path, Any], opened: ExitStack) -> torch.Tensor:
+        """Read one tensor of the files, and keep its file open in `files` until `opened` ends."""
+        path = self._stored[key].file
         try:
-            with safe_open(self._stored[key].file, framework="pt") as file:
-                return file.get_tensor(key)
+            if path not in files:
+                files[path] = opened.enter_context(safe_open(path, framework="pt"))
+            return files[path].get_tensor(key)
         except (OSError, SafetensorError) as error:
-            raise ModelError(
-                f"{self._stored[key].file}: {key} cannot be read ({error}); copy the file again"
-            ) from error
+            raise ModelError(f"{path}: {key} cannot be read ({error}); copy the file again") from error
 
     def check(self, name: str, shape: torch.Size) -> None:
         """Raise what `read` would raise, without reading the tensor."""
-        key = self._keys.get(name, name)
-        if key not in self._stored:
-            raise ModelError(
-                f"{self._folder}: no weight named {name}; the files belong to another architecture than "
-                "config.json"
-            )
-        stored = self._stored[key]
-        check_types([(key, stored)])
-        if stored.shape != tuple(shape):
-            raise ModelError(
-                f"{stored.file}: {key} has shape {stored.shape}, config.json asks for {tuple(shape)}"
-            )
+        keys = self._keys.get(name, (name,))
+        expected = tuple(shape)
+        if len(keys) > 1:
+            expected = (math.prod(shape[:-1]) // len(keys), shape[-1])
+        for key in keys:
+            if key not in self._stored:
+                raise ModelError(
+                    f"{self._folder}: no weight named {key}; the files belong to another architecture than "
+                    "config.json"
+                )
+            stored = self._stored[key]
+            check_types([(key, stored)])
+            if stored.shape != expected:
+                raise ModelError(
+                    f"{stored.file}: {key} has shape {stored.shape}, config.json asks for {expected}"
+                )
 
 
 _REFUSED_BY_TRANSFORMERS = (ValueError, TypeError, LookupError, OSError, StrictDataclassError)
@@ -115,10 +140,12 @@ def meta_model(config: ModelConfig, adapter: AdapterConfig) -> "PreTrainedModel"
         raise ModelError(
             f"{folder / 'config.json'}: not a model configuration transformers knows ({error})"
         ) from error
-    family_of(hf.model_type, str(folder / "config.json"))
+    family = family_of(hf.model_type, str(folder / "config.json"))
     if (hf.pad_token_id or 0) >= hf.vocab_size:
         hf.pad_token_id = None  # a pad token beyond the vocabulary needs no embedding: padding is masked
     hf.tie_word_embeddings = base_shape(folder, config.init == "pretrained").tied
+    if family.stacked:
+        hf._experts_implementation = experts_implementation()
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(hf, dtype=DTYPES[config.dtype])
@@ -132,6 +159,20 @@ def meta_model(config: ModelConfig, adapter: AdapterConfig) -> "PreTrainedModel"
     with torch.device("meta"):
         model = add_adapter(model, adapter)
     return model
+
+
+def experts_implementation() -> str:
+    """Return how transformers shall compute experts on this machine's cards.
+
+    "grouped_mm", its own default, is one product whose rows are grouped by expert. It adds up a token's
+    experts in a fixed order, and in bf16 the host waits for nothing. The others are worse: "eager", a loop
+    over experts, makes the host wait for the device several times an expert, and "batched_mm" copies an
+    expert's weights for each of its tokens. But for cards before Ampere, transformers replaces the grouped
+    product by one of its own, which computes and stores the gradient of all experts, although they are
+    frozen: there the loop is the better one.
+    """
+    old = torch.cuda.is_available() and torch.cuda.get_device_capability() < _GROUPED_FROM
+    return "eager" if old else "grouped_mm"
 
 
 Place = Callable[[str, nn.Parameter], nn.Parameter]

@@ -171,8 +171,7 @@ def check_modules(folder: Path, saved: Mapping, names: Iterable[str], base: str,
         raise ModelError(
             f"adapter.start_from={folder}: is on {', '.join(strange)}, but a block of model.base={base} "
             f"({shape.family}) has "
-            f"{', '.join(shape.linear_names)}; the adapter belongs to "
-            f"another base{_named(saved)}"
+            f"{shape.linears_text}; the adapter belongs to another base{_named(saved)}"
         )
 
 

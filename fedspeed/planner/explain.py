@@ -83,6 +83,7 @@ def as_values(plan: Plan) -> dict:
     task = dataclasses.asdict(plan.task) | {
         "shape": dimensions,
         "parameters": plan.task.shape.total,
+        "active_parameters": plan.task.shape.active,
         "trainable": plan.task.trainable,
     }
     clusters = [
@@ -122,7 +123,7 @@ def _head(plan: Plan) -> str:
             f"LoRA r={task.lora_rank} on {flow(task.targets)}, {parameters_text(task.trainable)} parameters"
         )
     return (
-        f"{task.shape.name}: {parameters_text(task.shape.total)} parameters, "
+        f"{task.shape.name}: {task.shape.size_text}, "
         f"{bytes_text(task.shape.total * task.type_bytes)} in {task.dtype}; {trained}\n"
         f"A step of a client: {task.rows} rows of {task.tokens} tokens on each of its ranks, as "
         f"{setting.accumulation} micro-batch"

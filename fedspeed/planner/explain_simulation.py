@@ -67,7 +67,7 @@ def _tasks(one: ModelSimulation, epochs: int) -> str:
         "",
     ]
     return (
-        f"{task.shape.name}: {parameters_text(task.shape.total)} parameters, "
+        f"{task.shape.name}: {task.shape.size_text}, "
         f"{parameters_text(task.trainable)} train, rows of {task.tokens} tokens, "
         f"{task.local_steps} local steps a round, {epochs} "
         f"epoch{'s' if epochs > 1 else ''}\n{table(head, rows)}"

@@ -169,7 +169,7 @@ def quantised_block(task: Task, tier: str) -> int:
     """Return the bytes of a block whose matrices have 8 or 4 bits a number and an fp32 scale for every 256 or
     64 of them.
     """
-    matrices = sum(linear.rows_in * linear.rows_out for linear in task.shape.linears)
+    matrices = task.shape.matrices
     rounded = matrices + matrices // 64 if tier == "int8" else matrices // 2 + matrices // 16
     return rounded + (task.shape.block - matrices) * task.type_bytes
 
@@ -314,11 +314,13 @@ def has_masks(task: Task) -> bool:
 
 def working_per_token(task: Task) -> int:
     """Return the bytes per token that a block needs while it is computed or differentiated, in addition to
-    what is saved: gradients of the widest tensors and fp32 norms.
+    what is saved: gradients of the widest tensors and fp32 norms. Experts copy their input for each expert of
+    the token, and their output twice.
     """
     shape = task.shape
     s = task.type_bytes
-    return s * (3 * shape.intermediate + 4 * shape.hidden) + 8 * shape.hidden
+    copies = 3 * shape.experts.per_token if shape.experts else 0
+    return s * (3 * shape.intermediate + (4 + copies) * shape.hidden) + 8 * shape.hidden
 
 
 def _aligned(nbytes: int) -> int:

@@ -10,6 +10,7 @@ from fedspeed.config.rules.engine import MATMUL_TYPES
 from fedspeed.config.run import RunConfig
 from fedspeed.errors import PlanError
 from fedspeed.federation.methods.config import METHODS
+from fedspeed.models.families.registry import FAMILIES
 from fedspeed.models.families.shape import ModelShape
 from fedspeed.planner.hardware import PEAK_SHARE, Device, Node, common_type
 from fedspeed.planner.plan import Task
@@ -74,6 +75,7 @@ def task_of(
 
 
 def _check_supported(config: RunConfig, shape: ModelShape) -> None:
+    FAMILIES[shape.family].check_trained(config.adapter.method)
     if config.adapter.method == "blocks":
         raise PlanError(
             "adapter.method=blocks: the planner knows lora and full only; what chosen blocks need lies "

@@ -144,7 +144,7 @@ def block_times_of(task: Task, setting: Setting, profile: RankProfile) -> BlockT
     rate = matrix_rate(task, device) / shared
     attention_rate = device.flops[task.dtype] / shared
     tokens = setting.micro_batch * task.tokens
-    matrices = 2 * shape.block * tokens
+    matrices = 2 * shape.active_block * tokens
     scores = 4 * shape.heads * shape.head_dim * task.tokens * tokens
     lora = 0 if task.method == "full" else 2 * task.trainable // shape.layers * tokens
     reading = shape.block * task.type_bytes / device.memory_rate

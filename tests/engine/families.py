@@ -11,7 +11,7 @@ from fedspeed.data.config import TrainConfig
 from fedspeed.engine.config import EngineConfig
 from fedspeed.models.config import AdapterConfig
 from tests.engine.engines import engine
-from tests.engine.family_bases import VOCABULARY, attention_targets
+from tests.engine.family_bases import VOCABULARY, attention_targets, linear_targets
 from tests.tiny import random_step
 
 RATE = (
@@ -158,11 +158,11 @@ def by_transformers(family: str, base: str, targets: str, padded: bool) -> Measu
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    modules = "all-linear" if targets == "all-linear" else list(attention_targets(family))
+    modules = linear_targets(family) if targets == "all-linear" else attention_targets(family)
     lora = LoraConfig(
         r=LORA_RANK,
         lora_alpha=ALPHA,
-        target_modules=modules,
+        target_modules=modules if isinstance(modules, str) else list(modules),
         task_type="CAUSAL_LM",
         fan_in_fan_out=family == "gpt2",
     )

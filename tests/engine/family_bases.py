@@ -7,6 +7,8 @@ WINDOW = 6  # tokens of sliding attention; rows of tests are longer
 # The modules that `adapter.targets=attention` means; other families have Llama's names.
 ATTENTION = {"gpt2": ("c_attn",), "gpt_neox": ("query_key_value",), "phi3": ("qkv_proj",)}
 LLAMAS_ATTENTION = ("q_proj", "v_proj")
+# What `all-linear` means, where PEFT means more by it: stacked experts and their router.
+LINEAR = {"qwen3_moe": ("q_proj", "k_proj", "v_proj", "o_proj")}
 _TOKENS = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 _BODY = _TOKENS | {
     "hidden_size": 64,
@@ -53,6 +55,17 @@ _SPECIAL = {
         "layer_types": _MIXED,
         "rope_parameters": _YARN,
     },
+    "qwen3_moe": {
+        "head_dim": 24,
+        "attention_bias": True,
+        "use_sliding_window": True,
+        "sliding_window": WINDOW,
+        "moe_intermediate_size": 32,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "norm_topk_prob": True,
+        "rope_parameters": _YARN,
+    },
     "gemma3_text": {
         "head_dim": 24,
         "attention_bias": True,
@@ -95,6 +108,7 @@ _TIED = {
     "gpt2": {"scale_attn_by_inverse_layer_idx": False},
     "gemma3_text": {"final_logit_softcapping": None},
     "mistral": {"sliding_window": None},
+    "qwen3_moe": {"use_sliding_window": False, "norm_topk_prob": False},
     "phi3": {"sliding_window": None},
     "smollm3": {"use_sliding_window": False, "layer_types": [_FULL] * 4},
 }
@@ -164,6 +178,11 @@ def write_kept(base: str, blocks: tuple[int, ...], folder: Path) -> str:
             tensors[name.replace(number[0], f".layers.{position}.")] = tensor
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return str(folder)
+
+
+def linear_targets(family: str) -> tuple[str, ...] | str:
+    """Return what PEFT is to be given for an adapter of targets `all-linear`."""
+    return LINEAR.get(family, "all-linear")
 
 
 def attention_targets(family: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import pytest
 
 from fedspeed.engine.generation.interface import Generating
 from fedspeed.errors import ModelError
+from fedspeed.models.families.experts import STACKED
 from fedspeed.models.families.registry import FAMILIES
 from tests.engine.families import PIPELINE, Differences, by_engine, by_transformers, compare
 from tests.engine.family_bases import WRITTEN, configuration, write_base, write_kept
@@ -17,15 +18,20 @@ from tests.processes import run_clusters
 TOLERANCE = 3e-6
 SEEN = 1e-3  # the smallest difference that rounding cannot explain
 KEPT = (0, 2, 3)  # of four blocks
+GATE_UP = STACKED[0]
 # Features of one family each, without which the engine would compute something else.
 LEFT_OUT = {
     "the scale of embeddings": ("gemma3_text", {"embed": lambda looked_up, config: looked_up}),
     "the cap of logits": ("gemma3_text", {"logits": lambda raw, config: raw}),
     "the scale of logits": ("granite", {"logits": lambda raw, config: raw}),
     "the window of a cache": ("mistral", {"masks": "causal"}),
+    "that gate comes before up": (
+        "qwen3_moe",
+        {"stacked": (replace(GATE_UP, matrices=GATE_UP.matrices[::-1]), *STACKED[1:])},
+    ),
 }
 # Families with several kinds of blocks or with parts that Llama lacks, which a cut into stages could break.
-PIPELINED = ("gemma3_text", "smollm3", "qwen3", "gpt_neox", "phi3", "granite", "gpt2")
+PIPELINED = ("gemma3_text", "smollm3", "qwen3", "gpt_neox", "phi3", "granite", "gpt2", "qwen3_moe")
 
 
 def in_world(rank, function, *args):

@@ -19,6 +19,7 @@ TOTALS = {
     "OLMo-2-7B": 7_298_617_344,
     "Phi-3.5-mini": 3_821_079_552,
     "Qwen2.5-0.5B": 494_032_768,
+    "Qwen3-30B-A3B": 30_532_122_624,
     "Qwen3-8B": 8_190_735_360,
     "SmolLM2-135M": 134_515_008,
     "SmolLM3-3B": 3_075_098_624,
@@ -37,6 +38,7 @@ ONE_EACH = (
     "gpt2",
     "Mistral-7B-v0.3",
     "Qwen3-8B",
+    "Qwen3-30B-A3B",
     "gemma-3-1b",
     "Phi-3.5-mini",
     "OLMo-2-7B",
@@ -59,7 +61,8 @@ def test_sizes_are_those_that_were_published(name):
 @pytest.mark.parametrize("name", ONE_EACH)
 def test_it_is_planned(name, capsys):
     hosts = str(ROOT / "hostfiles" / "hetero10")
-    assert main(["plan", "--hostfile", hosts, "--model", str(CONFIGS / name), "--json"]) == 0
+    words = ["--hostfile", hosts, "--model", str(CONFIGS / name), "--tokens", "256"]
+    assert main(["plan", *words, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["task"]["parameters"] == TOTALS[name]
 

@@ -72,6 +72,15 @@ _SMALL = {
 BLOCKS |= {
     "mistral": {**_SMALL, "model_type": "mistral", "sliding_window": 32},
     "qwen3": {**_SMALL, "model_type": "qwen3", "head_dim": 48},
+    "qwen3_moe": {
+        **_SMALL,
+        "model_type": "qwen3_moe",
+        "head_dim": 48,
+        "moe_intermediate_size": 96,
+        "num_experts": 16,
+        "num_experts_per_tok": 4,
+        "norm_topk_prob": True,
+    },
     "gemma3_text": {**_SMALL, "model_type": "gemma3_text", "head_dim": 48},
     "gemma3_text-windows": {**_SMALL, "model_type": "gemma3_text", "head_dim": 48, "sliding_window": 32},
     "phi3": {**_SMALL, "model_type": "phi3"},

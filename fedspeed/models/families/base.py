@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from fedspeed.errors import ModelError
+from fedspeed.models.families.experts import Shape, Stacked
 from fedspeed.models.families.shape import Linear, ModelShape, Norm
 from fedspeed.models.families.values import ConfigValues
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Shape = tuple[int, ...]
 
 
 def unchanged(tensor: "Tensor", config: Any) -> "Tensor":
@@ -62,6 +62,7 @@ class Family:
         blocks: prefix of the blocks' parameters below the decoder, before the block's number.
         embedding, head: full names of the weights of the token embedding and of the head.
         stored_as: parameter -> another name that it has in files.
+        stacked: parameters that files may hold in several matrices; empty without experts.
         final_norm: attribute of the decoder that holds the norm before the head.
         table: the learned table of positions; None where positions are rotated into q and k.
         read_as_longrope: other rotary types that transformers takes for longrope.
@@ -88,6 +89,7 @@ class Family:
     embedding: str = "model.embed_tokens.weight"
     head: str = "lm_head.weight"
     stored_as: tuple[tuple[str, str], ...] = ()
+    stacked: tuple[Stacked, ...] = ()
     final_norm: str = "norm"
     table: PositionTable | None = None
     read_as_longrope: tuple[str, ...] = ()
@@ -110,11 +112,38 @@ class Family:
             block = f"{self.decoder}{self.blocks}{number}."
             for linear in shape.linears:
                 yield from _linear(block, linear)
+            for name, sizes in shape.experts.tensors() if shape.experts else ():
+                yield block + name, sizes
             for norm in shape.norms:
                 yield from _norm(block, norm)
         yield from _norm(self.decoder, shape.final_norm)
         if not shape.tied:
             yield self.head, (shape.vocab, shape.hidden)
+
+    def check_trained(self, method: str) -> None:
+        """Refuse to train the experts themselves.
+
+        Args:
+            method: value of adapter.method.
+
+        Raises:
+            ModelError: the family has experts, and the method trains weights of the base.
+        """
+        if self.stacked and method != "lora":
+            raise ModelError(
+                f"adapter.method={method}: {self.model_type} is a mixture of experts, whose base stays "
+                "frozen in FedSpeed: gradients and optimizer states of all experts are not planned for, and "
+                "the model would be exported with stacked experts; set adapter.method=lora"
+            )
+
+    def matrices_of(self, name: str, shape: Shape) -> tuple[tuple[str, ...], Shape]:
+        """Return (names, shape of each) of the matrices that files may hold in place of a parameter; no names
+        where it is never divided.
+        """
+        for stacked in self.stacked:
+            if name.endswith(stacked.parameter):
+                return stacked.names(name, shape[0]), stacked.shape(shape)
+        return (), ()
 
     @property
     def outside_blocks(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ MODULES = (
     "gpt2",
     "mistral",
     "qwen3",
+    "qwen3_moe",
     "gemma3_text",
     "phi3",
     "olmo2",

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 
 from fedspeed.errors import ModelError
+from fedspeed.models.families.experts import NOT_LINEAR, Experts
+from fedspeed.units import parameters_text
 
 BLOCK_INPUT = "block input"
 
@@ -76,7 +78,9 @@ class ModelShape:
         activation_copies: tensors of the size `intermediate` that the MLP's activation function saves besides
             its input.
         logits_copies: tensors of the logits' size that scaling or capping the logits takes besides them.
+        intermediate: elements a token inside the MLP, or inside all experts that compute the token.
         linears, norms: the modules of one decoder block, in the order of its state dict.
+        experts: what a block has in place of an MLP; None where it has one.
         final_norm: the norm between the last block and the head.
         attention_targets: names of the linear modules that `adapter.targets=attention` means.
     """
@@ -101,14 +105,30 @@ class ModelShape:
     # Hashes leave these out: they follow from the family and the numbers above, nearly always.
     linears: tuple[Linear, ...] = field(default=(), hash=False, repr=False)
     norms: tuple[Norm, ...] = field(default=(), hash=False, repr=False)
+    experts: Experts | None = None
     final_norm: Norm = field(default=Norm("norm", 0), hash=False, repr=False)
     attention_targets: tuple[str, ...] = field(default=(), hash=False, repr=False)
 
     @property
     def block(self) -> int:
-        """Count the parameters of one decoder block."""
+        """Count the parameters of one decoder block, all of which are stored and loaded."""
+        return self._dense + (self.experts.parameters if self.experts else 0)
+
+    @property
+    def active_block(self) -> int:
+        """Count the parameters of one decoder block that compute a token: not those of the other experts."""
+        return self._dense + (self.experts.active if self.experts else 0)
+
+    @property
+    def _dense(self) -> int:
         matrices = sum(linear.parameters for linear in self.linears)
         return matrices + sum(norm.parameters for norm in self.norms)
+
+    @property
+    def matrices(self) -> int:
+        """Count the elements of a block's weights that have two or more dimensions."""
+        inside = sum(linear.rows_in * linear.rows_out for linear in self.linears)
+        return inside + (self.experts.parameters if self.experts else 0)
 
     @property
     def embedding(self) -> int:
@@ -130,6 +150,20 @@ class ModelShape:
         """Count all parameters, tied ones once."""
         return self.layers * self.block + self.embedding + self.head + self.other
 
+    @property
+    def active(self) -> int:
+        """Count the parameters that compute a token: all of them in a model without experts."""
+        return self.total - self.layers * (self.block - self.active_block)
+
+    @property
+    def size_text(self) -> str:
+        """Write for people how many parameters there are, and how many compute a token if that is fewer."""
+        text = f"{parameters_text(self.total)} parameters"
+        if self.experts is None:
+            return text
+        chosen = f"{self.experts.per_token} of {self.experts.count} experts a block"
+        return f"{text}, {parameters_text(self.active)} of them active in a token ({chosen})"
+
     def adapted(self, targets: str | tuple[str, ...]) -> tuple[Linear, ...]:
         """Return the linear modules of a block to which LoRA adds an adapter.
 
@@ -149,7 +183,7 @@ class ModelShape:
         ):
             raise ModelError(
                 f"adapter.targets: a block of {self.name} has no {', '.join(unknown)}; it has "
-                f"{', '.join(self.linear_names)}"
+                f"{self.linears_text}"
             )
         return tuple(linear for linear, path in known if any(path.endswith(f".{name}") for name in names))
 
@@ -157,6 +191,12 @@ class ModelShape:
     def linear_names(self) -> tuple[str, ...]:
         """Return the names of a block's linear modules, each once."""
         return tuple(dict.fromkeys(linear.name for linear in self.linears))
+
+    @property
+    def linears_text(self) -> str:
+        """List a block's linear modules for a message, and say why others have no adapter."""
+        names = ", ".join(self.linear_names)
+        return f"{names} ({NOT_LINEAR})" if self.experts else names
 
     def lora(self, targets: str | tuple[str, ...], lora_rank: int) -> int:
         """Count the parameters of a LoRA adapter on all blocks: A [r, in] and B [out, r] for each matrix."""
