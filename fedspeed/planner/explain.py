@@ -80,6 +80,8 @@ def as_values(plan: Plan) -> dict:
 
     shape = plan.task.shape
     dimensions = {field.name: getattr(shape, field.name) for field in dataclasses.fields(shape) if field.repr}
+    if shape.experts is not None:
+        dimensions["experts"] = dataclasses.asdict(shape.experts)
     task = dataclasses.asdict(plan.task) | {
         "shape": dimensions,
         "parameters": plan.task.shape.total,

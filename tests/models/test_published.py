@@ -64,7 +64,7 @@ def test_it_is_planned(name, capsys):
     words = ["--hostfile", hosts, "--model", str(CONFIGS / name), "--tokens", "256"]
     assert main(["plan", *words, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert plan["task"]["parameters"] == TOTALS[name]
+    assert plan["task"]["parameters"] == TOTALS[name] >= plan["task"]["active_parameters"]
 
 
 @pytest.mark.parametrize("name", ONE_EACH)

@@ -105,7 +105,7 @@ class ModelShape:
     # Hashes leave these out: they follow from the family and the numbers above, nearly always.
     linears: tuple[Linear, ...] = field(default=(), hash=False, repr=False)
     norms: tuple[Norm, ...] = field(default=(), hash=False, repr=False)
-    experts: Experts | None = None
+    experts: Experts | None = field(default=None, hash=False, repr=False)
     final_norm: Norm = field(default=Norm("norm", 0), hash=False, repr=False)
     attention_targets: tuple[str, ...] = field(default=(), hash=False, repr=False)
 
