@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from fedspeed.config.spelling import flow
+from fedspeed.models.families.shape import ModelShape
 from fedspeed.planner.hardware import GIB
 from fedspeed.planner.memory import sizes, slots_of
 from fedspeed.planner.pipeline.division import client_traffic, divide
@@ -52,6 +53,14 @@ def explain(plan: Plan) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def _dimensions(shape: ModelShape) -> dict:
+    """Return the dimensions of a model by name, those of its experts included, without its modules."""
+    values = {field.name: getattr(shape, field.name) for field in dataclasses.fields(shape) if field.repr}
+    if shape.experts is not None:
+        values["experts"] = dataclasses.asdict(shape.experts)
+    return values
+
+
 def as_values(plan: Plan) -> dict:
     """Return a plan as dicts, lists, numbers and texts, with sums."""
 
@@ -78,12 +87,8 @@ def as_values(plan: Plan) -> dict:
             },
         }
 
-    shape = plan.task.shape
-    dimensions = {field.name: getattr(shape, field.name) for field in dataclasses.fields(shape) if field.repr}
-    if shape.experts is not None:
-        dimensions["experts"] = dataclasses.asdict(shape.experts)
     task = dataclasses.asdict(plan.task) | {
-        "shape": dimensions,
+        "shape": _dimensions(plan.task.shape),
         "parameters": plan.task.shape.total,
         "active_parameters": plan.task.shape.active,
         "trainable": plan.task.trainable,
