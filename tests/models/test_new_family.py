@@ -93,7 +93,7 @@ def section() -> str:
 def add_family(folder):
     """Copy the package into a folder, with the page's new file and its one line."""
     path = re.search(r"One new file, `(\S+)`:", section())[1]
-    new_file, line = re.findall(r"```python\n(.*?)```", section(), re.S)
+    new_file, line = re.findall(r"```(?:python|text)\n(.*?)```", section(), re.S)
     shutil.copytree(ROOT / "fedspeed", folder / "fedspeed", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / path).write_text(new_file)
     registry = folder / "fedspeed" / "models" / "families" / "registry.py"
