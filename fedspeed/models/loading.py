@@ -26,9 +26,11 @@ from fedspeed.models.base_files import base_shape, fit
 from fedspeed.models.blocks import units
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from fedspeed.models.families.registry import FAMILIES, family_of
+from fedspeed.models.families.shape import ModelShape
 from fedspeed.models.hub import model_folder
 from fedspeed.models.saved_adapter import WEIGHTS_FILE
 from fedspeed.models.stored import BASE_FILE, FLOATS, check_types, stored_tensors
+from fedspeed.units import shortened_list
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -143,7 +145,8 @@ def meta_model(config: ModelConfig, adapter: AdapterConfig) -> "PreTrainedModel"
     family = family_of(hf.model_type, str(folder / "config.json"))
     if (hf.pad_token_id or 0) >= hf.vocab_size:
         hf.pad_token_id = None  # a pad token beyond the vocabulary needs no embedding: padding is masked
-    hf.tie_word_embeddings = base_shape(folder, config.init == "pretrained").tied
+    shape = base_shape(folder, config.init == "pretrained")
+    hf.tie_word_embeddings = shape.tied
     if family.stacked:
         hf._experts_implementation = experts_implementation()
     try:
@@ -152,9 +155,9 @@ def meta_model(config: ModelConfig, adapter: AdapterConfig) -> "PreTrainedModel"
     except _REFUSED_BY_TRANSFORMERS as error:
         raise ModelError(
             f"{folder / 'config.json'}: transformers builds no model of it ({type(error).__name__}: "
-            f"{error}); "
-            "correct the value that it names"
+            f"{error}); correct the value that it names"
         ) from error
+    _check_parameters(model, shape, folder / "config.json")
     model.config.use_cache = False  # training does not need the cache, which keeps keys and values
     with torch.device("meta"):
         model = add_adapter(model, adapter)
@@ -173,6 +176,23 @@ def experts_implementation() -> str:
     """
     old = torch.cuda.is_available() and torch.cuda.get_device_capability() < _GROUPED_FROM
     return "eager" if old else "grouped_mm"
+
+
+def _check_parameters(model: nn.Module, shape: ModelShape, path: Path) -> None:
+    """Compare the parameters that a family describes with those of the model that transformers builds.
+
+    Raises:
+        ModelError: they differ, so that the family's module does not know this model as it is.
+    """
+    built = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    described = dict(FAMILIES[shape.family].parameters(shape))
+    names = sorted(name for name in built | described if built.get(name) != described.get(name))
+    if names:
+        example = f"{described.get(names[0])} instead of {built.get(names[0])}"
+        raise ModelError(
+            f"{path}: models/families/{shape.family}.py describes other parameters than transformers builds: "
+            f"{shortened_list(names, 3)} ({example}); correct the family"
+        )
 
 
 Place = Callable[[str, nn.Parameter], nn.Parameter]

@@ -3,6 +3,7 @@
 import gc
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from fedspeed.models import loading
 from fedspeed.models.blocks import decoder_blocks, units
 from fedspeed.models.catalogue import shape_of
 from fedspeed.models.config import AdapterConfig, LastBlocks, ModelConfig, chosen_blocks
+from fedspeed.models.families.registry import FAMILIES
 from fedspeed.models.loading import check_weights, materialise, meta_model
+from tests.tiny import write_llama
 
 
 def configs():
@@ -263,3 +266,13 @@ def test_a_card_draws_the_same_distribution(folders, monkeypatch):
     assert drawn and all(
         p.is_cuda and abs(p.std().item() / 0.02 - 1) < 0.1 and abs(p.mean().item()) < 1e-3 for p in drawn
     )
+
+
+def test_a_family_that_describes_other_parameters_is_refused(tmp_path, monkeypatch):
+    """As the module of a new family may, which a dry run cannot compare with the model."""
+    write_llama(tmp_path, 16, 1, 32, 24)
+    family = FAMILIES["llama"]
+    wrong = replace(family, shape=lambda values, name: replace(family.shape(values, name), norms=()))
+    monkeypatch.setitem(FAMILIES, "llama", wrong)
+    with pytest.raises(ModelError, match="families/llama.py describes other .*input_layernorm.*correct the"):
+        meta_model(ModelConfig(base=str(tmp_path), dtype="fp32"), AdapterConfig())
