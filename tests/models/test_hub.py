@@ -28,7 +28,7 @@ def ask(code: str, place, home, **environment: str) -> str:
     """
     program = (
         "import json, sys\nfrom fedspeed.errors import ModelError\nfrom fedspeed.models import hub, "
-        "local_config, planned\n"
+        "local_config, planned_shape\n"
         f"try:\n    print({code})\nexcept ModelError as error:\n    print('ModelError:', error)\n"
         "print('heavy:', sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
@@ -77,7 +77,7 @@ def models(tmp_path_factory):
 
 def test_a_plan_downloads_the_configuration_and_a_run_the_files_once(models, tmp_path):
     with hub(models) as (place, asked):
-        assert ask("planned.planned_shape('org/whole')", place, tmp_path).startswith(
+        assert ask("planned_shape.planned_shape('org/whole')", place, tmp_path).startswith(
             "ModelShape(name='org/whole', family='llama', hidden=64"
         )
         assert [path for path in asked if "safetensors" in path] == []
@@ -98,7 +98,7 @@ def test_a_plan_downloads_the_configuration_and_a_run_the_files_once(models, tmp
     for environment in ({"HF_HUB_OFFLINE": "1"}, {}):  # offline by setting, and offline without one
         assert (
             ask(
-                "(hub.model_folder('org/whole'), planned.planned_shape('org/whole').layers)",
+                "(hub.model_folder('org/whole'), planned_shape.planned_shape('org/whole').layers)",
                 place,
                 tmp_path,
                 **environment,
@@ -151,7 +151,7 @@ def test_without_a_network_the_model_is_what_is_missing(tmp_path):
         (text, "the hub cannot be reached"),
         (ask("hub.model_folder('org/whole')", place, tmp_path, HF_HUB_OFFLINE="1"), "HF_HUB_OFFLINE is set"),
         (
-            ask("planned.planned_shape('org/whole')", place, tmp_path),
+            ask("planned_shape.planned_shape('org/whole')", place, tmp_path),
             "Known without a network are deepseek-ai/",
         ),
     ):
