@@ -1,18 +1,21 @@
 #!/usr/bin/env bash
-# All tests on a fresh Debian machine: installs the packages and the virtual environment they need, then runs pytest. Arguments go to pytest:
-# bash launchers/test.sh -m slow
+# All tests on a fresh Debian machine: installs the packages and the virtual environment they need, then runs
+# pytest. Arguments go to pytest: bash launchers/test.sh -m slow
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-packages=(python3-venv python3-dev g++ libaio-dev iproute2 openssh-server openssh-client pdsh munge slurmctld slurmd slurm-client)
+packages=(python3-venv python3-dev g++ libaio-dev iproute2 openssh-server openssh-client pdsh munge \
+    slurmctld slurmd slurm-client)
 missing=()
 for package in "${packages[@]}"; do
-    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
+    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' ||
+        missing+=("$package")
 done
 if [ "${#missing[@]}" -gt 0 ]; then
     if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
         apt-get update -q >/dev/null
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}" >/dev/null
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}" \
+            >/dev/null
     else
         echo "test: not installed, so the tests that need them are skipped: ${missing[*]}" >&2
     fi
@@ -23,7 +26,8 @@ unset PYTHONDONTWRITEBYTECODE  # every process would compile whatever it imports
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 # Beside the others, so that all tests but its own run as for most users: without it.
 [ -d .venv/optional/bitsandbytes ] ||
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/optional -r requirements-quantised.txt
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+        --target .venv/optional -r requirements-quantised.txt
 
 rm -f .venv/torch_extensions/*/lock  # of a build that was killed
 export DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1 PATH="$PWD/.venv/bin:$PATH"

@@ -3,6 +3,7 @@ docstrings, and mypy types (pyproject.toml).
 """
 
 import ast
+import re
 from collections import defaultdict
 from functools import cache
 
@@ -11,6 +12,8 @@ from tests.conftest import ROOT
 FOLDERS = ("fedspeed", "benchmarks", "tests")
 FILES = sorted([ROOT / "launch.py", *(path for name in FOLDERS for path in (ROOT / name).rglob("*.py"))])
 MAX_POSITIONAL = 5
+MAX_LINE = 110
+GENERATED = "docs/config.md"
 # Files with `type: ignore` and how often, with a comment on the reason.
 IGNORED_TYPES: dict[str, int] = {}
 
@@ -88,3 +91,28 @@ def test_types_are_ignored_only_where_it_is_listed():
         if path != ROOT / "tests" / "test_page.py":
             counts[str(path.relative_to(ROOT))] = sum("# type: ignore" in line for line in lines)
     assert {path: count for path, count in counts.items() if count} == IGNORED_TYPES
+
+
+def test_lines_of_scripts_and_prose_are_short():
+    """Ruff reads Python alone. Tables, headings and code of Markdown pages may be longer."""
+    pages = [
+        *ROOT.glob("*.md"),
+        *(p for name in ("docs", "fedspeed", "benchmarks") for p in (ROOT / name).rglob("*.md")),
+    ]
+    scripts = [
+        p
+        for name in ("launchers", "benchmarks", "hostfiles")
+        for p in (ROOT / name).rglob("*")
+        if p.is_file()
+    ]
+    lines = [
+        (p, line)
+        for p in scripts
+        if p.suffix in (".sh", ".sbatch", "")
+        for line in p.read_text().splitlines()
+    ]
+    for page in pages:
+        prose = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        lines += [(page, line) for line in prose.splitlines() if not line.startswith(("|", "#"))]
+    long = [f"{path.relative_to(ROOT)}: {line}" for path, line in lines if len(line) > MAX_LINE]
+    assert [line for line in long if not line.startswith(GENERATED)] == []
