@@ -85,10 +85,10 @@ def test_what_masked_sums_forbid_is_refused_under_every_launcher(workshop):
         *QUIET,
         launcher=TORCHRUN_3,
     )
-    assert "keeps each client's moments" in refusal(ended)
+    assert "keeps each client's optimizer state" in refusal(ended)
     assert (
         ended.code != 0
-        and "keeps each client's moments" in ended.err
+        and "keeps each client's optimizer state" in ended.err
         and not (workshop.runs / "forbidden" / "journal").exists()
     )
 
