@@ -31,9 +31,10 @@ def found(is_fault):
 
 
 def is_swap(node):
-    """Say whether an assignment of several values reads what it assigns: `a, b = b, a + b`."""
-    assigned = {ast.unparse(target) for target in node.targets[0].elts}
-    return bool(assigned & {ast.unparse(part) for part in ast.walk(node.value) if isinstance(part, ast.expr)})
+    """Say whether a later value of an assignment reads what an earlier one would overwrite: `a, b = b, a`."""
+    targets = [ast.unparse(target) for target in node.targets[0].elts]
+    values = [{ast.unparse(part) for part in ast.walk(value)} for value in node.value.elts]
+    return any(target in read for at, target in enumerate(targets) for read in values[at + 1 :])
 
 
 def assigns_twice(node):
