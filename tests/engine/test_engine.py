@@ -32,7 +32,7 @@ def plain_losses(base, steps, optimizer, adapter: AdapterConfig, micro=4):
             LoraConfig(
                 r=adapter.lora_rank,
                 lora_alpha=adapter.alpha,
-                target_modules=lora_config(adapter, "llama").target_modules,
+                target_modules=lora_config(adapter, model).target_modules,
             ),
         )
         with torch.no_grad():

@@ -76,7 +76,7 @@ def plain(base, stop, seed=5):
     from fedspeed.models.adapters import initial_adapter, lora_config
 
     model = AutoModelForCausalLM.from_pretrained(base)
-    targets = lora_config(LORA, model.config.model_type).target_modules
+    targets = lora_config(LORA, model).target_modules
     model = get_peft_model(
         model, LoraConfig(r=LORA.lora_rank, lora_alpha=LORA.alpha, target_modules=targets)
     ).eval()
