@@ -14,7 +14,7 @@ from tests.processes import free_port, run_ranks
 
 RANKS = (0, 1, 2)
 INTERVAL_S = 0.05
-HEARTBEAT_TIMEOUT_S = 0.7
+HEARTBEAT_TIMEOUT_S = 1.2
 GRACE_S = 0.3
 
 
