@@ -45,8 +45,8 @@ export PBS_NODEFILE=$nodefile
 exports=()
 while IFS= read -r name; do
     case $name in
-        PATH | LD_LIBRARY_PATH | VIRTUAL_ENV | PBS_JOBID | PBS_NODEFILE | DS_* | FEDSPEED_* | GLOO_* | HF_* | \
-            NCCL_* | OMP_* | PYTHON* | TORCH_* | UCX_*) exports+=(-x "$name") ;;
+        PATH | LD_LIBRARY_PATH | VIRTUAL_ENV | PBS_JOBID | PBS_NODEFILE | DS_* | FEDSPEED_* | GLOO_* | \
+            HF_* | NCCL_* | OMP_* | PYTHON* | TORCH_* | UCX_*) exports+=(-x "$name") ;;
     esac
 done < <(compgen -e)
 
