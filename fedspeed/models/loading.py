@@ -134,15 +134,14 @@ def meta_model(config: ModelConfig, adapter: AdapterConfig) -> "PreTrainedModel"
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = model_folder(config.base, config.init == "pretrained")
-    if not (folder / "config.json").is_file():
+    path = folder / "config.json"
+    if not path.is_file():
         raise ModelError(f"{folder}: no config.json; model.base must be a Hugging Face model folder")
     try:
         hf = AutoConfig.from_pretrained(folder)
     except _REFUSED_BY_TRANSFORMERS as error:
-        raise ModelError(
-            f"{folder / 'config.json'}: not a model configuration transformers knows ({error})"
-        ) from error
-    family = family_of(hf.model_type, str(folder / "config.json"))
+        raise ModelError(f"{path}: not a model configuration transformers knows ({error})") from error
+    family = family_of(hf.model_type, str(path))
     if (hf.pad_token_id or 0) >= hf.vocab_size:
         hf.pad_token_id = None  # a pad token beyond the vocabulary needs no embedding: padding is masked
     shape = base_shape(folder, config.init == "pretrained")
@@ -154,10 +153,10 @@ def meta_model(config: ModelConfig, adapter: AdapterConfig) -> "PreTrainedModel"
             model = AutoModelForCausalLM.from_config(hf, dtype=DTYPES[config.dtype])
     except _REFUSED_BY_TRANSFORMERS as error:
         raise ModelError(
-            f"{folder / 'config.json'}: transformers builds no model of it ({type(error).__name__}: "
-            f"{error}); correct the value that it names"
+            f"{path}: transformers builds no model of it ({type(error).__name__}: {error}); correct the "
+            "value that it names"
         ) from error
-    _check_parameters(model, shape, folder / "config.json")
+    _check_parameters(model, shape, path)
     model.config.use_cache = False  # training does not need the cache, which keeps keys and values
     with torch.device("meta"):
         model = add_adapter(model, adapter)
