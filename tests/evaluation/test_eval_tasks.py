@@ -1,6 +1,5 @@
 """Tasks and their scores, with a fake engine and with a real one."""
 
-import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +20,7 @@ from fedspeed.errors import DataError
 from fedspeed.evaluation.answer_choice import AnswerChoice
 from fedspeed.evaluation.exact_match import ExactMatch
 from fedspeed.evaluation.scoring import score_task
-from tests.conftest import ROOT
+from tests.page_examples import code_of
 from tests.processes import run_clusters
 from tests.tiny import write_llama
 
@@ -139,13 +138,7 @@ def test_a_choice_without_text_is_refused(tokenizer):
 
 def test_the_example_of_a_new_task(tokenizer):
     """As it stands in docs/extending.md."""
-    section = (
-        (ROOT / "docs" / "extending.md")
-        .read_text()
-        .partition("\n## A new evaluation task\n")[2]
-        .partition("\n## ")[0]
-    )
-    [code] = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    [code] = code_of("A new evaluation task")
     made = {}
     exec(code, made)
 

@@ -4,15 +4,13 @@ new file and the one line.
 
 import json
 import os
-import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 
 from tests.conftest import ROOT
 from tests.limits import LIMIT_S
+from tests.page_examples import after, copy_with_example, run_in
 from tests.run.launched import SETTINGS, Workshop, records
 from tests.warm import WarmProcess
 
@@ -55,18 +53,9 @@ print(json.dumps({"state": {n: sorted(set(a.reshape(-1).tolist())) for n, a in s
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     """A copy of the package with the page's new file and its one line; gives its folder."""
+    registry = "fedspeed/federation/methods/config.py"
     folder = tmp_path_factory.mktemp("copy")
-    text = (
-        (ROOT / "docs" / "extending.md").read_text().partition("## A new method\n")[2].partition("\n## ")[0]
-    )
-    path = re.search(r"One new file, `(\S+)`:", text)[1]
-    new_file, line = re.findall(r"```python\n(.*?)```", text, re.S)
-    shutil.copytree(ROOT / "fedspeed", folder / "fedspeed", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / path).write_text(new_file)
-    registry = folder / "fedspeed/federation/methods/config.py"
-    before = registry.read_text()
-    registry.write_text(before.replace("METHODS = {\n", f"METHODS = {{\n{line}"))
-    assert len(set(registry.read_text().splitlines()) - set(before.splitlines())) == 1, "the one line"
+    copy_with_example(folder, "A new method", registry, after("METHODS = {"))
     shutil.copy(ROOT / "launch.py", folder)
     return folder
 
@@ -93,11 +82,7 @@ def test_the_example_of_a_new_method_trains(copy, tmp_path):
 
 
 def test_the_example_of_a_new_method_works_as_it_stands(copy):
-    done = subprocess.run(
-        [sys.executable, "-c", USE], cwd=copy, capture_output=True, text=True, timeout=LIMIT_S, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = json.loads(run_in(copy, USE))
     assert found["state"] == {"w": [1.5], "x.lora_A.default.weight": [2.5]}, (
         "the mean of 1 and 2, without -1e9 and 3"
     )

@@ -8,20 +8,6 @@ from fedspeed.errors import FedSpeedError, ModelError
 from fedspeed.models.adapter_checks import check_adapter
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from fedspeed.models.loading import meta_model
-from tests.tiny import write_llama
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return write_llama(
-        tmp_path_factory.mktemp("base") / "llama",
-        hidden=32,
-        layers=2,
-        vocab=64,
-        intermediate=48,
-        heads=2,
-        kv_heads=1,
-    )
 
 
 @pytest.mark.parametrize(

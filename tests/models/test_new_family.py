@@ -3,17 +3,12 @@ package, with the new file and the one line.
 """
 
 import json
-import re
-import shutil
-import subprocess
-import sys
 
 import pytest
 
 from fedspeed.errors import ModelError
 from fedspeed.models.catalogue import from_config
-from tests.conftest import ROOT
-from tests.limits import LIMIT_S
+from tests.page_examples import after, copy_with_example, run_in
 
 COHERE = {
     "model_type": "cohere",
@@ -84,42 +79,15 @@ print(json.dumps({
 """
 
 
-def section() -> str:
-    """Return the section of the page."""
-    page = (ROOT / "docs" / "extending.md").read_text()
-    return page.partition("## A new model family\n")[2].partition("\n## ")[0]
-
-
-def add_family(folder):
-    """Copy the package into a folder, with the page's new file and its one line."""
-    path = re.search(r"One new file, `(\S+)`:", section())[1]
-    new_file, line = re.findall(r"```(?:python|text)\n(.*?)```", section(), re.S)
-    shutil.copytree(ROOT / "fedspeed", folder / "fedspeed", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / path).write_text(new_file)
-    registry = folder / "fedspeed" / "models" / "families" / "registry.py"
-    before = registry.read_text()
-    registry.write_text(before.replace("MODULES = (\n", f"MODULES = (\n{line}", 1))
-    assert len(set(registry.read_text().splitlines()) - set(before.splitlines())) == 1, "the one line"
-    return folder
-
-
 def test_without_it_the_model_is_refused_with_a_pointer_to_the_page():
     with pytest.raises(ModelError, match=r"model_type is 'cohere', which.*docs/extending.md"):
         from_config(COHERE, "cohere", "config.json")
 
 
 def test_the_example_of_a_new_family_works_as_it_is_printed(tmp_path):
-    add_family(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", USE, json.dumps(COHERE)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    registry = "fedspeed/models/families/registry.py"
+    copy_with_example(tmp_path, "A new model family", registry, after("MODULES = ("))
+    found = json.loads(run_in(tmp_path, USE, json.dumps(COHERE)))
     assert found.pop("package").startswith(str(tmp_path))
     assert "use_qk_norm=True" in found.pop("refused")
     assert found == {"exact": True, "total": True, "same": True, "trains": True}

@@ -28,19 +28,6 @@ def label(value) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return write_llama(
-        tmp_path_factory.mktemp("base") / "llama",
-        hidden=32,
-        layers=2,
-        vocab=64,
-        intermediate=48,
-        heads=2,
-        kv_heads=1,
-    )
-
-
 def adapter(folder: Path, base: str, *, change=lambda model: None, seed=0, save=None, **config) -> Path:
     """Save a LoRA of `base` with PEFT, with a B that is not zero; return its folder."""
     from peft import LoraConfig, get_peft_model

@@ -4,12 +4,8 @@ line.
 
 import json
 import re
-import shutil
-import subprocess
-import sys
 
-from tests.conftest import ROOT
-from tests.limits import LIMIT_S
+from tests.page_examples import copy_with_example, run_in
 
 USE = """
 import io, json, sys
@@ -43,28 +39,12 @@ for mode in ("plain", "mask"):
 
 
 def test_the_example_of_a_new_metric_works_as_it_stands(tmp_path):
-    text = (
-        (ROOT / "docs" / "extending.md").read_text().partition("## A new metric\n")[2].partition("\n## ")[0]
+    registry = "fedspeed/monitor/metrics/registry.py"
+    copy_with_example(
+        tmp_path, "A new metric", registry, lambda text, line: re.sub(r"MODULES = .*\n", line, text, count=1)
     )
-    path = re.search(r"One new file, `(\S+)`:", text)[1]
-    new_file, line = re.findall(r"```python\n(.*?)```", text, re.S)
-    package = tmp_path / "fedspeed"
-    shutil.copytree(ROOT / "fedspeed", package, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / path).write_text(new_file)
-    registry = package / "monitor" / "metrics" / "registry.py"
-    before = registry.read_text()
-    registry.write_text(re.sub(r"MODULES = .*\n", line, before, count=1))
-    assert len(set(registry.read_text().splitlines()) - set(before.splitlines())) == 1, "the one line"
-    done = subprocess.run(
-        [sys.executable, "-c", USE, str(tmp_path)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    plain, masked = (json.loads(shown) for shown in done.stdout.splitlines())
+    shown_in = run_in(tmp_path, USE, str(tmp_path)).splitlines()
+    plain, masked = (json.loads(shown) for shown in shown_in)
     count = plain["log"]
     assert count > 2 and plain == {
         "json": count,

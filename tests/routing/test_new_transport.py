@@ -1,13 +1,9 @@
 """The example of docs/extending.md, as it stands there: one new file and one line make a transport."""
 
 import os
-import re
-import shutil
-import subprocess
-import sys
 
 from tests.conftest import ROOT
-from tests.limits import LIMIT_S
+from tests.page_examples import after, copy_with_example, run_in
 
 # Runs in a copy of the package that has the example in it.
 PROGRAM = """
@@ -41,30 +37,10 @@ print(fedspeed.__file__)
 """
 
 
-def example() -> list[str]:
-    """The blocks of code in the page's section."""
-    page = (ROOT / "docs" / "extending.md").read_text()
-    section = page.partition("\n## A new transport\n")[2].partition("\n## ")[0]
-    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-
-
 def test_the_example_of_a_new_transport(tmp_path):
-    module, line = example()
-    shutil.copytree(ROOT / "fedspeed", tmp_path / "fedspeed", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "fedspeed" / "routing" / "transports" / "folder.py").write_text(module)
-    config = tmp_path / "fedspeed" / "routing" / "config.py"
-    text = config.read_text()
-    assert text.count("\nTRANSPORTS = {\n") == 1
-    config.write_text(text.replace("\nTRANSPORTS = {\n", f"\nTRANSPORTS = {{\n{line}"))
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-    )
-    assert done.returncode == 0, done.stderr
-    _, folder, where = done.stdout.split()
+    registry = "fedspeed/routing/config.py"
+    copy_with_example(tmp_path, "A new transport", registry, after("TRANSPORTS = {"))
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    _, folder, where = run_in(tmp_path, PROGRAM, env=env).split()
     assert not os.path.exists(folder), "the last participant has removed it"
     assert where.startswith(str(tmp_path))
