@@ -17,14 +17,16 @@ if TYPE_CHECKING:  # torch is not imported by modules that only pass a link on
     from fedspeed.engine.client_engine import ClientEngine
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sum:
-    """The result of an exchange, and its cost.
+    """Hold the result of an exchange, and its cost.
 
     Attributes:
         vector: the sum over all participants. weight: the sum of their weights.
         idle_s: seconds until the last participant had sent its vector. exchange_s: seconds of the transfer.
+        participants: how many participants are in the sum.
         clipped: values, over all participants, that were beyond the range of the exchange.
+        skipped: whether nothing was summed (`routing.exchange.Outcome`).
         bytes_sent: by this rank.
     """
 
@@ -32,7 +34,9 @@ class Sum:
     weight: float
     idle_s: float
     exchange_s: float
+    participants: int
     clipped: int
+    skipped: bool
     bytes_sent: int
 
 
@@ -114,25 +118,50 @@ class ClientLink:
         vector = np.zeros(layout.size, dtype=np.float32) if arrays is None else layout.flatten(arrays)
         return layout.unflatten(self._engine.share_from_gateway(vector))
 
-    def sum(self, vector: np.ndarray, weight: float) -> Sum:
+    def bounds_of(self, vector: np.ndarray, segments: Sequence[int]) -> np.ndarray:
+        """Return the norm bounds of the gateway's update (`Exchange.bounds_of`), on all ranks of the client:
+        [k] float64. Collective over the client.
+
+        Args:
+            vector, segments: as for `start`.
+        """
+        bounds = None if self._exchange is None else self._exchange.bounds_of(vector, segments)
+        size = int(self._engine.share_from_gateway(np.array([0 if bounds is None else bounds.size]))[0])
+        return self._engine.share_from_gateway(np.zeros(size) if bounds is None else bounds)
+
+    def sum(self, vector: np.ndarray, weight: float, *, label: str = "") -> Sum:
         """Return the sum over all participants, on every rank of every client. Only the gateways' vectors are
         used.
+
+        Args:
+            label: see `Exchange.start`.
 
         Raises:
             LostPeerError: a participant is missing.
         """
-        return self.finish(self.start(vector, weight))
+        return self.finish(self.start(vector, weight, label=label))
 
-    def start(self, vector: np.ndarray, weight: float, segments: Sequence[int] | None = None) -> PendingSum:
+    def start(
+        self,
+        vector: np.ndarray,
+        weight: float,
+        segments: Sequence[int] | None = None,
+        *,
+        bounds: np.ndarray | None = None,
+        label: str = "",
+    ) -> PendingSum:
         """Start a sum in the background. The vector must not change until `finish` returns.
 
         Args:
             segments: lengths of the consecutive segments of the vector that have ranges of their own, see
                 `Exchange.start`.
+            bounds, label: see `Exchange.start`.
         """
-        if self._exchange is None:
+        exchange = self._exchange
+        if exchange is None:
             return PendingSum(vector, None, 0)
-        return PendingSum(vector, self._exchange.start(vector, weight, segments), self._exchange.bytes_sent)
+        handle = exchange.start(vector, weight, segments, bounds=bounds, label=label)
+        return PendingSum(vector, handle, exchange.bytes_sent)
 
     def finish(self, pending: PendingSum) -> Sum:
         """Wait for a sum that was started, and return it.
@@ -142,13 +171,15 @@ class ClientLink:
         """
         sent = 0
         failure = None
-        header = np.zeros(5)
+        header = np.zeros(7)
         total = np.zeros_like(pending.vector)
         if self._exchange is not None and pending.handle is not None:
             handle = pending.handle
             try:
                 total, weight_sum = handle.wait(self._deadline_s)
-                header = np.array([1.0, weight_sum, handle.idle_s, handle.exchange_s, handle.clipped])
+                seconds = (handle.idle_s, handle.exchange_s)
+                counts = (handle.participants, handle.clipped, handle.skipped)
+                header = np.array([1.0, weight_sum, *seconds, *counts])
             except Exception as error:  # noqa: BLE001 - the client's other ranks are informed, then it is raised
                 failure = error
             sent = self._exchange.bytes_sent - pending.sent_before
@@ -165,5 +196,14 @@ class ClientLink:
         except RuntimeError as error:  # the only type that torch raises for a lost connection
             reason = connection_text(error)
             raise LostPeerError(f"the gateway of this rank's client was lost: {reason}") from error
-        weight, idle_s, exchange_s, clipped = (float(value) for value in header[1:])
-        return Sum(total, weight, idle_s, exchange_s=exchange_s, clipped=round(clipped), bytes_sent=sent)
+        weight, idle_s, exchange_s, participants, clipped, skipped = (float(value) for value in header[1:])
+        return Sum(
+            vector=total,
+            weight=weight,
+            idle_s=idle_s,
+            exchange_s=exchange_s,
+            participants=round(participants),
+            clipped=round(clipped),
+            skipped=bool(skipped),
+            bytes_sent=sent,
+        )

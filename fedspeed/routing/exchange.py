@@ -57,22 +57,27 @@ class NoArrivalTracker:
         return []
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The result of an exchange.
+    """Hold the result of an exchange.
 
     Attributes:
         total: sum of the vectors [n]. weight: sum of the weights.
         idle_s: seconds until the last participant had arrived. exchange_s: seconds from then on.
         clipped: how many values of all participants were larger than the exchange can carry, and count for
             less than they should.
+        participants: how many participants are in the sum.
+        skipped: whether all weights were zero because a sum with this label had been settled before, so that
+            no participant adds its vector once more. Equal on all participants; for float32 vectors only.
     """
 
     total: np.ndarray
     weight: float
     idle_s: float
     exchange_s: float
+    participants: int
     clipped: int = 0
+    skipped: bool = False
 
 
 class Handle:
@@ -87,7 +92,9 @@ class Handle:
         self._arrivals = arrivals
         self.idle_s = 0.0
         self.exchange_s = 0.0
+        self.participants = 0
         self.clipped = 0
+        self.skipped = False
 
     def wait(self, deadline_s: float) -> tuple[np.ndarray, float]:
         """Return (sum of the vectors, sum of the weights).
@@ -110,7 +117,9 @@ class Handle:
             raise self._failure(str(error)) from error
         self.idle_s = outcome.idle_s
         self.exchange_s = outcome.exchange_s
+        self.participants = outcome.participants
         self.clipped = outcome.clipped
+        self.skipped = outcome.skipped
         return outcome.total, outcome.weight
 
     def _failure(self, reason: str) -> LostPeerError:
@@ -121,14 +130,16 @@ class Handle:
         return LostPeerError(f"the update of {names} is missing: {reason}")
 
 
-@dataclass(frozen=True)
-class _Request:
-    """An exchange that was asked for, and the future of its outcome."""
+@dataclass(frozen=True, kw_only=True)
+class SumRequest:
+    """Hold the arguments of one `Exchange.start`, its number in the run, and the future of its outcome."""
 
     number: int
     vector: np.ndarray
     weight: float
     tensor_lengths: tuple[int, ...]
+    bounds: np.ndarray | None = None
+    label: str = ""
     future: "futures.Future[Outcome]" = field(default_factory=futures.Future)
 
 
@@ -150,7 +161,7 @@ class Exchange(ABC):
         self._number = 0  # of the next exchange
         # One thread, so that exchanges run in the order of the calls. It is not an executor's: Python waits
         # for those when it ends, and this one may be waiting for a participant that is gone.
-        self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[SumRequest | None] = queue.SimpleQueue()
         threading.Thread(target=self._work, name="exchange", daemon=True).start()
 
     @property
@@ -165,7 +176,26 @@ class Exchange(ABC):
         """
         return self._deadline_s
 
-    def start(self, vector: np.ndarray, weight: float, tensor_lengths: Sequence[int] | None = None) -> Handle:
+    def bounds_of(self, vector: np.ndarray, tensor_lengths: Sequence[int]) -> np.ndarray:
+        """Return the norm bounds of an update, which participants sum exactly before they `start` its sum:
+        [k] float64, none of them negative, k equal on all participants. They are drawn anew in every call.
+
+        Empty for an exchange that needs none.
+
+        Args:
+            vector, tensor_lengths: as for `start`.
+        """
+        return np.zeros(0)
+
+    def start(
+        self,
+        vector: np.ndarray,
+        weight: float,
+        tensor_lengths: Sequence[int] | None = None,
+        *,
+        bounds: np.ndarray | None = None,
+        label: str = "",
+    ) -> Handle:
         """Begin an exchange.
 
         Args:
@@ -176,6 +206,11 @@ class Exchange(ABC):
             tensor_lengths: lengths of the tensors that the vector consists of, equal on all participants;
                 they sum to n. An exchange that carries numbers of limited range gives each of them a range of
                 its own. None: one tensor.
+            bounds: the sum of all participants' `bounds_of` the vector, equal on all; None: the exchange sums
+                them itself, before the vector.
+            label: what the sum is, such as "update of round 3": equal on all participants, and never given
+                to another sum of the run. A float32 vector is summed under its label over one set of
+                participants only; see `Outcome.skipped`.
         """
         lengths = (vector.size,) if tensor_lengths is None else tuple(tensor_lengths)
         if vector.dtype not in DTYPES or vector.ndim != 1:
@@ -184,7 +219,14 @@ class Exchange(ABC):
             )
         if sum(lengths) != vector.size:
             raise ValueError(f"tensors of {sum(lengths)} values together, in a vector of {vector.size}")
-        request = _Request(self._number, vector, float(weight), lengths)
+        request = SumRequest(
+            number=self._number,
+            vector=vector,
+            weight=float(weight),
+            tensor_lengths=lengths,
+            bounds=bounds,
+            label=label,
+        )
         self._number += 1
         self._arrivals.arrive(request.number)
         self._requests.put(request)
@@ -251,15 +293,12 @@ class Exchange(ABC):
         """Run exchanges until `close`."""
         while (request := self._requests.get()) is not None:
             try:
-                outcome = self._run(request.number, request.vector, request.weight, request.tensor_lengths)
-                request.future.set_result(outcome)
+                request.future.set_result(self._run(request))
             except Exception as error:  # noqa: BLE001 - whoever waits gets it
                 request.future.set_exception(error)
 
     @abstractmethod
-    def _run(
-        self, number: int, vector: np.ndarray, weight: float, tensor_lengths: tuple[int, ...]
-    ) -> Outcome:
+    def _run(self, request: SumRequest) -> Outcome:
         """Make one exchange, in the thread of the exchanges."""
 
     def close(self) -> None:
@@ -276,12 +315,11 @@ class PlainExchange(Exchange):
     vector, whatever n.
     """
 
-    def _run(
-        self, number: int, vector: np.ndarray, weight: float, tensor_lengths: tuple[int, ...]
-    ) -> Outcome:
+    def _run(self, request: SumRequest) -> Outcome:
         transport = self._transport
+        vector = request.vector
         begin = time.perf_counter()
-        head = np.array([number, vector.size, DTYPES.index(vector.dtype), weight])
+        head = np.array([request.number, vector.size, DTYPES.index(vector.dtype), request.weight])
         heads = all_gather(transport, head, self._deadline_s)
         arrived = time.perf_counter()
         if (heads[:, :3] != head[:3]).any():
@@ -300,7 +338,13 @@ class PlainExchange(Exchange):
         for chunk in all_to_all(transport, chunks, self._deadline_s):
             total += chunk
         whole = all_gather(transport, total.astype(vector.dtype), self._deadline_s).reshape(-1)[: vector.size]
-        return Outcome(whole, float(heads[:, 3].sum()), arrived - begin, time.perf_counter() - arrived)
+        return Outcome(
+            total=whole,
+            weight=float(heads[:, 3].sum()),
+            idle_s=arrived - begin,
+            exchange_s=time.perf_counter() - arrived,
+            participants=transport.size,
+        )
 
 
 def _check_amounts(name: str, amounts: np.ndarray) -> None:

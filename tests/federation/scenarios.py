@@ -222,10 +222,10 @@ class Watched:
     def __getattr__(self, name):
         return getattr(self._exchange, name)
 
-    def start(self, vector, weight, parts=None):
+    def start(self, vector, weight, parts=None, **options):
         if weight:
             self._note()
-        return self._exchange.start(vector, weight, parts)
+        return self._exchange.start(vector, weight, parts, **options)
 
 
 class SlowNotes(Notes):

@@ -22,7 +22,7 @@ from fedspeed.routing.anonymous.phases import AgreedSum, AttemptFailed, MembersL
 from fedspeed.routing.anonymous.protocol import Member
 from fedspeed.routing.buffer_pool import BUFFERS
 from fedspeed.routing.config import MODES, RoutingConfig
-from fedspeed.routing.exchange import ArrivalTracker, Exchange, Outcome
+from fedspeed.routing.exchange import ArrivalTracker, Exchange, Outcome, SumRequest
 from fedspeed.routing.transport import PeersLost, Transport
 
 # The number of a phase on the wire is its place here. 0 is the recovery: transports tell by it that a peer
@@ -99,21 +99,31 @@ class AnonymousExchange(Exchange):
         """
         return self._deadline_s + 2 * self._config.attempts * len(PHASES) * self._config.step_deadline_s
 
-    def _run(
-        self, number: int, vector: np.ndarray, weight: float, tensor_lengths: tuple[int, ...]
-    ) -> Outcome:
+    def bounds_of(self, vector: np.ndarray, tensor_lengths: Sequence[int]) -> np.ndarray:
+        blocks = blocks_of(tensor_lengths)
+        random_bits = np.empty(len(blocks), np.uint32)
+        _random(CIPHERS[self._config.cipher])(random_bits)
+        return norm_bounds(vector, blocks, random_bits)
+
+    def _run(self, request: SumRequest) -> Outcome:
         begin = time.perf_counter()
         clipped = 0
         self._arrived = None
-        if vector.dtype == np.float64:
-            sums = self._sum_exactly(number, np.append(vector, weight))
+        if request.vector.dtype == np.float64:
+            sums = self._sum_exactly(request.number, np.append(request.vector, request.weight))
             total = sums[:-1]
             total_weight = float(sums[-1])
         else:
-            total, total_weight, clipped = self._sum_update(number, vector, weight, blocks_of(tensor_lengths))
+            total, total_weight, clipped = self._sum_update(request)
         assert self._arrived is not None, "an attempt that gives a sum has heard everybody"
-        idle_s = self._arrived - begin
-        return Outcome(total, total_weight, idle_s, time.perf_counter() - self._arrived, clipped)
+        return Outcome(
+            total=total,
+            weight=total_weight,
+            idle_s=self._arrived - begin,
+            exchange_s=time.perf_counter() - self._arrived,
+            participants=len(self._present),
+            clipped=clipped,
+        )
 
     def _sum_exactly(self, number: int, values: np.ndarray) -> np.ndarray:
         """Return the sums of [n] float64, to 2^-48: NaN where somebody's value is not finite or too large."""
@@ -123,17 +133,19 @@ class AnonymousExchange(Exchange):
         total = ring.decode_exact(self._agree(number, len(integers), lambda: integers).values)
         return np.where(total[n:] > 0.5, np.nan, total[:n])
 
-    def _sum_update(
-        self, number: int, vector: np.ndarray, weight: float, blocks: list[slice]
-    ) -> tuple[np.ndarray, float, int]:
+    def _sum_update(self, request: SumRequest) -> tuple[np.ndarray, float, int]:
         """Return (sum, sum of weights, values that were clipped), after agreeing on the bounds of all blocks.
 
         Updates are summed once only, whatever the bounds are.
         """
+        number = request.number
+        vector = request.vector
+        weight = request.weight
         n = len(vector)
-        random_bits = np.empty(len(blocks), np.uint32)
-        _random(CIPHERS[self._config.cipher])(random_bits)
-        bounds = self._sum_exactly(number, norm_bounds(vector, blocks, random_bits))
+        blocks = blocks_of(request.tensor_lengths)
+        bounds = request.bounds
+        if bounds is None:
+            bounds = self._sum_exactly(number, self.bounds_of(vector, request.tensor_lengths))
         wrong = ~(np.isfinite(bounds) & (bounds >= 0))
         if wrong.any():
             raise FedSpeedError(

@@ -299,3 +299,28 @@ def test_the_tensor_lengths_must_sum_to_that_of_the_vector():
     with pytest.raises(ValueError, match="tensors of 9 values together, in a vector of 10"):
         exchange.start(np.zeros(10, np.float32), 1.0, (4, 5))
     exchange.close()
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_bounds_that_rode_in_an_exact_sum_before_give_the_same_sum_in_one_exchange(size):
+    """The rounds sum an update's bounds together with their counters, in the header."""
+
+    def act(transport):
+        exchange = exchange_of(transport, replace(CONFIG, mode="mask"))
+        lengths = (1000, 700)
+        vector = np.random.default_rng([transport.rank]).normal(size=1700).astype(np.float32)
+        own = exchange.bounds_of(vector, lengths)
+        assert own.dtype == np.float64 and len(own) == 2 and (own > 0).all()
+        bounds, _ = exchange.start(own, 0.0, label="header of round 1").wait(LIMIT_S)
+        attempts = exchange._attempts
+        handle = exchange.start(vector, 1.0, lengths, bounds=bounds, label="update of round 1")
+        total, weight = handle.wait(LIMIT_S)
+        assert exchange._attempts == attempts + 1, "nothing else is summed"
+        assert (weight, handle.participants, handle.clipped, handle.skipped) == (size, size, 0, False)
+        return total
+
+    expected = sum(
+        np.random.default_rng([r]).normal(size=1700).astype(np.float32).astype(float) for r in range(size)
+    )
+    for total in in_threads(LocalTransport.set_of(size), act):
+        np.testing.assert_allclose(total, expected, atol=1e-6)
