@@ -23,12 +23,20 @@ class PeersLost(TransportError):
 
     Attributes:
         peers: numbers of the lost participants; empty if only `recovering` is why the call ended.
-        recovering: whether a participant that does answer recovers from a loss (`Transport.swap`).
+        recovering: whether a participant that does answer is in another phase (`Transport.swap`).
+        arrived: what has arrived from the others in this swap, by participant; empty if that is not known.
     """
 
-    def __init__(self, peers: frozenset[int], reasons: Sequence[str] = (), recovering: bool = False):
+    def __init__(
+        self,
+        peers: frozenset[int],
+        reasons: Sequence[str] = (),
+        recovering: bool = False,
+        arrived: Sequence[Payload] = (),
+    ):
         super().__init__("; ".join(reasons) or "a participant recovers from a loss")
         self.peers = peers
+        self.arrived = arrived
         self.recovering = recovering
 
 

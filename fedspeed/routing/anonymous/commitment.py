@@ -5,88 +5,103 @@ updates.
 """
 
 import secrets
+from collections.abc import Callable
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from fedspeed.routing.anonymous import ring, shamir
 from fedspeed.routing.anonymous.announcement import (
+    BODY,
     Announcement,
     commit_to_contribution,
     commit_to_secret,
-    share_key,
+    echo,
 )
 from fedspeed.routing.anonymous.blame import Transcript, find_culprits
-from fedspeed.routing.anonymous.certificate import SCALAR, Certificate, confirmation
+from fedspeed.routing.anonymous.certificate import UNSIGNED, Certificate
 from fedspeed.routing.anonymous.crypto import (
     DIGEST,
     KEY,
     AuthenticationError,
-    derive_key,
     digest,
-    fill_key_stream,
-    open_sealed,
     public_bytes,
-    seal,
     shared_secret,
 )
 from fedspeed.routing.anonymous.masks import Masks
 from fedspeed.routing.anonymous.mix_node import MixNode
 from fedspeed.routing.anonymous.parameters import PublicParameters
 from fedspeed.routing.anonymous.paths import draw_paths
-from fedspeed.routing.anonymous.phases import AttemptFailed, Misbehaviour, Payload, Phase, Swap, as_message
-
-NO_CHUNK = 2**32 - 1  # in a vote: no complaint
+from fedspeed.routing.anonymous.phases import AttemptFailed, Misbehaviour, Phase, Swap, as_message
+from fedspeed.routing.anonymous.recovery import NO_CHUNK
+from fedspeed.routing.anonymous.settlement import NO_MARK, must_skip, set_digest
 
 
 class CommittingMember(MixNode):
-    """A member until the set of updates is committed: the phases `announce`, `reveal`, `vote`, `confirm`, and
+    """A member until the set of updates is committed: the phases `announce`, `reveal` and `confirm`, and
     `blame` where a chunk was spoiled. The phases between are those of `MixNode`.
 
     What it knows that no other member does: its integers, its private onion and mask keys, the secret of its
-    self mask until `unmask`, the serials and ephemeral keys of its cells, and the orders in which it
-    shuffles. All of these are of this attempt and forgotten with it.
+    self mask until `unmask`, its contributions until they are revealed, the serials and ephemeral keys of its
+    cells, and the orders in which it shuffles. All of these are of this attempt and forgotten with it.
     """
 
-    def __init__(self, parameters: PublicParameters, me: int, identity: Ed25519PrivateKey):
+    def __init__(
+        self,
+        parameters: PublicParameters,
+        me: int,
+        identity: Ed25519PrivateKey,
+        integers: Callable[[], np.ndarray],
+        *,
+        mark: bytes = NO_MARK,
+    ):
         """Draw the keys and secrets of this attempt.
 
         Args:
             me: this member's number.
             identity: the private key of `parameters.members[me]`.
+            integers: called once all have revealed, unless the sum is skipped; returns what this member adds
+                to the sum: [length] uint32.
+            mark: what this member announces of its settled mark (`settlement.announced_mark`).
         """
         super().__init__(parameters, me, identity)
+        self.skipped = False  # whether all add zeros
+        self._get_integers = integers
+        self._mark = mark
         self._mask = X25519PrivateKey.generate()
-        self._self_secret = shamir.to_bytes(shamir.draw_secret())
+        self._self_secret = secrets.token_bytes(KEY)
         self._contribution = secrets.token_bytes(KEY)  # to the beacon
-        self._shares: dict[int, int] = {}  # of the others' self mask secrets, by the member that gave it
+        self._comparison = secrets.token_bytes(KEY)  # contribution to the key of the final comparison
         self._certificate: Certificate | None = None
         self._lost: frozenset[int] = frozenset()
-        self._conflicts: list[frozenset[int]] = []  # sets with one at fault in each that others may not see
+        self._accused: frozenset[int] = frozenset()  # members that have misbehaved in a message to this one
+        self._suspects: set[int] = set()  # members that have signed another digest than this one
 
     # Keys and the beacon.
 
     def _announce(self) -> Phase[None]:
+        """Exchange announcements, each signed by its member."""
         own = Announcement(
             onion_key=public_bytes(self._onion),
             mask_key=public_bytes(self._mask),
-            contribution_commitment=commit_to_contribution(self._contribution),
+            beacon_commitment=commit_to_contribution(self._contribution),
+            comparison_commitment=commit_to_contribution(self._comparison),
             secret_commitment=commit_to_secret(self._self_secret),
+            subject=self.parameters.subject,
+            mark=self._mark,
         )
-        messages = yield from self._broadcast("announce", own.sign(self._identity, self.context))
+        messages = yield from self._broadcast("announce", own.pack() + self._sign("announce", own.content))
         self.announced = [self._checked_announcement(i, message) for i, message in enumerate(messages)]
 
     def _checked_announcement(self, i: int, message: bytes) -> Announcement:
-        """Read the announcement of member i. Raises Misbehaviour if it is not signed or its keys are weak."""
-        try:
-            announcement = Announcement.verified(message, self.parameters.members[i], self.context)
-        except AuthenticationError:
-            raise Misbehaviour(
-                f"member {i} announced itself with other settings, another roster, or a key that is not its "
-                "own",
-                i,
-            ) from None
+        announcement = Announcement.unpack(message[:BODY])
+        self._receive(
+            "announce",
+            i,
+            announcement.content,
+            message[BODY:],
+            f"member {i} announced itself with other settings, another roster, or a key that is not its own",
+        )
         for key in (announcement.onion_key, announcement.mask_key):
             try:
                 shared_secret(self._onion, key)
@@ -95,27 +110,25 @@ class CommittingMember(MixNode):
         return announcement
 
     def _reveal(self) -> Phase[None]:
-        shares = shamir.split(shamir.from_bytes(self._self_secret), self.n, self.parameters.threshold)
-        parts: list[Payload] = [
-            self._contribution
-            + seal(
-                self.cipher,
-                self._share_key(giver=self.me, holder=i),
-                shamir.to_bytes(shares[i]),
-                self.parameters.context,
-            )
-            for i in range(self.n)
-        ]
-        payloads = yield Swap("reveal", parts, [len(part) for part in parts])
-        messages = [as_message(payload) for payload in payloads]
+        """Reveal the contributions to the beacon, and check that all have received the same announcements."""
+        own = echo(self.announced)
+        messages = yield from self._broadcast("reveal", self._contribution + own + self._sign("reveal", own))
         for i, message in enumerate(messages):
-            if commit_to_contribution(message[:KEY]) != self.announced[i].contribution_commitment:
+            echoed = message[KEY : KEY + DIGEST]
+            reason = f"member {i} did not sign which announcements it has received"
+            self._receive("reveal", i, echoed, message[KEY + DIGEST :], reason)
+        for i, message in enumerate(messages):
+            if message[KEY : KEY + DIGEST] != own:
+                self._suspects.add(i)
+                raise Misbehaviour(f"members {self.me} and {i} have received different announcements")
+            if commit_to_contribution(message[:KEY]) != self.announced[i].beacon_commitment:
                 raise Misbehaviour(
                     f"member {i} revealed another contribution to the beacon than it had committed to", i
                 )
-            self._shares[i] = self._opened_share(i, message[KEY:])
-        beacon = digest(b"beacon", self.context, *(message[:KEY] for message in messages))
+        self._check_subjects()
+        beacon = digest(b"beacon", self.context, own, *(message[:KEY] for message in messages))
         self.context = digest(self.context, beacon)
+        self.statements.use_context(self.context)
         self.plan = draw_paths(
             beacon, self.n, self.parameters.length, self.parameters.relays, self.parameters.chunk_length
         )
@@ -126,87 +139,65 @@ class CommittingMember(MixNode):
                 self.cipher, self.context, self.me, self._mask, mask_keys, self_secret=self._self_secret
             )
 
-    def _opened_share(self, giver: int, sealed: bytes) -> int:
-        """Open the share that a member has entrusted to this one. Raises Misbehaviour if it does not open."""
-        key = self._share_key(giver=giver, holder=self.me)
-        try:
-            return shamir.from_bytes(open_sealed(self.cipher, key, sealed, self.parameters.context))
-        except AuthenticationError:
-            raise Misbehaviour(
-                f"the share that member {giver} sent to member {self.me} does not open", giver
-            ) from None
+    def _check_subjects(self) -> None:
+        """Compare what the members are about to sum; decide whether the sum is skipped.
 
-    def _share_key(self, *, giver: int, holder: int) -> bytes:
-        peer = self.announced[holder if giver == self.me else giver].mask_key
-        return share_key(self._mask, peer, self.parameters.context, giver=giver, holder=holder)
+        Raises:
+            AttemptFailed: they do not sum the same, or start from different states; alike on all members.
+        """
+        own = self.parameters.subject
+        if other := [i for i, announced in enumerate(self.announced) if announced.subject != own]:
+            raise AttemptFailed(
+                f"members {', '.join(map(str, other))} are not in the same round and state as member "
+                f"{self.me}",
+                blamed=[frozenset({self.me, i}) for i in other],
+                fatal=True,
+            )
+        marks = [announced.mark for announced in self.announced]
+        self.skipped = must_skip(marks, set_digest(self.parameters.members))
+
+    def _choose_integers(self) -> None:
+        """Take what this member adds to the sum: zeros if the sum is skipped."""
+        if self.skipped:
+            self.integers = np.zeros(self.parameters.length, np.uint32)
+        else:
+            self.integers = self._get_integers()
+        assert self.integers.dtype == np.uint32 and len(self.integers) == self.parameters.length
 
     # The commitment.
 
-    def _vote(self) -> Phase[None]:
-        """Find out whether any member complains, and whether all have received the same lists.
+    def _confirm(self) -> Phase[None]:
+        """Sign the lists, unless a chunk was spoiled; take the signatures of all as the certificate.
 
-        Nobody signs before it has heard all votes: so a member that complains to some others only keeps them,
-        and thereby all, from committing.
+        A signature that reaches some members only commits all: who has all signatures shows them in the
+        recovery.
         """
         complaint = min(self.complaints, default=NO_CHUNK)
-        votes = yield from self._broadcast(
-            "vote", self._lists_digest + b"".join(self._list_digests) + complaint.to_bytes(4, "big")
-        )
-        for i, vote in enumerate(votes):
-            if vote[:DIGEST] != self._lists_digest:
-                self._report_equivocation(i, vote)
-        complaints = {i: int.from_bytes(vote[-4:], "big") for i, vote in enumerate(votes)}
-        chunk = min((c for c in complaints.values() if c < self.plan.chunks), default=NO_CHUNK)
-        if chunk != NO_CHUNK:
-            yield from self._blame(chunk, frozenset(i for i, c in complaints.items() if c == chunk))
-
-    def _report_equivocation(self, i: int, vote: bytes) -> None:
-        """Raise Misbehaviour: member i has voted on another list than this member has received."""
-        starts = range(DIGEST, DIGEST * (1 + self.n), DIGEST)
-        digests = [vote[start : start + DIGEST] for start in starts]
-        differing = (owner for owner in range(self.n) if digests[owner] != self._list_digests[owner])
-        owner = next(differing, self.me)
-        self._conflicts = [frozenset({owner, i})]
-        raise Misbehaviour(
-            f"owner {owner} sent members {i} and {self.me} different lists, or one of them claims so"
-        )
-
-    def _confirm(self) -> Phase[None]:
-        scalar = 0
-        if self.masks:
-            checksum = ring.linear_checksum(self.integers, self._coefficients())
-            scalar = self.masks.apply_to_scalar(checksum)
-        signature = self._identity.sign(confirmation(self.context, self._lists_digest, scalar))
-        messages = yield from self._broadcast("confirm", scalar.to_bytes(SCALAR, "big") + signature)
-        certificate = Certificate(
-            tuple(message[SCALAR:] for message in messages),
-            tuple(int.from_bytes(message[:SCALAR], "big") for message in messages),
-        )
-        if invalid := self._invalid_members(certificate):
-            raise Misbehaviour(f"member {invalid[0]} did not sign what it confirmed", invalid[0])
+        signature = self._sign("confirm", self._lists_digest) if complaint == NO_CHUNK else UNSIGNED
+        messages = yield from self._broadcast("confirm", self._lists_digest + signature)
+        certificate = Certificate(tuple(message[DIGEST:] for message in messages))
+        for i, message in enumerate(messages):
+            if message[:DIGEST] != self._lists_digest:
+                self._suspects.add(i)
+                raise Misbehaviour(f"members {self.me} and {i} have received different lists")
+            if message[DIGEST:] == UNSIGNED:
+                raise Misbehaviour(f"member {i} says that a chunk did not come through as it was sent")
+            reason = f"member {i} did not sign what it confirmed"
+            self._receive("confirm", i, self._lists_digest, message[DIGEST:], reason)
         self._certificate = certificate
 
-    def _invalid_members(self, certificate: Certificate) -> list[int]:
-        return certificate.invalid_members(self.parameters.members, self.context, self._lists_digest)
-
-    def _coefficients(self) -> ring.RandomStream:
-        """Return the coefficients of the checksum: nobody could know them before all lists were published."""
-        key = derive_key(self._lists_digest, b"factors")
-        number = iter(range(2**32))
-        return lambda out: fill_key_stream(self.cipher, key, next(number), out)
-
-    def _blame(self, chunk: int, accusers: frozenset[int]) -> Phase[None]:
-        """Reveal all transcripts of a spoiled chunk, and find who is at fault. Raises AttemptFailed, always.
+    def _blame(self, chunk: int, accusers: frozenset[int]) -> Phase[list[frozenset[int]]]:
+        """Reveal all transcripts of a spoiled chunk; return sets of members with one at fault in each.
 
         Without masks the transcripts would show whose integers are whose, so nobody reveals any.
         """
         path = self.plan.paths[chunk]
         if not self.parameters.masked:
-            raise AttemptFailed(
+            self._reason = (
                 f"chunk {chunk} did not come through the members {path} as it was sent; without masks, "
-                "looking for who did it would show whose it was",
-                blamed=[frozenset(path) | accusers],
+                "looking for who did it would show whose it was"
             )
+            return [frozenset(path) | accusers]
         messages = yield from self._broadcast("blame", self.transcript(chunk).pack())
         blamed = find_culprits(
             self.cipher,
@@ -219,9 +210,8 @@ class CommittingMember(MixNode):
             accusers=accusers,
         )
         names = "; ".join(" or ".join(f"member {i}" for i in sorted(group)) for group in blamed)
-        raise AttemptFailed(
-            f"chunk {chunk} did not come through as it was sent, by the doing of {names}", blamed=blamed
-        )
+        self._reason = f"chunk {chunk} did not come through as it was sent, by the doing of {names}"
+        return blamed
 
     # Messages to all.
 

@@ -80,6 +80,16 @@ def check_signature(public: bytes, signature: bytes, message: bytes) -> None:
         raise AuthenticationError("an invalid signature") from error
 
 
+def keyed_digest(key: bytes, content: Bytes) -> bytes:
+    """Return the AES-128-GMAC of a content under a key that is used for nothing else: 16 bytes.
+
+    Two different contents of n bytes, fixed before the key was drawn, have the same one with a chance of at
+    most (n / 16 + 2) / 2^128. It is some eight times as fast as SHA-256, and no digest for whoever knows the
+    key.
+    """
+    return AESGCM(key[:16]).encrypt(_NONCE, b"", content)
+
+
 class Cipher(Protocol):
     """An AEAD and the key stream of the same block function.
 

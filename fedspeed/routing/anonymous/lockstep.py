@@ -43,9 +43,11 @@ class _Player:
         """Go on with the messages that have arrived, by sender."""
         self.advance(lambda steps: steps.send(messages))
 
-    def lose(self, members: frozenset[int], *, recovering: bool = False) -> None:
-        """Go on with the message that members are lost."""
-        self.advance(lambda steps: steps.throw(MembersLost(members, recovering)))
+    def lose(
+        self, members: frozenset[int], *, recovering: bool = False, arrived: Sequence[bytes] = ()
+    ) -> None:
+        """Go on with the message that members are lost, and with what has arrived from the others."""
+        self.advance(lambda steps: steps.throw(MembersLost(members, recovering, arrived)))
 
 
 @dataclass
@@ -106,10 +108,10 @@ def play(
             missing = _missing(i, swap, messages, unheard)
             if others_follow and missing - dead:
                 continue
+            arrived = [b"" if j in missing else messages.get((j, i), b"") for j in range(len(players))]
             if missing:
-                players[i].lose(frozenset(missing))
+                players[i].lose(frozenset(missing), arrived=arrived)
             else:
-                arrived = [messages.get((j, i), b"") for j in range(len(players))]
                 players[i].receive(arrived)
     return Played([None if i in dead else player.result for i, player in enumerate(players)], phases)
 

@@ -5,8 +5,8 @@ Each member adds two kinds of masks to its integers, modulo 2^32:
     pairwise mask   one for each other member, from a secret that only the two share (X25519, then HKDF under
                     b"mask", the attempt's context and both numbers). The member with the lower number adds
                     it, the other one subtracts it, so that it cancels in the sum of both.
-    self mask       one from a secret of its own. It is revealed, or reconstructed from shares, only once the
-                    set of summed updates is committed. Until then, even somebody who knows all pairwise
+    self mask       one from a secret of its own. It is revealed only once the set of summed updates is
+                    committed. Until then, even somebody who knows all pairwise
                     masks of a member learns nothing from its masked integers.
 """
 
@@ -17,8 +17,6 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedspeed.routing.anonymous.crypto import BLOCK, Cipher, derive_key, shared_secret
-
-_SCALAR_MODULUS = 2**64
 
 
 class Masks:
@@ -67,12 +65,6 @@ class Masks:
             add_key_stream(self._cipher, key, chunk, integers, sign=1 if other > self._me else -1)
         add_key_stream(self._cipher, self_mask_key(self._self_secret), chunk, integers, sign=1)
 
-    def apply_to_scalar(self, value: int) -> int:
-        """Return one integer with all masks added, modulo 2^64."""
-        for other, key in self.pairwise_keys.items():
-            value += scalar_mask(key) if other > self._me else -scalar_mask(key)
-        return (value + scalar_mask(self_mask_key(self._self_secret))) % _SCALAR_MODULUS
-
 
 def add_key_stream(cipher: type[Cipher], key: bytes, chunk: int, integers: np.ndarray, *, sign: int) -> None:
     """Add (sign 1) or subtract (sign -1) the key stream of a chunk, in place, modulo 2^32."""
@@ -95,17 +87,14 @@ def remove_self_masks(
         add_key_stream(cipher, self_mask_key(secret), chunk, integers, sign=-1)
 
 
-def remove_self_masks_from_scalar(secrets: Mapping[int, bytes], value: int) -> int:
-    """Return a sum of masked scalars without the members' self masks, modulo 2^64."""
-    masks = sum(scalar_mask(self_mask_key(secret)) for secret in secrets.values())
-    return (value - masks) % _SCALAR_MODULUS
+def restore_self_masks(
+    cipher: type[Cipher], secrets: Mapping[int, bytes], chunk: int, integers: np.ndarray
+) -> None:
+    """Add the self masks of all members to a sum [n] uint32, in place: the inverse of `remove_self_masks`."""
+    for secret in secrets.values():
+        add_key_stream(cipher, self_mask_key(secret), chunk, integers, sign=1)
 
 
 def self_mask_key(secret: bytes) -> bytes:
     """Return the key of a self mask from its secret."""
     return derive_key(secret, b"own mask")
-
-
-def scalar_mask(key: bytes) -> int:
-    """Return the 64-bit mask of a scalar from the key of a mask."""
-    return int.from_bytes(derive_key(key, b"scalar", length=8), "big")

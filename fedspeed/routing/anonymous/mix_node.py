@@ -14,14 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from fedspeed.routing.anonymous import cells
 from fedspeed.routing.anonymous.announcement import Announcement
 from fedspeed.routing.anonymous.blame import Transcript
-from fedspeed.routing.anonymous.crypto import (
-    CIPHERS,
-    DIGEST,
-    SIGNATURE,
-    AuthenticationError,
-    check_signature,
-    digest,
-)
+from fedspeed.routing.anonymous.crypto import CIPHERS, DIGEST, SIGNATURE, AuthenticationError, digest
 from fedspeed.routing.anonymous.lists import (
     entry_size,
     has_once,
@@ -34,6 +27,7 @@ from fedspeed.routing.anonymous.masks import Masks
 from fedspeed.routing.anonymous.parameters import PublicParameters
 from fedspeed.routing.anonymous.paths import PathPlan, backup_of
 from fedspeed.routing.anonymous.phases import Misbehaviour, Payload, Phase, Swap
+from fedspeed.routing.anonymous.statements import Statements
 from fedspeed.routing.buffer_pool import BUFFERS
 from fedspeed.routing.transport import as_bytes
 
@@ -63,10 +57,10 @@ class MixNode:
         orders: by (hop, chunk), the secret order in which this relay has forwarded the cells.
         sums: by chunk, the masked sum of the chunks that this member owns or is the backup of.
         entries: by chunk, what its owner has signed about it.
+        statements: what members have signed in this attempt.
         complaints: chunks that did not come through as this member expects.
     """
 
-    announced: list[Announcement]
     plan: PathPlan
     masks: Masks | None
     integers: np.ndarray
@@ -83,15 +77,28 @@ class MixNode:
         self.n = len(parameters.members)
         self.context = parameters.context
         self.cipher = CIPHERS[parameters.cipher]
+        self.announced: list[Announcement] = []
         self.received: list[dict[int, list[np.ndarray]]] = []
         self.orders: dict[tuple[int, int], list[int]] = {}
         self.sums: dict[int, np.ndarray] = {}
         self.entries: dict[int, bytes] = {}
         self.complaints: set[int] = set()
+        self.statements = Statements(parameters.members, self.context)
+        self._reason = ""  # why this member gives up the attempt
         self._identity = identity
         self._onion = X25519PrivateKey.generate()
-        self._list_digests: list[bytes] = []  # of each owner's list
-        self._lists_digest = b""  # of all of them; empty until they have arrived
+        self._lists_digest = b""  # of all owners' lists; empty until they have arrived
+
+    def _sign(self, label: str, content: bytes) -> bytes:
+        """Sign this member's content of a phase; return the signature."""
+        return self.statements.sign(label, content, me=self.me, identity=self._identity)
+
+    def _receive(self, label: str, member: int, content: bytes, signature: bytes, reason: str) -> None:
+        """Keep what a member has signed in a phase. Raises Misbehaviour, with the reason, if it has not."""
+        try:
+            self.statements.receive(label, member, content, signature)
+        except AuthenticationError:
+            raise Misbehaviour(reason, member) from None
 
     @property
     def onion_keys(self) -> list[bytes]:
@@ -212,7 +219,7 @@ class MixNode:
         self.sums.update(zip(owned, sums))
         cores = cells.empty_cells(self.plan, self.plan.relays + 1, self.n)
         entries = b"".join(self._sum_chunk(chunk, cores) for chunk in owned)
-        message = entries + self._identity.sign(digest(b"collect", self.context, entries))
+        message = entries + self._sign("collect", digest(entries))
         to_backup = BUFFERS.take(len(message) + sums.nbytes)
         to_backup[: len(message)] = np.frombuffer(message, np.uint8)
         to_backup[len(message) :] = sums.reshape(-1).view(np.uint8)
@@ -229,7 +236,8 @@ class MixNode:
             self._check_list(owner, text, signature)
             if sum_sizes[owner]:
                 self._store_sums(owner, data[list_sizes[owner] + SIGNATURE :])
-        self._lists_digest = digest(b"lists", self.context, *self._list_digests)
+        lists = [self.statements.content("collect", owner) or b"" for owner in range(self.n)]
+        self._lists_digest = digest(b"lists", self.context, *lists)
 
     def _sum_chunk(self, chunk: int, cores: np.ndarray) -> bytes:
         """Open and sum the cells of a chunk that this member owns; return the chunk's entry.
@@ -254,13 +262,8 @@ class MixNode:
         Raises:
             Misbehaviour: the owner has not signed it.
         """
-        try:
-            check_signature(self.parameters.members[owner], signature, digest(b"collect", self.context, text))
-        except AuthenticationError:
-            raise Misbehaviour(
-                f"owner {owner} did not sign the list that it sent to member {self.me}", owner
-            ) from None
-        self._list_digests.append(digest(text))
+        reason = f"owner {owner} did not sign the list that it sent to member {self.me}"
+        self._receive("collect", owner, digest(text), signature, reason)
         for chunk, entry in zip(self.plan.owned(owner), split_entries(text, self.n), strict=True):
             self.entries[chunk] = entry
             if not has_once(entry, self.cells_sent[chunk].serial):

@@ -20,7 +20,10 @@ class PublicParameters:
         relays: relays on the path of a cell. 0: cells go straight to the owner, who sees whose they are.
         chunk_length: upper bound of the integers in a chunk.
         cipher: a name of `crypto.CIPHERS`.
-        threshold: reconstruction threshold of the self masks, and the fewest members that must survive.
+        threshold: the fewest members that must be left: more than half, so that no two groups that cannot
+            hear each other both go on.
+        subject: digest of what is summed. It is compared after the first phase, with a message of its own, and
+            not part of the context.
     """
 
     members: tuple[bytes, ...]
@@ -32,6 +35,7 @@ class PublicParameters:
     chunk_length: int = 1 << 18
     cipher: str = "aes-128-gcm"
     threshold: int = 2
+    subject: bytes = bytes(32)
 
     @property
     def context(self) -> bytes:

@@ -37,10 +37,15 @@ class AgreedSum:
     Attributes:
         values: [length] uint32, the sum modulo 2^32 of the integers of all `members`.
         members: identity keys of those that are in the sum.
+        skipped: whether all have added zeros, since the update had been settled before (`settlement`).
+        blamed: sets of members with at least one at fault in each; a set of one is a proof against it. The
+            sum is right in spite of them.
     """
 
     values: np.ndarray
     members: tuple[bytes, ...]
+    skipped: bool = False
+    blamed: tuple[frozenset[int], ...] = ()
 
 
 class MembersLost(Exception):
@@ -48,13 +53,15 @@ class MembersLost(Exception):
 
     Attributes:
         members: numbers of those that no longer answer.
-        recovering: whether a member that does answer has begun the recovery already.
+        recovering: whether a member that does answer is in another phase: all go to the recovery.
+        arrived: what has arrived from the others, by member.
     """
 
-    def __init__(self, members: frozenset[int], recovering: bool = False):
+    def __init__(self, members: frozenset[int], recovering: bool = False, arrived: Sequence[Payload] = ()):
         super().__init__(f"lost: {sorted(members)}")
         self.members = members
         self.recovering = recovering
+        self.arrived = arrived
 
 
 class Misbehaviour(Exception):
@@ -76,6 +83,7 @@ class AttemptFailed(Exception):
         lost: numbers of members that no longer answer.
         blamed: sets of members with at least one at fault in each; a set of one is a proof against it.
         fatal: whether another attempt is useless.
+        settled: whether secrets of self masks have left, so that a sum of this set may be opened by somebody.
     """
 
     def __init__(
@@ -83,12 +91,15 @@ class AttemptFailed(Exception):
         reason: str,
         lost: frozenset[int] = frozenset(),
         blamed: Sequence[frozenset[int]] = (),
+        *,
         fatal: bool = False,
+        settled: bool = False,
     ):
         super().__init__(reason)
         self.lost = lost
         self.blamed = tuple(blamed)
         self.fatal = fatal
+        self.settled = settled
 
 
 def as_message(payload: Payload) -> bytes:

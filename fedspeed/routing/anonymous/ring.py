@@ -17,7 +17,6 @@ LIMB_BITS = 16
 FRACTION_BITS = 48  # an exact value: 80 bits before the binary point, 48 behind it
 EXACT_LIMIT = 2.0 ** (LIMBS * LIMB_BITS - FRACTION_BITS - 1) / 2**16  # magnitude of one member's exact value
 _PIECE = 1 << 16  # values that are computed at a time: they fit in the cache
-_COLUMNS = 1 << 15  # of the matrix that `linear_checksum` makes of a vector
 
 RandomStream = Callable[[np.ndarray], None]  # fills [n] uint32 with random bits
 
@@ -109,29 +108,3 @@ def decode_exact(integers: np.ndarray) -> np.ndarray:
         fixed = sum(limb << LIMB_BITS * k for k, limb in enumerate(limbs)) % modulus
         values.append((fixed - modulus if fixed >= modulus // 2 else fixed) / 2**FRACTION_BITS)
     return np.array(values)
-
-
-def linear_checksum(integers: np.ndarray, coefficients: RandomStream) -> int:
-    """Return a random linear function of [n] uint32, taken as signed, modulo 2^64.
-
-    The vector is seen as a matrix with rows of _COLUMNS integers. Each row is multiplied by a 32-bit
-    coefficient of its own; of the sum of the rows, each column is multiplied by a 64-bit coefficient. Since
-    the function is linear, the checksum of a sum is the sum of the checksums.
-
-    Of two different vectors, fewer than one in 2^27 choices of coefficients give the same checksum. For a
-    difference d = 2^k * odd, k < 32, in some row, the column's difference f * d + rest is divisible by
-    2^(31 + i) for no more than one in 2^i coefficients f. If it is divisible by no more than that, it
-    vanishes for one in 2^(33 - i) of the coefficients of columns. That is 2^-33 for each i from 0 to 32, and
-    2^-32 for a column that does not differ at all.
-    """
-    rows = np.empty(-(-len(integers) // _COLUMNS), np.uint32)
-    columns = np.empty(2 * _COLUMNS, np.uint32)
-    coefficients(rows)
-    coefficients(columns)
-    total = np.zeros(_COLUMNS, np.int64)
-    product = np.empty(_COLUMNS, np.int64)
-    for i, coefficient in enumerate(rows.astype(np.int64)):
-        piece = integers[i * _COLUMNS : (i + 1) * _COLUMNS].view(np.int32)
-        np.multiply(piece, coefficient, out=product[: len(piece)])
-        total[: len(piece)] += product[: len(piece)]
-    return int((total.view(np.uint64) * columns.view(np.uint64)).sum(dtype=np.uint64))

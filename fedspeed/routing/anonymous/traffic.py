@@ -4,8 +4,7 @@ import numpy as np
 
 from fedspeed.routing.anonymous import cells
 from fedspeed.routing.anonymous.announcement import ANNOUNCEMENT
-from fedspeed.routing.anonymous.certificate import SCALAR
-from fedspeed.routing.anonymous.crypto import DIGEST, KEY, SIGNATURE, TAG
+from fedspeed.routing.anonymous.crypto import DIGEST, KEY, SIGNATURE
 from fedspeed.routing.anonymous.lists import entry_size
 from fedspeed.routing.anonymous.parameters import PublicParameters
 from fedspeed.routing.anonymous.paths import PathPlan, backup_of
@@ -15,7 +14,7 @@ def traffic(parameters: PublicParameters, plan: PathPlan) -> dict[str, np.ndarra
     """Return by phase the bytes [sender, receiver] of an attempt in which nobody is lost."""
     n = len(parameters.members)
     ones = np.ones((n, n), np.int64)
-    phases = {"announce": ones * ANNOUNCEMENT, "reveal": ones * (KEY + KEY + TAG)}
+    phases = {"announce": ones * ANNOUNCEMENT, "reveal": ones * (KEY + DIGEST + SIGNATURE)}
     for hop in range(plan.relays + 1):
         size = cells.size(plan, hop) * (1 if hop == 0 else n)
         counts = [
@@ -26,10 +25,10 @@ def traffic(parameters: PublicParameters, plan: PathPlan) -> dict[str, np.ndarra
     phases["collect"] = ones * (owned * entry_size(n) + SIGNATURE)[:, None]
     for i in range(n):
         phases["collect"][i, backup_of(i, n)] += 4 * plan.chunk_length * owned[i]
-    phases["vote"] = ones * (DIGEST * (1 + n) + 4)
-    phases["confirm"] = ones * (SCALAR + SIGNATURE)
+    phases["confirm"] = ones * (DIGEST + SIGNATURE)
     if parameters.masked:
-        phases["unmask"] = ones * KEY * (1 + n)
+        phases["unmask"] = ones * (KEY + SIGNATURE)
     phases["sums"] = ones * (4 * plan.chunk_length * owned)[:, None]
-    phases["done"] = ones
+    phases["challenge"] = ones * KEY
+    phases["done"] = ones * (DIGEST + SIGNATURE)
     return phases

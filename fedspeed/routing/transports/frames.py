@@ -98,7 +98,7 @@ class FrameTransport(ABC):
             except Gone as gone:
                 lost[peer] = self._gone.setdefault(peer, str(gone))
         if lost or recovering:
-            raise PeersLost(frozenset(lost), list(lost.values()), recovering)
+            raise PeersLost(frozenset(lost), list(lost.values()), recovering, arrived)
         return arrived
 
     def _send_all(self, parts: Sequence[Payload], step: Step, end: float) -> None:

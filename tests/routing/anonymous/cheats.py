@@ -5,17 +5,11 @@ import contextlib
 import numpy as np
 
 from fedspeed.routing.anonymous import cells
-from fedspeed.routing.anonymous.crypto import (
-    DIGEST,
-    KEY,
-    SIGNATURE,
-    digest,
-    public_bytes,
-    seal,
-    shared_secret,
-)
+from fedspeed.routing.anonymous.announcement import BODY
+from fedspeed.routing.anonymous.crypto import DIGEST, KEY, digest, public_bytes, seal, shared_secret
 from fedspeed.routing.anonymous.paths import backup_of
 from fedspeed.routing.anonymous.protocol import Member
+from fedspeed.routing.anonymous.statements import statement
 
 
 def after_first_swap(steps, change):
@@ -27,6 +21,11 @@ def after_first_swap(steps, change):
         steps.send(arrived)
 
 
+def resigned(member, label, body):
+    """Return a body with the member's signature of it, whatever it has signed before."""
+    return body + member._identity.sign(statement(label, member.context, digest(body)))
+
+
 class WeakKeys(Member):
     """Announces a public key of zeros, a point of small order; `start` says which of its two."""
 
@@ -36,10 +35,9 @@ class WeakKeys(Member):
         return after_first_swap(super()._announce(), self._weaken)
 
     def _weaken(self, swap):
-        body = bytearray(swap.parts[0][:-SIGNATURE])
+        body = bytearray(swap.parts[0][:BODY])
         body[self.start : self.start + KEY] = bytes(KEY)
-        signature = self._identity.sign(digest(b"announce", self.context, bytes(body)))
-        swap.parts = [bytes(body) + signature] * self.n
+        swap.parts = [resigned(self, "announce", bytes(body))] * self.n
 
 
 class WeakMaskKey(WeakKeys):
@@ -126,8 +124,8 @@ class EquivocatingOwner(Member):
         other = (self.me + 2) % self.n
         width = len(self.plan.owned(self.me)) * (self.n * cells.SERIAL + DIGEST)
         text = swap.parts[other][: width - 1] + b"?"
-        signature = self._identity.sign(digest(b"collect", self.context, text))
-        swap.parts[other] = text + signature + swap.parts[other][width + SIGNATURE :]
+        signed = resigned(self, "collect", text)
+        swap.parts[other] = signed + swap.parts[other][len(signed) :]
 
 
 class ForgetfulOwner(Member):
@@ -143,10 +141,10 @@ class ForgetfulOwner(Member):
 class Slanderer(Member):
     """Complains about a chunk that was right."""
 
-    def _vote(self):
+    def _confirm(self):
         chunks = range(self.plan.chunks)
         self.complaints.add(next(c for c in chunks if backup_of(self.plan.owner(c), self.n) != self.me))
-        return super()._vote()
+        return super()._confirm()
 
 
 class Pretender(Member):
@@ -155,3 +153,26 @@ class Pretender(Member):
     def _unmask(self):
         self._self_secret = b"\1" * KEY
         return super()._unmask()
+
+
+class FalsifyingOwner(Member):
+    """Opens its chunks falsely: sets the sums that it sends to zero.
+
+    Attributes:
+        victims: members that it lies to; None: all.
+    """
+
+    victims = None
+
+    def _gather_sums(self):
+        steps = super()._gather_sums()
+        swap = next(steps)
+        zeros = np.zeros(len(swap.parts[self.me]), np.uint8)
+        swap.parts = [
+            zeros if self.victims is None or i in self.victims else part for i, part in enumerate(swap.parts)
+        ]
+        arrived = yield swap
+        try:
+            steps.send(arrived)
+        except StopIteration as stop:
+            return stop.value

@@ -24,10 +24,10 @@ PHASES = (
     "hop 1",
     "hop 2",
     "collect",
-    "vote",
     "confirm",
     "unmask",
     "sums",
+    "challenge",
     "done",
 )
 
@@ -85,7 +85,8 @@ def test_the_traffic_follows_from_public_facts(mode):
 @pytest.mark.parametrize("heard_by", [set(), {0}, {1, 3}, {0, 1, 2, 3}])
 def test_a_member_killed_in_any_phase(phase, dead, heard_by):
     """Either all survivors have the sum of all four members, or none has a sum, and the next attempt gives
-    that of the survivors.
+    that of the survivors. Where a set was committed, only the secret of a member that died before anybody
+    heard it can be missing.
     """
     parties = Parties(4)
     played = play(parties.attempt(), kills=[Kill(dead, phase, frozenset(heard_by - {dead}))])
@@ -93,10 +94,13 @@ def test_a_member_killed_in_any_phase(phase, dead, heard_by):
     assert played.results[dead] is None and len({type(result) for result in results}) == 1
     if isinstance(results[0], AgreedSum):
         assert all_have(results, parties.sum())
-        assert phase in ("confirm", "unmask", "sums", "done"), "a sum without everyone's signature"
+        assert phase in ("unmask", "sums", "challenge", "done"), "a sum without everyone's signature"
     else:
         assert all(result.lost == {dead} and not result.fatal for result in results)
-        assert phase not in ("unmask", "sums", "done"), "a set that was committed was given up"
+        heard = bool(heard_by - {dead})
+        committed = phase == "unmask" or (phase == "confirm" and heard)
+        assert {result.settled for result in results} == {committed}
+        assert phase not in ("sums", "challenge", "done") and not (phase == "unmask" and heard)
         again = play(parties.attempt(1, frozenset({dead})))
         assert all_have(again.results, parties.sum(frozenset({dead})))
 
@@ -107,7 +111,7 @@ def test_two_members_killed_one_after_the_other(phase):
     kills = [Kill(1, phase, frozenset({0})), Kill(3, "recover", frozenset({2}))]
     results = [r for i, r in enumerate(play(parties.attempt(), kills=kills).results) if i not in (1, 3)]
     assert len({type(result) for result in results}) == 1
-    assert all_have(results, parties.sum()) or all(result.lost == {1, 3} for result in results)
+    assert all_have(results, parties.sum()) or all(result.lost == {1, 3} for result in results), results
 
 
 def test_too_few_survivors_stop():
@@ -118,6 +122,7 @@ def test_too_few_survivors_stop():
 
 
 def test_an_owner_and_its_backup_lost_together():
+    """Their masked sums are gone; the committed set cannot be opened."""
     results = play(Parties(6).attempt(), kills=[Kill(2, "sums"), Kill(3, "sums")]).results
     for result in (results[i] for i in (0, 1, 4, 5)):
         assert isinstance(result, AttemptFailed) and result.fatal
