@@ -76,6 +76,7 @@ class CommittingMember(MixNode):
         self._lost: frozenset[int] = frozenset()
         self._accused: frozenset[int] = frozenset()  # members that have misbehaved in a message to this one
         self._suspects: set[int] = set()  # members that have signed another digest than this one
+        self._contradictions: list[frozenset[int]] = []  # one of each pair does not answer the other
 
     # Keys and the beacon.
 

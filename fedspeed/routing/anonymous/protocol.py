@@ -180,6 +180,7 @@ class Member(OpeningMember):
                 raise AttemptFailed(
                     f"only {left} of {self.n} members are left, {self.parameters.threshold} are needed",
                     self._lost,
+                    self._contradictions,
                     fatal=True,
                 )
             lost = self._lost
@@ -194,15 +195,13 @@ class Member(OpeningMember):
                 message[:MEMBER_SET] == pack_members(lost) for message in present.values()
             ):
                 return answers
-            if disagreements >= _MAX_DISAGREEMENTS:
-                pairs = contradictions({i: answer.lost for i, answer in answers.items()})
-                if not pairs:  # another member was lost only now
-                    continue
-                names = "; ".join(" and ".join(map(str, sorted(pair))) for pair in pairs)
+            self._contradictions = contradictions({i: answer.lost for i, answer in answers.items()})
+            if self._contradictions and disagreements >= _MAX_DISAGREEMENTS:
+                pairs = (" and ".join(map(str, sorted(pair))) for pair in self._contradictions)
                 raise AttemptFailed(
-                    f"members differ about who is lost: of the members {names} one does not answer the other",
+                    f"of the members {'; '.join(pairs)} one does not answer the other",
                     self._lost,
-                    pairs,
+                    self._contradictions,
                     fatal=True,
                 )
         raise AssertionError("unreachable: the loop ends by return or raise")

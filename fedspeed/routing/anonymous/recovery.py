@@ -71,7 +71,8 @@ class RecoveryMessage:
 
 
 def contradictions(claims: Mapping[int, frozenset[int]]) -> list[frozenset[int]]:
-    """Return the pairs of a member that answers and one that claims not to hear it.
+    """Return the pairs of a member that claims not to hear another, and this other one, where somebody else
+    does hear it.
 
     One of the two is at fault, or the connection between them, and nobody else can tell which. The others
     must not go on without either: an honest member could be cut off from those that vouch for it.
@@ -79,7 +80,8 @@ def contradictions(claims: Mapping[int, frozenset[int]]) -> list[frozenset[int]]
     Args:
         claims: whom each member that answers takes for lost.
     """
-    pairs = {frozenset({i, j}) for i, claim in claims.items() for j in claim if j in claims and i != j}
+    claimed_by_all = frozenset.intersection(*claims.values())
+    pairs = {frozenset({i, j}) for i, claim in claims.items() for j in claim - claimed_by_all if i != j}
     return sorted(pairs, key=sorted)
 
 

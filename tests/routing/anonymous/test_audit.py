@@ -66,7 +66,7 @@ def test_the_masks_of_colluders_name_nobody_else(corrupt, monkeypatch):
     monkeypatch.setattr(Masks, "apply", lambda self, *where: apply(self.known_to(colluding), *where))
     members = Parties(5, 96, chunk_length=20).attempt()
     for member in members:
-        monkeypatch.setattr(member, "_finish", lambda member=member: end_with_zeros(member))
+        monkeypatch.setattr(member, "_open", lambda member=member: end_with_zeros(member))
     assert named_share([observe(members, coalition)])[0] == 1.0
 
 

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from fedspeed.routing.anonymous import cells
-from fedspeed.routing.anonymous.crypto import DIGEST
+from fedspeed.routing.anonymous.crypto import DIGEST, SIGNATURE
 from fedspeed.routing.anonymous.lockstep import play
-from fedspeed.routing.anonymous.phases import AttemptFailed
-from fedspeed.routing.anonymous.recovery import members_to_exclude
+from fedspeed.routing.anonymous.phases import AgreedSum, AttemptFailed
+from fedspeed.routing.anonymous.recovery import contradictions
 from tests.routing.anonymous.cheats import (
     BadSource,
     DoublingRelay,
     EquivocatingOwner,
+    FalsifyingOwner,
     FlippingRelay,
     ForgetfulOwner,
     ForgingOwner,
@@ -111,59 +112,60 @@ def test_a_changed_message_is_found_and_its_edge_is_blamed(kind, seeds):
 
 
 @pytest.mark.parametrize("receivers", [{0, 2}, {0, 1}, {3}])
-def test_a_complaint_to_some_members_keeps_all_from_committing(receivers):
-    def complain(phase, messages):
-        if phase == "vote":
+def test_a_member_that_does_not_confirm_to_some_commits_all_by_the_others(receivers):
+    """Whoever has all signatures shows them to the rest."""
+    parties = Parties(5)
+
+    def withhold(phase, messages):
+        if phase == "confirm":
             for i in receivers:
-                messages[4, i] = messages[4, i][:-4] + (0).to_bytes(4, "big")
+                messages[4, i] = messages[4, i][:DIGEST] + bytes(SIGNATURE)
 
-    results = play(Parties(5).attempt(), complain).results
-    assert all(
-        isinstance(result, AttemptFailed) and not result.fatal and not result.lost for result in results
-    )
+    results = play(parties.attempt(), withhold).results
+    assert all(np.array_equal(result.values, parties.sum()) for result in results)
 
 
-def test_a_vote_for_other_lists_keeps_all_from_committing():
+def test_a_false_digest_in_a_confirmation_helps_nobody():
+    """Member 4 has signed the right one, and has the signatures of all: it shows them."""
+    parties = Parties(5)
+
     def change(phase, messages):
-        if phase == "vote":
-            messages[4, 2] = bytes(DIGEST) + messages[4, 2][DIGEST:]
+        if phase == "confirm":
+            for i in (0, 1, 2, 3):
+                messages[4, i] = bytes(DIGEST) + messages[4, i][DIGEST:]
 
-    results = play(Parties(5).attempt(), change).results
-    assert all(isinstance(result, AttemptFailed) and not result.lost for result in results)
-    assert [result.blamed for result in results] == [(), (), (frozenset({2, 4}),), (), ()]
+    results = play(parties.attempt(), change).results
+    assert all(np.array_equal(result.values, parties.sum()) for result in results)
 
 
 @pytest.mark.parametrize("cut_in", ["announce", "hop 0", "collect", "confirm"])
 def test_a_truncated_message_counts_as_none(cut_in):
-    """Nobody can tell whether member 2 sent too little or member 0 only says so: both are left out, and
-    neither is blamed.
+    """Nobody can tell whether member 2 sent too little or member 0 only says so, and nobody goes on without a
+    member that it hears: the attempt ends for all, and names the two.
     """
-    parties = Parties(6)
 
     def cut(phase, messages):
         if phase == cut_in:
             messages[2, 0] = messages[2, 0][:-1]
 
-    results = play(parties.attempt(), cut).results
-    assert isinstance(results[0], AttemptFailed) and isinstance(results[2], AttemptFailed)
+    results = play(Parties(6).attempt(), cut).results
+    assert all(isinstance(result, AttemptFailed) and result.fatal for result in results)
     for i in (1, 3, 4, 5):
-        if cut_in == "confirm":  # they have the signature of member 2
-            assert np.array_equal(results[i].values, parties.sum())
-        else:
-            assert all_blame([results[i]]) and results[i].lost == frozenset({0, 2})
+        assert results[i].blamed == (frozenset({0, 2}),)
 
 
 @pytest.mark.parametrize(
-    ("claims", "excluded"),
+    ("claims", "pairs"),
     [
-        ([{3, 4}, {3, 4}, set(), set(), set()], {0, 1, 3, 4}),
-        ([{3}, {3}, {3}, set(), set()], {3}),
-        ([{3}, set(), set(), {0}, set()], {0, 3}),
+        ([{3, 4}, {3, 4}, set(), set(), set()], [{0, 3}, {0, 4}, {1, 3}, {1, 4}]),
+        ([{3}, set(), set(), {0}, set()], [{0, 3}]),
+        ([{5}, {5}, {5}, {5}, {5}], []),
     ],
 )
-def test_colluders_cannot_have_others_excluded(claims, excluded):
-    """Members 0 and 1 claim that 3 and 4, who answer everybody, are lost: it costs them as many."""
-    assert members_to_exclude({i: frozenset(claim) for i, claim in enumerate(claims)}) == excluded
+def test_a_claim_against_a_member_that_answers_names_both(claims, pairs):
+    """Members 0 and 1 claim that 3 and 4, who answer everybody, are lost; member 5 is."""
+    found = contradictions({i: frozenset(claim) for i, claim in enumerate(claims)})
+    assert found == [frozenset(pair) for pair in pairs]
 
 
 def test_an_owner_cannot_have_a_member_blamed_by_a_list_without_its_signature():
@@ -215,28 +217,53 @@ def test_a_contribution_to_the_beacon_must_be_the_committed_one():
         assert "another contribution to the beacon" in str(results[i])
 
 
-def test_a_forged_sum_fails_the_checksum():
-    results = play(Parties(4, kinds={2: ForgingOwner}).attempt()).results
-    for result in results:
-        assert isinstance(result, AttemptFailed) and "not those of what was sent" in str(result)
+def test_an_owner_that_forges_a_masked_sum_only_adds_to_its_own_update():
+    """It had to choose what it adds before any sum was opened, as it chooses its update."""
+    parties = Parties(4, kinds={2: ForgingOwner})
+    results = play(parties.attempt()).results
+    assert all(isinstance(result, AgreedSum) and not result.blamed for result in results)
+    difference = results[0].values - parties.sum()
+    assert set(difference.tolist()) == {0, 1}
+    assert all(np.array_equal(result.values, results[0].values) for result in results)
 
 
-def test_a_member_that_reveals_a_wrong_secret_is_not_needed():
-    """Its update is committed: the others reconstruct its secret from their shares."""
+@pytest.mark.parametrize("guilty", range(4))
+@pytest.mark.parametrize("mode", [{}, {"relays": 0}, {"masked": False}])
+def test_an_owner_that_opens_its_chunks_falsely_is_named_alone_and_the_sum_is_right(guilty, mode):
+    parties = Parties(4, kinds={guilty: FalsifyingOwner}, **mode)
+    results = play(parties.attempt()).results
+    for i, result in enumerate(results):
+        assert np.array_equal(result.values, parties.sum()), result
+        assert i == guilty or result.blamed == (frozenset({guilty}),)
+
+
+@pytest.mark.parametrize("victims", [{0}, {1, 3}])
+def test_an_owner_that_opens_its_chunks_otherwise_for_some_is_found_by_the_comparison(victims):
+    kind = type("TwoFaced", (FalsifyingOwner,), {"victims": victims})
+    parties = Parties(4, kinds={2: kind})
+    for result in play(parties.attempt()).results:
+        assert np.array_equal(result.values, parties.sum())
+        assert result.blamed == tuple(frozenset({i, 2}) for i in sorted(victims))
+
+
+def test_a_member_that_reveals_a_wrong_secret_is_convicted():
+    """Its own signature says which secret it has revealed; the committed sum cannot be opened."""
     parties = Parties(4, kinds={1: Pretender})
     results = play(parties.attempt()).results
-    assert all(np.array_equal(results[i].values, parties.sum()) for i in (0, 2, 3))
+    for i in (0, 2, 3):
+        assert results[i].blamed == (frozenset({1}),) and results[i].settled and not results[i].fatal
+    again = play(parties.attempt(1, frozenset({1}))).results
+    assert all(np.array_equal(result.values, parties.sum(frozenset({1}))) for result in again)
 
 
 def test_a_backup_with_other_sums_is_found_before_it_is_needed():
     assert all_blame(play(Parties(4, kinds={2: ForgetfulOwner}).attempt()).results, frozenset({2, 3}))
 
 
-def test_different_lists_for_different_members_are_found():
+def test_different_lists_for_different_members_convict_their_owner():
     results = play(Parties(4, kinds={1: EquivocatingOwner}).attempt()).results
-    assert all(isinstance(result, AttemptFailed) for result in results)
-    assert all(1 in group for result in results for group in result.blamed)
-    assert any("different lists" in str(result) for result in results)
+    assert all_blame([results[i] for i in (0, 2, 3)], frozenset({1}))
+    assert "member 1 signed different messages for different members" in str(results[0])
 
 
 def test_another_roster_or_other_settings_are_refused_at_the_first_message():

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from fedspeed.routing.anonymous import cells, crypto, paths, ring, shamir
+from fedspeed.routing.anonymous import cells, crypto, paths, ring
 from fedspeed.routing.anonymous.crypto import (
     CIPHERS,
     AesGcm,
@@ -140,15 +140,6 @@ def test_what_is_sealed_opens_with_its_key_and_context_only(cipher):
             open_sealed(cipher, key, data, context)
 
 
-def test_shares():
-    secret = shamir.draw_secret()
-    shares = shamir.split(secret, 7, 4)
-    for holders in ((0, 1, 2, 3), (6, 2, 5, 1), range(7)):
-        assert shamir.reconstruct({i: shares[i] for i in holders}) == secret
-    assert shamir.reconstruct({i: shares[i] for i in (0, 1, 2)}) != secret
-    assert shamir.from_bytes(shamir.to_bytes(secret)) == secret and len(set(shamir.split(0, 5, 3))) == 5
-
-
 # Integers modulo 2^32.
 
 
@@ -204,18 +195,6 @@ def test_exact_values():
     for bad in (np.nan, np.inf, 1e300):
         with pytest.raises(ValueError, match="must be finite"):
             ring.encode_exact(np.array([bad]))
-
-
-def test_the_checksum_is_linear_and_detects_every_change():
-    random = np.random.default_rng(0)
-    vectors = [random.integers(-(2**20), 2**20, 100_000).astype(np.int32).view(np.uint32) for _ in range(5)]
-    total = np.sum(vectors, axis=0, dtype=np.uint32)
-    of_total = ring.linear_checksum(total, noise(9))
-    assert sum(ring.linear_checksum(v, noise(9)) for v in vectors) % 2**64 == of_total
-    for bit in range(32):
-        other = total.copy()
-        other[random.integers(len(total))] ^= np.uint32(1 << bit)
-        assert ring.linear_checksum(other, noise(9)) != of_total
 
 
 # Paths.

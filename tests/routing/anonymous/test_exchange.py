@@ -159,8 +159,8 @@ def test_updates_are_summed_once_however_the_weights_grow():
     def act(transport):
         exchange = exchange_of(transport)
         sums = []
-        summed = exchange._agree
-        exchange._agree = lambda number, length, own: sums.append(length) or summed(number, length, own)
+        summed = exchange._attempts.agree
+        exchange._attempts.agree = lambda summand: sums.append(summand.length) or summed(summand)
         totals = [
             exchange.start(np.full(600, weight, np.float32), weight).wait(LIMIT_S)
             for weight in (1.0, 1000.0, 3.0)
@@ -312,10 +312,10 @@ def test_bounds_that_rode_in_an_exact_sum_before_give_the_same_sum_in_one_exchan
         own = exchange.bounds_of(vector, lengths)
         assert own.dtype == np.float64 and len(own) == 2 and (own > 0).all()
         bounds, _ = exchange.start(own, 0.0, label="header of round 1").wait(LIMIT_S)
-        attempts = exchange._attempts
+        attempts = exchange._attempts._made
         handle = exchange.start(vector, 1.0, lengths, bounds=bounds, label="update of round 1")
         total, weight = handle.wait(LIMIT_S)
-        assert exchange._attempts == attempts + 1, "nothing else is summed"
+        assert exchange._attempts._made == attempts + 1, "nothing else is summed"
         assert (weight, handle.participants, handle.clipped, handle.skipped) == (size, size, 0, False)
         return total
 
