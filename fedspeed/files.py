@@ -1,10 +1,14 @@
-"""Atomic writes, a check that a folder can be written to, and parsing of JSON that a user wrote."""
+"""Atomic writes, a check that a folder can be written to, and parsing of JSON that others wrote."""
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+MAX_DEPTH = 32  # nested arrays and objects of a JSON text from another organisation
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -69,6 +73,23 @@ def json_value(text: str | bytes, object_pairs_hook: Callable | None = None) -> 
         return json.loads(text, parse_int=_whole_number, object_pairs_hook=object_pairs_hook)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def foreign_json(content: bytes, max_bytes: int) -> object:
+    """Parse a JSON text that another organisation wrote: bounded in size and in depth before it is parsed.
+
+    Raises:
+        ValueError: it is larger than `max_bytes`, nested deeper than `MAX_DEPTH`, no UTF-8, or no JSON.
+    """
+    if len(content) > max_bytes:
+        raise ValueError(f"{len(content)} bytes, of at most {max_bytes}")
+    text = content.decode("utf-8")
+    depth = 0
+    for token in _BRACKETS.finditer(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
+        if depth > MAX_DEPTH:
+            raise ValueError("nested too deeply")
+    return json_value(text)
 
 
 def _whole_number(digits: str) -> int:

@@ -1,11 +1,13 @@
 """The logger of FedSpeed: lines on stderr that begin with `fedspeed:`, errors with `fedspeed: error:`.
 
-It is configured here only. The result of a command goes to stdout (`cli.output`); `monitor.progress` displays
-progress.
+It is configured here only. Characters that a terminal would obey are escaped, whoever wrote them. The result
+of a command goes to stdout (`cli.output`); `monitor.progress` displays progress.
 """
 
 import logging
 import sys
+
+from fedspeed.text_safety import visible
 
 
 class _Lines(logging.Handler):
@@ -13,7 +15,7 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         mark = "error: " if record.levelno >= logging.ERROR else ""
-        sys.stderr.write(f"fedspeed: {mark}{record.getMessage()}\n")
+        sys.stderr.write(f"fedspeed: {mark}{visible(record.getMessage())}\n")
         sys.stderr.flush()
 
 

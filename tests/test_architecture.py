@@ -15,6 +15,7 @@ PACKAGE = ROOT / "fedspeed"
 LEAVES = "configuration leaves"
 # From the ground up: a room may import those of earlier floors, and its own.
 FLOORS = [
+    ["text_safety"],
     ["errors", "files", "activity", "hub_names", "units", "log", "net", LEAVES],
     ["schedule"],
     ["config"],

@@ -93,7 +93,7 @@ def read_card(folder: Path) -> tuple[str, str]:
         raise ModelError(
             f"{path}: no such file, but it names the prompt that the weights were trained with; {REMEDY}"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise ModelError(
             f"{path}: does not name the prompt that the weights were trained with ({type(error).__name__}); "
             f"{REMEDY}"

@@ -14,8 +14,10 @@ import numpy as np
 from fedspeed.errors import JournalError
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.link import ClientLink
+from fedspeed.files import foreign_json
 from fedspeed.models.factors import pairs
 from fedspeed.models.folded import LEFT, PREFIX, RIGHT, WHOLE, is_folded, module_of
+from fedspeed.text_safety import quoted
 
 Shape = tuple[int, ...]
 MAX_TEXT = 1 << 20  # bytes of the text that names folded arrays
@@ -74,13 +76,20 @@ def _valid_length(received: float) -> int:
 def _from_text(text: bytes, unfolded: Layout) -> Layout:
     """Return a layout of the unfolded arrays and of the folded arrays that a text names."""
     try:
-        folded = {name: _matrix_shape(name, shape) for name, shape in json.loads(text)}
-    except (ValueError, TypeError, RecursionError) as error:
-        raise _refusal(f"the description of its folded arrays cannot be read ({error})") from error
+        folded = {name: _matrix_shape(name, shape) for name, shape in _list(foreign_json(text, MAX_TEXT))}
+    except (ValueError, TypeError) as error:
+        raise _refusal(f"the description of its folded arrays cannot be read ({quoted(error)})") from error
     _check(folded, _product_shapes(unfolded))
     shapes = dict(zip(unfolded.names, unfolded.shapes)) | folded
     names = tuple(sorted(shapes))
     return Layout(names, tuple(shapes[name] for name in names))
+
+
+def _list(value: object) -> list:
+    """Return a received value. Raises ValueError if it is no list."""
+    if not isinstance(value, list):
+        raise ValueError("it is no list")
+    return value
 
 
 def _matrix_shape(name: object, shape: object) -> Shape:

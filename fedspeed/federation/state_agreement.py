@@ -12,9 +12,11 @@ from fedspeed.errors import ConfigError
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.link import ClientLink
+from fedspeed.text_safety import quoted
 from fedspeed.units import shortened_list
 
 MAX_NAMED = 3  # arrays, or participants, that a message names
+MAX_TEXT = 1 << 24  # bytes of the names and shapes of a state
 
 
 def check_arrays(link: ClientLink, state: Arrays, *, method: str, names: Sequence[str]) -> None:
@@ -34,10 +36,17 @@ def check_arrays(link: ClientLink, state: Arrays, *, method: str, names: Sequenc
     headers = link.gather(_header(text))
     if (headers == headers[0]).all():
         return
-    longest = int(np.ascontiguousarray(headers[:, :8]).view(np.int64).max())
+    lengths = np.ascontiguousarray(headers[:, :8]).view(np.int64)[:, 0]
+    if invalid := [name for name, length in zip(names, lengths, strict=True) if not 0 < length <= MAX_TEXT]:
+        raise ConfigError(
+            f"{shortened_list(invalid, MAX_NAMED)} announced names of arrays of less than one byte, or of "
+            f"more than {MAX_TEXT}; all must run the same version of FedSpeed"
+        )
+    longest = int(lengths.max())
     texts = link.gather(np.frombuffer(text.ljust(longest, b"\n"), np.uint8).copy())
     lines_of = [row.tobytes().decode(errors="replace").split("\n") for row in texts]
-    raise ConfigError(difference(method, names, [frozenset(filter(None, lines)) for lines in lines_of]))
+    received = [frozenset(quoted(line) for line in lines if line) for lines in lines_of]
+    raise ConfigError(difference(method, names, received))
 
 
 def array_lines(state: Arrays) -> list[str]:

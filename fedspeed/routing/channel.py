@@ -12,6 +12,7 @@ from safetensors.numpy import load, save
 
 from fedspeed.errors import FedSpeedError, LostPeerError
 from fedspeed.routing.transport import Transport, TransportError
+from fedspeed.text_safety import quoted
 
 
 class Channel:
@@ -66,8 +67,8 @@ class Channel:
             return load(data.tobytes())
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise FedSpeedError(
-                f"{self._name_of(peer)} sent a message that holds no arrays ({error}); all must run the same "
-                "version of FedSpeed"
+                f"{self._name_of(peer)} sent a message that holds no arrays ({quoted(error)}); all must run "
+                "the same version of FedSpeed"
             ) from error
 
     def _name_of(self, peer: int) -> str:

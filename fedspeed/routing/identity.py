@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -26,11 +27,15 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 from fedspeed.errors import FedSpeedError
-from fedspeed.files import json_value, write_atomically
+from fedspeed.files import foreign_json, write_atomically
 from fedspeed.routing.anonymous.crypto import AuthenticationError, check_signature, digest, public_bytes
 from fedspeed.routing.config import RoutingConfig
+from fedspeed.text_safety import MAX_ADDRESS, check_name, quoted, same_name
 
 FORMAT = 1
+MAX_MEMBERS = 1000
+MAX_CERTIFICATE = 8192  # characters; one that `make` has written has about 500
+MAX_FILE = 1 << 24  # bytes of a roster, or of a card
 _YEARS = 10
 
 
@@ -100,8 +105,10 @@ def make(name: str, address: str, folder: Path) -> tuple[Path, Path]:
         FedSpeedError: there is one already, or the name or address is invalid.
     """
     address_of(address, "--address")
-    if not name or "/" in name or name.startswith("."):
-        raise FedSpeedError(f"name {name!r}: give a plain word; it becomes the name of two files")
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise FedSpeedError(f"{error}; it becomes the name of two files") from error
     secret = folder / f"{name}.key"
     public = folder / f"{name}.json"
     for path in (secret, public):
@@ -111,7 +118,7 @@ def make(name: str, address: str, folder: Path) -> tuple[Path, Path]:
                 "it is not in use"
             )
     private = Ed25519PrivateKey.generate()
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
     certificate = (
         x509
@@ -147,7 +154,7 @@ def read_key(path: Path) -> Ed25519PrivateKey:
         if path.stat().st_mode & 0o077:
             raise FedSpeedError(f"{path}: others may read this private key; chmod 600 {path}")
         key = load_pem_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise FedSpeedError(
             f"{path}: cannot be read as a private key ({error}); make one with `fedspeed keys new`"
         ) from error
@@ -170,14 +177,10 @@ def sign_roster(cards: Sequence[MemberCard], signer: Ed25519PrivateKey, epoch: i
     Raises:
         FedSpeedError: two members have the same name, key or address, or the server is no member.
     """
-    for field, values in (
-        ("name", [card.name for card in cards]),
-        ("key", [card.key.hex() for card in cards]),
-        ("address", [card.address for card in cards]),
-    ):
-        twice = [value for value in values if values.count(value) > 1]
-        if twice:
-            raise FedSpeedError(f"two members have the same {field}, {twice[0]}; every member needs its own")
+    try:
+        _check_distinct(cards)
+    except ValueError as error:
+        raise FedSpeedError(f"{error}; every member needs its own") from error
     body: dict[str, Any] = {
         "format": FORMAT,
         "epoch": epoch,
@@ -210,7 +213,7 @@ def read_roster(path: Path, signer: str) -> Roster:
             card.
 
     Raises:
-        FedSpeedError: damaged, not signed by the pinned key, or not a roster.
+        FedSpeedError: damaged, not signed by the pinned key, or not a roster; names the file.
     """
     text = _json(path)
     signer = pinned(signer)
@@ -220,20 +223,15 @@ def read_roster(path: Path, signer: str) -> Roster:
         }
         signed_by = text["signer"]
         signature = bytes.fromhex(text["signature"])
-        if (
-            body["format"] != FORMAT
-            or not isinstance(body["epoch"], int)
-            or not isinstance(body["members"], list)
-        ):
-            raise ValueError("its fields have the wrong types")
+        _check_types(body)
     except (KeyError, ValueError, TypeError) as error:
         raise FedSpeedError(
             f"{path}: not a roster ({error}); make one with `fedspeed keys roster`"
         ) from error
     if signed_by != signer:
         raise FedSpeedError(
-            f"{path}: signed by {signed_by}, but routing.roster_signer={signer or '(empty)'}; pin the key of "
-            "who runs the federation, which you got by other means than this file"
+            f"{path}: signed by {quoted(signed_by)}, but routing.roster_signer={signer or '(empty)'}; pin "
+            "the key of who runs the federation, which you got by other means than this file"
         )
     try:
         check_signature(bytes.fromhex(signer), signature, _signed(body))
@@ -243,8 +241,11 @@ def read_roster(path: Path, signer: str) -> Roster:
         ) from error
     # Parsed only after the signature was verified.
     members = tuple(_card(member, str(path)) for member in body["members"])
-    names = [card.name for card in members]
-    server = names.index(body["server"]) if "server" in body else None
+    try:
+        _check_distinct(members)
+        server = [card.name for card in members].index(body["server"]) if "server" in body else None
+    except ValueError as error:
+        raise FedSpeedError(f"{path}: not a roster ({error}); ask its signer for another one") from error
     return Roster(members, body["epoch"], digest(_signed(body)), server)
 
 
@@ -288,7 +289,8 @@ def _signed(body: Mapping[str, object]) -> bytes:
 def _json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises FedSpeedError if the file holds none."""
     try:
-        values = json_value(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            values = foreign_json(file.read(MAX_FILE + 1), MAX_FILE)
     except (OSError, ValueError) as error:
         raise FedSpeedError(
             f"{path}: cannot be read ({error}); give the file that `fedspeed keys` has written"
@@ -298,18 +300,72 @@ def _json(path: Path) -> dict[str, Any]:
     return values
 
 
+def _check_types(body: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the fields of a roster have the right types."""
+    members = body["members"]
+    if (
+        type(body["format"]) is not int
+        or body["format"] != FORMAT
+        or type(body["epoch"]) is not int
+        or not isinstance(body.get("server", ""), str)
+        or not isinstance(members, list)
+    ):
+        raise ValueError("its fields have the wrong types")
+    if not 0 < len(members) <= MAX_MEMBERS:
+        raise ValueError(f"it has {len(members)} members, of at least 1 and at most {MAX_MEMBERS}")
+
+
+def _check_distinct(cards: Sequence[MemberCard]) -> None:
+    """Raise ValueError if two members have the same name, apart from case, the same key or address."""
+    for field, values in (
+        ("name", [same_name(card.name) for card in cards]),
+        ("key", [card.key.hex() for card in cards]),
+        ("address", [card.address for card in cards]),
+    ):
+        twice = [value for value in values if values.count(value) > 1]
+        if twice:
+            raise ValueError(f"two members have the same {field}, {twice[0]}")
+
+
 def _card(values: Any, where: str) -> MemberCard:
     """Check the values of a card. Raises FedSpeedError, which names `where` they were read."""
     try:
-        card = MemberCard(str(values["name"]), str(values["address"]), str(values["certificate"]))
-        address_of(card.address, where)
-        if len(card.key) != 32:
-            raise ValueError("not an Ed25519 key")
-        return card
+        fields = {key: values[key] for key in ("name", "address", "certificate")}
+        for key, value in fields.items():
+            if not isinstance(value, str):
+                raise ValueError(f"its {key} is no text")
+        check_name(fields["name"])
+        address_of(fields["address"], where)
+        pem = _certificate(fields["certificate"]).public_bytes(Encoding.PEM).decode()
+        return MemberCard(fields["name"], fields["address"], pem)
     except (KeyError, TypeError, ValueError) as error:
         raise FedSpeedError(
             f"{where}: not a member's card ({error}); make one with `fedspeed keys new`"
         ) from error
+
+
+def _certificate(text: str) -> x509.Certificate:
+    """Return the certificate of a card. Its signature shows that whoever made it has the private key.
+
+    Raises:
+        ValueError: it is not exactly one certificate, of an Ed25519 key that has signed it itself.
+    """
+    if len(text) > MAX_CERTIFICATE:
+        raise ValueError(f"its certificate has {len(text)} characters, of at most {MAX_CERTIFICATE}")
+    try:
+        found = x509.load_pem_x509_certificates(text.encode())
+        keys = [certificate.public_key() for certificate in found]
+    except (UnsupportedAlgorithm, x509.InvalidVersion) as error:
+        raise ValueError(f"its certificate cannot be read: {quoted(error)}") from error
+    if len(found) != 1:
+        raise ValueError(f"it holds {len(found)} certificates instead of one")
+    if not isinstance(keys[0], Ed25519PublicKey):
+        raise ValueError("its certificate is not of an Ed25519 key")
+    try:
+        found[0].verify_directly_issued_by(found[0])
+    except (InvalidSignature, TypeError, ValueError) as error:
+        raise ValueError("its certificate is not signed by its own key") from error
+    return found[0]
 
 
 def address_of(text: str, where: str) -> tuple[str, int]:
@@ -317,6 +373,10 @@ def address_of(text: str, where: str) -> tuple[str, int]:
     HOST:PORT.
     """
     host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise FedSpeedError(f"{where}: {text!r} is not HOST:PORT, where this site listens for the others")
+    is_host = host and host.isprintable() and " " not in host and len(text) <= MAX_ADDRESS
+    is_port = port.isascii() and port.isdigit() and len(port) < 6 and 0 < int(port) < 65536
+    if not is_host or not is_port:
+        raise FedSpeedError(
+            f"{where}: {text[:MAX_ADDRESS]!r} is not HOST:PORT, where this site listens for the others"
+        )
     return host.strip("[]"), int(port)
