@@ -22,8 +22,8 @@ class PublicParameters:
         cipher: a name of `crypto.CIPHERS`.
         threshold: the fewest members that must be left: more than half, so that no two groups that cannot
             hear each other both go on.
-        subject: digest of what is summed. It is compared after the first phase, with a message of its own, and
-            not part of the context.
+        subject: digest of what is summed. It is compared after the first phase, with a message of its own,
+            and not part of the context.
     """
 
     members: tuple[bytes, ...]

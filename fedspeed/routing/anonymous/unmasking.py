@@ -96,7 +96,7 @@ class OpeningMember(CommittingMember):
                 self._self_secrets[i] = secret
 
     def _convict_by_secrets(self) -> list[int]:
-        """Return the members that have signed another secret than they had committed to: they are convicted."""
+        """Convict the members that have signed another secret than they had committed to; return them."""
         false = [
             i
             for i, announced in enumerate(self.announced)
