@@ -54,6 +54,7 @@ LATE = {
         "routing/identity",
         "routing/listen_address",
         "routing/signed_broadcast",
+        "session/settled_marks",
         "session/site",
     },
 }

@@ -97,6 +97,15 @@ class Deployment(ABC):
     def keep_epoch(self, folder: Path) -> None:
         """Note in the folder of a run which roster it continues with."""
 
+    def settled_marks(self, folder: Path) -> Any:
+        """Return where the settled marks of a run are stored
+        (`routing.anonymous.settlement.SettledMarks`); None: in memory, as long as the job runs.
+
+        Raises:
+            JournalError: they cannot be read.
+        """
+        return None
+
     def seal_rows(self, digest: str) -> str:
         """Return the digest of a job's rows in the form that its journal may store."""
         return digest
@@ -206,6 +215,11 @@ class SiteDeployment(Deployment):
 
     def keep_epoch(self, folder: Path) -> None:
         self.site.keep_epoch(folder)
+
+    def settled_marks(self, folder: Path) -> Any:
+        from fedspeed.session.settled_marks import FileMarks
+
+        return FileMarks(folder)
 
     def seal_rows(self, digest: str) -> str:
         """Return a digest keyed with a secret that is derived from the site's private key.

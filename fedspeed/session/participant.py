@@ -131,6 +131,7 @@ def make_anonymous_exchange(
         roster=identity.members,
         settings=identity.settings,
         arrivals=arrivals,
+        marks=job.deployment.settled_marks(job.request.folder),
     )
 
 

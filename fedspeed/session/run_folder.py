@@ -15,6 +15,7 @@ RUN_FILES = (
     "summary.json",
     "rounds.jsonl",
     "roster-epoch",
+    "settled-sums.jsonl",
 )
 RUN_FOLDERS = ("journal", "tensorboard", "trace", "adapter", "adapter-last", "model", "model-last")
 
