@@ -138,7 +138,7 @@ def meta_model(config: ModelConfig, adapter: AdapterConfig) -> "PreTrainedModel"
     if not path.is_file():
         raise ModelError(f"{folder}: no config.json; model.base must be a Hugging Face model folder")
     try:
-        hf = AutoConfig.from_pretrained(folder)
+        hf = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except _REFUSED_BY_TRANSFORMERS as error:
         raise ModelError(f"{path}: not a model configuration transformers knows ({error})") from error
     family = family_of(hf.model_type, str(path))
@@ -150,7 +150,7 @@ def meta_model(config: ModelConfig, adapter: AdapterConfig) -> "PreTrainedModel"
         hf._experts_implementation = experts_implementation()
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(hf, dtype=DTYPES[config.dtype])
+            model = AutoModelForCausalLM.from_config(hf, dtype=DTYPES[config.dtype], trust_remote_code=False)
     except _REFUSED_BY_TRANSFORMERS as error:
         raise ModelError(
             f"{path}: transformers builds no model of it ({type(error).__name__}: {error}); correct the "
