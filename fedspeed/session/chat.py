@@ -76,6 +76,9 @@ def load(folder: Path) -> Loaded:
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from fedspeed.models.adapters import saved_lora_config
+    from fedspeed.models.loading import model_config
+
     template, dtype = read_card(folder)
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype):
@@ -91,11 +94,11 @@ def load(folder: Path) -> Loaded:
             activity.during(f"the loading of {base}"),
             warnings.catch_warnings(action="ignore"),
         ):  # the libraries warn about themselves
-            model = AutoModelForCausalLM.from_pretrained(base, dtype=kind, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                base, config=model_config(base), dtype=kind, trust_remote_code=False
+            )
             if adapted:
                 from peft import PeftModel
-
-                from fedspeed.models.adapters import saved_lora_config
 
                 model = PeftModel.from_pretrained(
                     model,

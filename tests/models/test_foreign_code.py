@@ -88,6 +88,18 @@ def test_a_folder_with_code_runs_none_of_it(tmp_path, marker, kind):
         )
 
 
+@pytest.mark.parametrize("name", ["owner/kernel", {"": "owner/kernel"}, "flash_attention_2", 5, ["a"]])
+def test_attention_is_not_computed_by_code_of_the_hub(tmp_path, marker, name):
+    folder = folder_with_code(tmp_path / "m", marker, attn_implementation=name)
+    (folder / "README.md").write_text("---\nfedspeed:\n  template: plain\n  dtype: float32\n---\n")
+    for use in (
+        lambda: meta_model(ModelConfig(base=str(folder), dtype="fp32"), AdapterConfig()),
+        lambda: chat.load(folder),
+    ):
+        with pytest.raises(ModelError, match="attn_implementation=.* is code from elsewhere"):
+            use()
+
+
 def calls_of_transformers(path: Path):
     """Yield the calls in a file that could load code from a folder."""
     for node in ast.walk(ast.parse(path.read_text())):
