@@ -182,7 +182,13 @@ class Store:
         address = self.listen_address(ranks)
         if not is_loopback(address) and self._user_interfaces:
             return self._user_interfaces
-        return interface_of(address)
+        try:
+            return interface_of(address)
+        except OSError as error:
+            raise HostfileError(
+                f"{error}; set MASTER_ADDR to an address of the first host, or {GLOO_INTERFACE} to the name "
+                "of an interface"
+            ) from error
 
     def _set(self, key: str, text: str) -> bool:
         """Set a key; return True, since None stands for a query without an answer."""

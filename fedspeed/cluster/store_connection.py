@@ -204,7 +204,7 @@ def _wait_for_listener(
             return
         except socket.gaierror as error:
             if time.monotonic() - started > min(_RESOLVE_S, timeout_s):
-                raise _unknown_host(launch, error.strerror) from None
+                raise _unknown_host(launch, error.strerror or str(error)) from None
         except OSError as error:
             if time.monotonic() >= deadline:
                 raise LostPeerError(

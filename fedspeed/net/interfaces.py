@@ -3,8 +3,6 @@
 import ipaddress
 import socket
 
-from fedspeed.errors import HostfileError
-
 LOOPBACK = "127.0.0.1"
 
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
@@ -66,7 +64,7 @@ def interface_of(address: str) -> str:
     """Return the name of the network interface that has an IP address of this machine.
 
     Raises:
-        HostfileError: no interface has it.
+        OSError: no interface has it.
     """
     import psutil
 
@@ -74,10 +72,7 @@ def interface_of(address: str) -> str:
         # A link-local IPv6 address carries its interface as a suffix.
         if any(entry.address.partition("%")[0] == address.partition("%")[0] for entry in entries):
             return name
-    raise HostfileError(
-        f"no network interface of this machine has the address {address}; set MASTER_ADDR to an address of "
-        f"the first host, or {GLOO_INTERFACE} to the name of an interface"
-    )
+    raise OSError(f"no network interface of this machine has the address {address}")
 
 
 def _is_here(address: str) -> bool:

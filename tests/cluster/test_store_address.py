@@ -6,11 +6,12 @@ import threading
 from dataclasses import replace
 
 import pytest
+from torch.distributed import HashStore, TCPStore
 
 from fedspeed.cluster import store_connection
 from fedspeed.cluster.discover import Launch
 from fedspeed.cluster.hostfile import Host
-from fedspeed.cluster.rendezvous import meet
+from fedspeed.cluster.rendezvous import Peer, Store, meet
 from fedspeed.cluster.store_connection import open_server, store_address
 from fedspeed.cluster.store_values import read_values
 from fedspeed.cluster.torch_world import torch_world_env
@@ -85,7 +86,7 @@ def test_addresses_and_interfaces_of_this_machine():
     assert addresses_here("no-such-host.invalid") == []
     assert address_facing("127.0.0.1") == "127.0.0.1"
     assert interface_of("127.0.0.1") == "lo"
-    with pytest.raises(HostfileError, match=r"192.0.2.99; set MASTER_ADDR .* GLOO_SOCKET_IFNAME"):
+    with pytest.raises(OSError, match=r"no network interface of this machine has the address 192.0.2.99"):
         interface_of("192.0.2.99")
 
 
@@ -115,6 +116,11 @@ def test_a_job_listens_on_the_launchers_address_only():
 
 
 def test_gloo_takes_the_users_interface_between_machines_only(monkeypatch):
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    other = Store(HashStore(), ("192.0.2.99", 1), 0)
+    other.peers = (Peer(0, "here", 1), Peer(1, "elsewhere", 1))
+    with pytest.raises(HostfileError, match=r"192.0.2.99; set MASTER_ADDR .* GLOO_SOCKET_IFNAME"):
+        other.interfaces([0, 1])
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
     store = met("127.0.0.1", free_port(1 + STORE_PORT_OFFSET))[1]
     assert store.interfaces([0, 1, 2]) == "lo", "all ranks run on one machine"
@@ -160,8 +166,6 @@ def test_a_malformed_value_ends_with_a_message(value):
     for thread in threads:
         thread.start()
     _, (host, store_port) = store_connection.open_or_connect(launch_of(2, port=port), LIMIT_S)
-    from torch.distributed import TCPStore
-
     stranger = TCPStore(host, store_port, is_master=False, wait_for_workers=False)
     stranger.set("fedspeed/here/2", value)
     stranger.set("fedspeed/read/2", "")

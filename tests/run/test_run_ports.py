@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import struct
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -23,14 +24,19 @@ def running(shared_workshop):
     """
     federation = Federation(shared_workshop, "listening", 3)
     env = SLOW | {"GLOO_SOCKET_IFNAME": "eth0", "NCCL_SOCKET_IFNAME": "eth0"}
-    started = federation.start_sites("cluster.local_ranks=2", env=env, sites=(0,))
-    started += federation.start_sites(env=env, sites=(1, 2))
+    rounds = "federation.rounds=12"
+    started = federation.start_sites(rounds, "cluster.local_ranks=2", env=env, sites=(0,))
+    started += federation.start_sites(rounds, env=env, sites=(1, 2))
     federation.until_a_round(started)
     opened = [listening_sockets(site.family()) for site in started]
-    stores = [[port for _, port in sockets if is_store(port)] for sockets in opened]
+    ports = [port for sockets in opened for _, port in sockets]
+    with ThreadPoolExecutor(len(ports)) as pool:
+        found = {port for port, answers in zip(ports, pool.map(is_store, ports)) if answers}
+    stores = [[port for _, port in sockets if port in found] for sockets in opened]
     for sockets in opened:
         for address, port in sockets:
             call(address, port)
+    assert all(site.process.poll() is None for site in started), "the sites listened all the time"
     ended = [site.wait() for site in started]
     return federation, opened, stores, ended
 
@@ -38,7 +44,7 @@ def running(shared_workshop):
 def is_store(port: int) -> bool:
     """Return whether a torch store answers on a port of loopback."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)) as stranger:
-        stranger.settimeout(2)
+        stranger.settimeout(1)  # gloo keeps a connection that it does not understand
         stranger.sendall(VALIDATE + PING)
         return stranger.recv(4) == PING[1:]
     return False
