@@ -124,7 +124,9 @@ class Trainer:
         self.tokenizer = byte_tokenizer()
         self.encoded = {}
         self.model = PeftModel.from_pretrained(
-            AutoModelForCausalLM.from_pretrained(folder / "base"), folder / "adapter", is_trainable=True
+            AutoModelForCausalLM.from_pretrained(folder / "base", trust_remote_code=False),
+            folder / "adapter",
+            is_trainable=True,
         )
         named = {n.replace(".default.", "."): p for n, p in self.model.named_parameters() if p.requires_grad}
         self.names = list(named)  # as in the adapter's file

@@ -21,7 +21,9 @@ def visible(text: str) -> str:
 
 
 def quoted(text: object, limit: int = MAX_QUOTED) -> str:
-    """Return a foreign text as one visible line of at most `limit` characters and an ellipsis."""
+    """Return the first `limit` characters of a foreign text as one visible line, with an ellipsis if there
+    are more.
+    """
     line = str(text)
     cut = line[:limit] + "..." * (len(line) > limit)
     return "".join(character if character.isprintable() else _escaped(character) for character in cut)

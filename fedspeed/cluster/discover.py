@@ -44,6 +44,7 @@ class Launch:
         master_addr, master_port: address of rank 0.
         port_file: the file in which rank 0 of a local run writes the port at which it listens. None: all
             ranks know `master_port`.
+        one_machine: whether all ranks run on this machine, by what the launcher says.
     """
 
     kind: LauncherKind
@@ -55,6 +56,7 @@ class Launch:
     master_addr: str
     master_port: int
     port_file: Path | None = None
+    one_machine: bool = False
 
 
 def discover(
@@ -91,7 +93,7 @@ def discover(
         hostname=hostname,
     )
     hostfile, hosts = find_layout(context, world_info)
-    one_machine = identity.all_local or len(hosts) == 1
+    one_machine = identity.all_local or (len(hosts) == 1 and identity.local_size is None)
     port_file = None
     if identity.kind == "local" and PORT_FILE_VARIABLE in env:
         port_file = Path(env[PORT_FILE_VARIABLE])
@@ -105,6 +107,7 @@ def discover(
         master_addr=env.get("MASTER_ADDR") or ("127.0.0.1" if one_machine else hosts[0].name),
         master_port=0 if port_file else _master_port(env, identity),
         port_file=port_file,
+        one_machine=one_machine,
     )
 
 
@@ -175,6 +178,7 @@ def _plain_launch(env: Mapping[str, str], hostfile_path: Path | None) -> Launch:
         hosts=hostfile.hosts if hostfile else (Host("localhost", 1),),
         master_addr="127.0.0.1",
         master_port=0,
+        one_machine=True,
     )
 
 

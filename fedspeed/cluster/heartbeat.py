@@ -170,12 +170,12 @@ class Heartbeat:
             last = time.monotonic()
             while not self._end.is_set():
                 tcp.add(_beat_key(self._me), 1)
-                numbers = [int(text) for text in tcp.multi_get(keys)] if keys else []
+                numbers = list(map(_number, tcp.multi_get(keys))) if keys else []
                 now = time.monotonic()
                 idle.take(dict(zip(others, numbers, strict=False)), now - last)
                 last = now
                 has_left = dict(zip(others, numbers[len(others) :], strict=True))
-                self._snapshot = self._snapshot_of(idle, frozenset(r for r in others if has_left[r]))
+                self._snapshot = self._snapshot_of(idle, frozenset(r for r in others if has_left[r] > 0))
                 self._answers += 1
                 self._end.wait(self._interval_s)
             if self._announce_leaving:
@@ -213,6 +213,16 @@ class Heartbeat:
                     if not self._end.is_set():
                         self._on_stuck(self._lost)
                 return
+
+
+def _number(value: bytes) -> int:
+    """Return a counter of the store; -1 for a value that another program has written, so that the rank whose
+    counter it was counts as idle.
+    """
+    try:
+        return int(value)
+    except ValueError:
+        return -1
 
 
 def _beat_key(world_rank: int) -> str:

@@ -1,7 +1,8 @@
-"""How the ranks of a job find each other, check that they agree, and form one torch world per cluster.
+"""How the ranks of a job find each other and check that they agree.
 
-World rank 0 holds a key-value store (torch's TCPStore, separate from the stores of the torch worlds). The
-module imports torch only inside the functions that use it.
+World rank 0 holds a key-value store (torch's TCPStore, separate from the stores of the torch worlds). A job
+of one rank has a store in its memory, without a socket. The module imports torch only inside the functions
+that use it.
 """
 
 import json
@@ -10,20 +11,22 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar, Union
 
 from fedspeed.cluster.discover import Launch
 from fedspeed.cluster.hostnames import find_host
 from fedspeed.cluster.launch_context import host_of_rank
-from fedspeed.cluster.store_connection import open_or_connect, open_server, ranks_text
+from fedspeed.cluster.store_connection import open_or_connect, ranks_text
+from fedspeed.cluster.store_values import parse_values
 from fedspeed.errors import HostfileError, LostPeerError
-from fedspeed.net.ports import RESOLVER_OPTIONS, RESOLVER_VARIABLE, reachable_address
+from fedspeed.net.interfaces import GLOO_INTERFACE, LOOPBACK, address_facing, interface_of, is_loopback
+from fedspeed.net.ports import RESOLVER_OPTIONS, RESOLVER_VARIABLE
 
 if TYPE_CHECKING:
-    from torch.distributed import PrefixStore, TCPStore
+    from torch.distributed import HashStore, PrefixStore, TCPStore
 
 T = TypeVar("T")
 
@@ -56,23 +59,38 @@ class Peer:
         return self.hostname, self.boot
 
 
+@dataclass(frozen=True)
+class _Announcement:
+    """What a rank publishes when it joins; see `Peer`. `layout` is the text of `_layout_text`."""
+
+    hostname: str
+    pid: int
+    boot: str
+    layout: str
+
+
 class Store:
     """A rank's connection to the job's key-value store, and the ranks that have joined.
 
     Rank 0 holds the server: the store ends with that process.
 
+    Args:
+        backend: torch's store; a HashStore in a job of one rank.
+
     Attributes:
-        address: (host, port) at which the store was reached.
+        address: (host, port) at which the store was reached. Ranks on the machine of rank 0 have the address
+            that it listens on. ("", 0) in a job of one rank.
         peers: all ranks, by world rank.
         world_server: the store of this rank's torch world, on the first rank of that world.
     """
 
-    def __init__(self, tcp: "TCPStore", address: tuple[str, int], world_rank: int):
+    def __init__(self, backend: Union["TCPStore", "HashStore"], address: tuple[str, int], world_rank: int):
         self.address = address
         self.world_rank = world_rank
         self.peers: tuple[Peer, ...] = ()
         self.world_server: TCPStore | None = None
-        self._tcp = tcp
+        self._backend = backend
+        self._user_interfaces = os.environ.get(GLOO_INTERFACE)
         self._gone = False
         self._lock = threading.Lock()
         self._unanswered: threading.Thread | None = None
@@ -87,11 +105,14 @@ class Store:
 
     def add(self, key: str, amount: int) -> int:
         """Add to a counter that starts at 0; return its new value."""
-        return self._require(lambda: self._tcp.add(key, amount))
+        return self._require(lambda: self._backend.add(key, amount))
 
     def get(self, *keys: str) -> list[str]:
         """Return the values of keys that exist."""
-        return [value.decode() for value in self._require(lambda: self._tcp.multi_get(list(keys)))]
+        return [
+            value.decode(errors="replace")
+            for value in self._require(lambda: self._backend.multi_get(list(keys)))
+        ]
 
     def try_put(self, key: str, text: str) -> None:
         """Set a key as `put` does; give up after a few seconds instead of raising."""
@@ -102,7 +123,7 @@ class Store:
 
         If the store does not answer, rank 0, which holds it, counts as the first.
         """
-        count = self._query(lambda: self._tcp.add(key, 1), _QUERY_S)
+        count = self._query(lambda: self._backend.add(key, 1), _QUERY_S)
         return self.world_rank == 0 if count is None else count == 1
 
     def wait(self, keys: list[str], timeout_s: float) -> set[str]:
@@ -114,7 +135,7 @@ class Store:
         pause_s = 0.005
         while True:
             left_s = deadline - time.monotonic()
-            if self._query(lambda: self._tcp.check(keys), max(left_s, _QUERY_S)):
+            if self._query(lambda: self._backend.check(keys), max(left_s, _QUERY_S)):
                 return set()
             if self._gone or left_s <= 0:
                 return {key for key in keys if not self.has(key)}
@@ -123,21 +144,55 @@ class Store:
 
     def has(self, key: str) -> bool:
         """Return whether a key exists; False too if the store does not answer within a few seconds."""
-        return bool(self._query(lambda: self._tcp.check([key]), _QUERY_S))
+        return bool(self._query(lambda: self._backend.check([key]), _QUERY_S))
 
     def connect(self, prefix: str, timeout_s: float) -> "PrefixStore":
         """Return a torch store on a new connection, for a process group; its keys begin with `prefix`."""
-        from torch.distributed import PrefixStore, TCPStore
+        from torch.distributed import HashStore, PrefixStore, TCPStore
 
+        if isinstance(self._backend, HashStore):
+            return PrefixStore(prefix, self._backend)
         host, port = self.address
         timeout = timedelta(seconds=timeout_s)
         return PrefixStore(
             prefix, TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
         )
 
+    def listen_address(self, ranks: Iterable[int]) -> str:
+        """Return the address of this machine to listen on for `ranks`: loopback if all of them run here.
+
+        Otherwise it is that of the interface which faces the machine of rank 0; on that machine the address
+        that rank 0 listens on.
+        """
+        machine = self.peers[self.world_rank].machine
+        if all(self.peers[rank].machine == machine for rank in ranks):
+            return LOOPBACK
+        if machine == self.peers[0].machine:
+            return self.address[0]
+        return address_facing(self.address[0])
+
+    def interfaces(self, ranks: Iterable[int]) -> str:
+        """Return the names of the interfaces through which gloo shall connect this rank with `ranks`.
+
+        GLOO_SOCKET_IFNAME as the user has set it applies where they run on several machines.
+
+        Raises:
+            HostfileError: no interface of this machine has the address of `listen_address`.
+        """
+        address = self.listen_address(ranks)
+        if not is_loopback(address) and self._user_interfaces:
+            return self._user_interfaces
+        try:
+            return interface_of(address)
+        except OSError as error:
+            raise HostfileError(
+                f"{error}; set MASTER_ADDR to an address of the first host, or {GLOO_INTERFACE} to the name "
+                "of an interface"
+            ) from error
+
     def _set(self, key: str, text: str) -> bool:
         """Set a key; return True, since None stands for a query without an answer."""
-        self._tcp.set(key, text)
+        self._backend.set(key, text)
         return True
 
     def _require(self, query: Callable[[], T]) -> T:
@@ -187,15 +242,9 @@ def meet(launch: Launch, timeout_s: float) -> Store:
     """
     os.environ.setdefault(RESOLVER_VARIABLE, RESOLVER_OPTIONS)
     deadline = time.monotonic() + timeout_s
-    tcp, address = open_or_connect(launch, timeout_s)
-    store = Store(tcp, address, launch.world_rank)
-    announcement = {
-        "hostname": socket.gethostname(),
-        "boot": _boot_id(),
-        "pid": os.getpid(),
-        "layout": _layout_text(launch),
-    }
-    store.put(_joined_key(launch.world_rank), json.dumps(announcement))
+    store = _store_of(launch, timeout_s)
+    announcement = _Announcement(socket.gethostname(), os.getpid(), _boot_id(), _layout_text(launch))
+    store.put(_joined_key(launch.world_rank), json.dumps(asdict(announcement)))
     all_ranks = range(launch.world_size)
     missing = store.wait([_joined_key(rank) for rank in all_ranks], deadline - time.monotonic())
     if missing:
@@ -203,62 +252,22 @@ def meet(launch: Launch, timeout_s: float) -> Store:
         raise LostPeerError(
             f"{len(ranks)} of {launch.world_size} ranks did not arrive at "
             f"{launch.master_addr}:{store.address[1]} within {timeout_s:g} s: {ranks_text(launch, ranks)}; "
-            "look at their output, or raise cluster.start_timeout_s"
+            f"look at their output, or raise cluster.start_timeout_s{_loopback_note(launch, store)}"
         )
-    announcements = [json.loads(text) for text in store.get(*map(_joined_key, all_ranks))]
+    keys = [_joined_key(rank) for rank in all_ranks]
+    texts = store.get(*keys)
     store.put(_read_key(launch.world_rank), "read")
     if launch.world_rank == 0:
         # If the announcements are refused below, all ranks end at once. Rank 0, which holds the store, must
         # not end before the others have read them.
         store.wait([_read_key(rank) for rank in all_ranks], _READ_S)
+    announcements = parse_values(keys, texts, _announcement)
     store.peers = tuple(
-        Peer(rank, str(values["hostname"]), int(values["pid"]), str(values["boot"]))
-        for rank, values in enumerate(announcements)
+        Peer(rank, item.hostname, item.pid, item.boot) for rank, item in enumerate(announcements)
     )
     _check_layouts(announcements)
     _check_machines(launch, store.peers)
     return store
-
-
-def torch_world_env(store: Store, ranks: Sequence[int], launch: Launch, timeout_s: float) -> dict[str, str]:
-    """Return the environment of this rank's torch world, to be set before torch.distributed is initialised.
-
-    RANK and WORLD_SIZE count in that world. LOCAL_RANK and LOCAL_SIZE remain the machine's, as the launcher
-    numbered its ranks: they choose the accelerator and divide the cores, and DeepSpeed requires that
-    LOCAL_RANK equals Open MPI's. CROSS_RANK and CROSS_SIZE count the machines of the world. MASTER_ADDR and
-    MASTER_PORT are those of a store that the first rank has already opened and keeps open: where torch opens
-    a store on the same port, it shares the server. The world lives as long as `store`.
-
-    Args:
-        ranks: the world ranks of that world in order, this one among them.
-
-    Raises:
-        LostPeerError: the first of them did not open its store before the timeout.
-    """
-    world_rank = store.world_rank
-    machine = store.peers[world_rank].machine
-    key = f"fedspeed/world/{ranks[0]}"
-    if world_rank == ranks[0]:
-        address = reachable_address(launch.master_addr, machine == store.peers[0].machine)
-        store.world_server = open_server(0, timeout_s)
-        store.put(key, json.dumps([address, store.world_server.port]))
-    elif store.wait([key], timeout_s):
-        raise LostPeerError(
-            f"{ranks_text(launch, [ranks[0]])} did not open the torch world of ranks "
-            f"{', '.join(map(str, ranks))} within {timeout_s:g} s; look at its output"
-        )
-    master_addr, master_port = json.loads(store.get(key)[0])
-    machines = list(dict.fromkeys(store.peers[rank].machine for rank in ranks))
-    return {
-        "RANK": str(ranks.index(world_rank)),
-        "WORLD_SIZE": str(len(ranks)),
-        "LOCAL_RANK": str(launch.local_rank),
-        "LOCAL_SIZE": str(sum(peer.machine == machine for peer in store.peers)),
-        "CROSS_RANK": str(machines.index(machine)),
-        "CROSS_SIZE": str(len(machines)),
-        "MASTER_ADDR": str(master_addr),
-        "MASTER_PORT": str(master_port),
-    }
 
 
 def publish(store: Store, key: str, text: str) -> None:
@@ -296,6 +305,33 @@ def ranks_not_left(store: Store, ranks: Iterable[int], timeout_s: float) -> set[
     return {rank for rank in ranks if _left_key(rank) in missing}
 
 
+def _store_of(launch: Launch, timeout_s: float) -> Store:
+    """Open the job's store, or connect to it. Raises as `open_or_connect` does."""
+    if launch.world_size == 1:
+        from torch.distributed import HashStore
+
+        return Store(HashStore(), ("", 0), launch.world_rank)
+    return Store(*open_or_connect(launch, timeout_s), launch.world_rank)
+
+
+def _announcement(text: str) -> _Announcement:
+    """Return a parsed announcement. Raises as `read_values` lets a parser do."""
+    values = json.loads(text)
+    hostname, boot, layout = (str(values[key]) for key in ("hostname", "boot", "layout"))
+    return _Announcement(hostname, int(values["pid"]), boot, layout)
+
+
+def _loopback_note(launch: Launch, store: Store) -> str:
+    """Return what to do if rank 0 of a job of several hosts listens on loopback only; else nothing."""
+    if launch.one_machine or launch.world_rank or not is_loopback(store.address[0]):
+        return ""
+    return (
+        f". Rank 0 listens on {store.address[0]} only, since `{launch.master_addr}` has no other address "
+        "here: if the ranks run on several machines, set MASTER_ADDR to this machine's address in their "
+        "network"
+    )
+
+
 def _joined_key(world_rank: int) -> str:
     return f"fedspeed/here/{world_rank}"
 
@@ -313,14 +349,14 @@ def _layout_text(launch: Launch) -> str:
     return json.dumps([(host.name, host.slots, *host.facts) for host in launch.hosts])
 
 
-def _check_layouts(announcements: list[dict[str, Any]]) -> None:
+def _check_layouts(announcements: Sequence[_Announcement]) -> None:
     first = announcements[0]
     for rank, announcement in enumerate(announcements):
-        if announcement["layout"] != first["layout"]:
+        if announcement.layout != first.layout:
             raise HostfileError(
-                f"rank 0 on {first['hostname']} and rank {rank} on {announcement['hostname']} found "
-                f"different hosts: {first['layout']} and {announcement['layout']}; name the same file on "
-                "all with `launch.py --hostfile FILE`"
+                f"rank 0 on {first.hostname} and rank {rank} on {announcement.hostname} found different "
+                f"hosts: {first.layout} and {announcement.layout}; name the same file on all with "
+                "`launch.py --hostfile FILE`"
             )
 
 

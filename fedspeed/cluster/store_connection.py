@@ -12,8 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedspeed.cluster.discover import Launch
+from fedspeed.cluster.hostfile import Host
 from fedspeed.cluster.launch_context import host_of_rank
 from fedspeed.errors import HostfileError, LostPeerError
+from fedspeed.net.interfaces import (
+    LOOPBACK,
+    address_facing,
+    addresses_here,
+    is_ip_address,
+    is_loopback,
+    listening_socket,
+)
 from fedspeed.net.ports import STORE_PORT_OFFSET, free_port
 
 if TYPE_CHECKING:
@@ -22,27 +31,32 @@ if TYPE_CHECKING:
 # A host name that cannot be resolved within this time is taken for wrong.
 _RESOLVE_S = 10.0
 _PAUSE_S = 0.05
+# A name service that does not answer costs seconds for each of these.
+_HOSTS_TRIED = 3
 
 
-def open_server(port: int, timeout_s: float) -> "TCPStore":
-    """Return a torch TCPStore that listens on `port` of all interfaces; 0: on a free one, its attribute
-    `port`.
+def open_server(address: str, port: int, timeout_s: float) -> "TCPStore":
+    """Return a torch TCPStore that listens on `port` of one IP address of this machine; 0: on a free one, its
+    attribute `port`.
 
-    Another store that this process opens on the same port shares the server if it is `multi_tenant` too, as
-    torch's own store of a process group is.
+    Left to itself a TCPStore listens on all interfaces. Another store that this process opens on the same
+    port shares the server if it is `multi_tenant` too, as torch's own store of a process group is.
 
     Raises:
-        RuntimeError: the port is taken.
+        OSError: the port is taken.
     """
     from torch.distributed import TCPStore
 
+    listener = listening_socket(address, port)
+    port = listener.getsockname()[1]
     return TCPStore(
-        "127.0.0.1",
+        address,
         port,
         is_master=True,
         wait_for_workers=False,
         multi_tenant=True,
         timeout=timedelta(seconds=timeout_s),
+        master_listen_fd=listener.detach(),
     )
 
 
@@ -53,14 +67,63 @@ def open_or_connect(launch: Launch, timeout_s: float) -> tuple["TCPStore", tuple
         LostPeerError: the port is taken, rank 0 did not open it in time, or another program answers there.
         HostfileError: the host name of rank 0 cannot be resolved.
     """
-    if launch.world_rank == 0:
-        tcp = _open(launch, timeout_s)
-        # Its own process connects by the loopback interface, whatever the others call this machine.
-        return tcp, ("127.0.0.1", tcp.port)
     deadline = time.monotonic() + timeout_s
-    address = (launch.master_addr, _port_of(launch, deadline, timeout_s))
-    _wait_for_listener(launch, address, deadline=deadline, timeout_s=timeout_s)
-    return _connect(launch, address, deadline), address
+    host = _address_in_time(launch, min(_RESOLVE_S, timeout_s))
+    if launch.world_rank == 0:
+        tcp = _open(launch, host, timeout_s)
+        return tcp, (host, tcp.port)
+    port = _port_of(launch, deadline, timeout_s)
+    _wait_for_listener(launch, (host, port), deadline=deadline, timeout_s=timeout_s)
+    return _connect(launch, (host, port), deadline), (host, port)
+
+
+def store_address(launch: Launch) -> str:
+    """Return the address at which rank 0 listens, as a rank must write it to connect.
+
+    Loopback where one machine runs all ranks. Otherwise rank 0 listens at the address that MASTER_ADDR, or
+    the name of the first host, has on the first host. Where that is only loopback (some systems resolve their
+    own name so), it listens at the interface that faces the next hosts.
+
+    Ranks of the first host must use the same address, those of other hosts resolve the name themselves. A
+    name is returned on the first host too if it cannot be resolved.
+    """
+    if launch.one_machine:
+        return LOOPBACK
+    if not _is_on_first_host(launch):
+        return launch.master_addr
+    if is_loopback(launch.master_addr):
+        return launch.master_addr  # hosts that one machine emulates
+    named = addresses_here(launch.master_addr)
+    facing = filter(None, map(_facing, launch.hosts[1 : 1 + _HOSTS_TRIED]))
+    outside = (address for address in (*named, *facing) if not is_loopback(address))
+    return next(outside, None) or next(iter(named), launch.master_addr)
+
+
+def _address_in_time(launch: Launch, limit_s: float) -> str:
+    """Return `store_address`. The name service may learn the name of the first host only after its start.
+
+    Raises:
+        HostfileError: the name cannot be resolved on that host within the limit.
+    """
+    deadline = time.monotonic() + limit_s
+    while True:
+        address = store_address(launch)
+        if is_ip_address(address) or not _is_on_first_host(launch):
+            return address
+        if time.monotonic() >= deadline:
+            raise _unknown_host(launch, "no address of this machine")
+        time.sleep(_PAUSE_S)
+
+
+def _is_on_first_host(launch: Launch) -> bool:
+    return host_of_rank(launch.hosts, launch.world_rank)[0] == launch.hosts[0]
+
+
+def _facing(host: Host) -> str | None:
+    try:
+        return address_facing(host.name)
+    except OSError:
+        return None
 
 
 def ranks_text(launch: Launch, ranks: list[int]) -> str:
@@ -87,17 +150,18 @@ def read_port(path: Path, deadline: float) -> int | None:
         time.sleep(_PAUSE_S)
 
 
-def _open(launch: Launch, timeout_s: float) -> "TCPStore":
+def _open(launch: Launch, address: str, timeout_s: float) -> "TCPStore":
     if launch.port_file is not None:
-        tcp = open_server(0, timeout_s)
+        tcp = open_server(address, 0, timeout_s)
         write_port(launch.port_file, tcp.port)
         return tcp
     port = launch.master_port + STORE_PORT_OFFSET
     try:
-        return open_server(port, timeout_s)
-    except RuntimeError as error:
+        return open_server(address, port, timeout_s)
+    except OSError as error:
         raise LostPeerError(
-            f"rank 0 cannot open the meeting port {port} on {socket.gethostname()}: {_first_line(error)}; "
+            f"rank 0 cannot open the meeting port {port} of {address} on {socket.gethostname()}: "
+            f"{error.strerror or error}; "
             f"end the program that holds it, or choose another with MASTER_PORT={free_port()} (deepspeed "
             "--master_port)"
         ) from None
@@ -140,10 +204,7 @@ def _wait_for_listener(
             return
         except socket.gaierror as error:
             if time.monotonic() - started > min(_RESOLVE_S, timeout_s):
-                raise HostfileError(
-                    f"rank {launch.world_rank} on {socket.gethostname()} cannot resolve the host of rank 0, "
-                    f"`{address[0]}` ({error.strerror}); correct the name, or set MASTER_ADDR to an address"
-                ) from None
+                raise _unknown_host(launch, error.strerror or str(error)) from None
         except OSError as error:
             if time.monotonic() >= deadline:
                 raise LostPeerError(
@@ -152,6 +213,13 @@ def _wait_for_listener(
                     "filtered, or raise cluster.start_timeout_s"
                 ) from None
         time.sleep(_PAUSE_S)
+
+
+def _unknown_host(launch: Launch, reason: str) -> HostfileError:
+    return HostfileError(
+        f"rank {launch.world_rank} on {socket.gethostname()} cannot resolve the host of rank 0, "
+        f"`{launch.master_addr}` ({reason}); correct the name, or set MASTER_ADDR to an address"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,5 +1,5 @@
 """Join and leave the torch world of this cluster. Environment variables say which one (see
-cluster/rendezvous).
+cluster/torch_world).
 """
 
 import logging
@@ -7,6 +7,7 @@ import os
 from datetime import timedelta
 
 from fedspeed.engine.device_types import device_index_of_rank
+from fedspeed.net.interfaces import GLOO_INTERFACE, LOOPBACK, NCCL_INTERFACE, interface_of
 
 _NO_COMPILER = "TORCHDYNAMO_DISABLE"
 _OPEN_MPI_RANK = "OMPI_COMM_WORLD_LOCAL_RANK"
@@ -45,9 +46,13 @@ def import_deepspeed() -> None:
 def join_world(deadline_s: float) -> None:
     """Initialise torch.distributed over this cluster's ranks only. Collectives fail after `deadline_s`
     seconds instead of waiting forever.
+
+    The store of a world of one rank is in its memory. What its backend listens on is loopback: gloo opens a
+    port even there, as NCCL does.
     """
     import deepspeed
     import deepspeed.ops as ops
+    import torch.distributed as dist
     from deepspeed.accelerator import get_accelerator
 
     import_deepspeed()
@@ -56,7 +61,13 @@ def join_world(deadline_s: float) -> None:
     ops.__compatible_ops__ = {}
     if get_accelerator().device_name() != "cpu":
         take_device()
-    deepspeed.init_distributed(auto_mpi_discovery=False, timeout=timedelta(seconds=deadline_s), verbose=False)
+    timeout = timedelta(seconds=deadline_s)
+    if os.environ["WORLD_SIZE"] == "1":
+        loopback = interface_of(LOOPBACK)
+        os.environ |= {GLOO_INTERFACE: loopback, NCCL_INTERFACE: f"={loopback}"}
+        backend = get_accelerator().communication_backend_name()
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    deepspeed.init_distributed(auto_mpi_discovery=False, timeout=timeout, verbose=False)
 
 
 def take_device() -> None:

@@ -16,7 +16,7 @@ from fedspeed.models.config import AdapterConfig, chosen_blocks
 from fedspeed.models.factors import is_factor_a, is_factor_b
 from fedspeed.models.families.experts import NOT_LINEAR
 from fedspeed.models.families.registry import FAMILIES
-from fedspeed.models.saved_adapter import read_config
+from fedspeed.models.saved_adapter import CONFIG_FILE, adapted_modules, has_patterns, read_config
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -27,12 +27,10 @@ def lora_config(config: AdapterConfig, model: "PreTrainedModel") -> "LoraConfig"
     """Return the PEFT configuration of a new adapter for a model, or that of the folder that the run starts
     from.
     """
-    from peft import LoraConfig, PeftConfig
+    from peft import LoraConfig
 
     if config.start_from:
-        read_config(Path(config.start_from))
-        loaded = PeftConfig.from_pretrained(config.start_from)
-        assert isinstance(loaded, LoraConfig), "read_config has seen to it"
+        loaded = saved_lora_config(Path(config.start_from))
         loaded.inference_mode = False
         loaded.lora_dropout = config.dropout
         loaded.init_lora_weights = True  # A and B are read from the file, and the base is not changed
@@ -56,6 +54,32 @@ def lora_config(config: AdapterConfig, model: "PreTrainedModel") -> "LoraConfig"
         task_type="CAUSAL_LM",
         fan_in_fan_out=family.transposed,
     )
+
+
+def saved_lora_config(folder: Path) -> "LoraConfig":
+    """Return the PEFT configuration of the adapter in a folder. Where it has regular expressions, it names
+    the modules of the adapter's file instead.
+
+    Raises:
+        ModelError: it is damaged, or none that FedSpeed can train.
+    """
+    from peft import LoraConfig, PeftConfig
+
+    saved = read_config(folder)
+    try:
+        loaded = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ModelError(
+            f"{folder / CONFIG_FILE}: PEFT refuses it ({type(error).__name__}: {error}); copy the "
+            "folder again"
+        ) from error
+    assert isinstance(loaded, LoraConfig), "read_config has seen to it"
+    if has_patterns(saved):
+        loaded.target_modules = set(adapted_modules(folder))
+        loaded.exclude_modules = None
+        loaded.layers_to_transform = None
+        loaded.layers_pattern = None
+    return loaded
 
 
 def add_adapter(model: "PreTrainedModel", config: AdapterConfig) -> "PreTrainedModel":
@@ -90,7 +114,7 @@ def add_adapter(model: "PreTrainedModel", config: AdapterConfig) -> "PreTrainedM
         _check_targets(model, wanted.target_modules, flow(config.targets))
     try:
         wrapped = get_peft_model(model, wanted, autocast_adapter_dtype=False)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         asked = (
             f"adapter.start_from={config.start_from}: its target_modules"
             if config.start_from

@@ -9,7 +9,7 @@ from fedspeed.models.local_config import cached_file, local_folder
 from fedspeed.models.stored import other_weights
 
 ANSWER_S = 5.0  # timeout of a request to the hub; its client retries downloads for half a minute
-FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
+FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
 def check_hub(name: str, weights: bool = True) -> None:

@@ -34,7 +34,7 @@ from fedspeed.units import shortened_list
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 # Device that draws the weights of `model.init=random`. Benchmarks choose the GPU, since a CPU draws bf16 with
 # one thread. Its draws depend on the kind of GPU, though, and all ranks of a federation need the same base.
@@ -121,7 +121,29 @@ class WeightFiles:
                 )
 
 
+# Ways to compute attention that are part of torch; transformers loads others, by their names, from the hub.
+_ATTENTION = (None, "eager", "sdpa")
 _REFUSED_BY_TRANSFORMERS = (ValueError, TypeError, LookupError, OSError, StrictDataclassError)
+
+
+def model_config(base: str) -> "PreTrainedConfig":
+    """Return transformers' configuration of a base, which may not bring code of its own.
+
+    Args:
+        base: a folder, or a hub name.
+
+    Raises:
+        ModelError: its attention is computed by code from elsewhere.
+    """
+    from transformers import AutoConfig
+
+    found = AutoConfig.from_pretrained(base, trust_remote_code=False)
+    if found._attn_implementation not in _ATTENTION:
+        raise ModelError(
+            f"{base}: config.json has attn_implementation={str(found._attn_implementation)[:99]!r}, which "
+            "is code from elsewhere; remove that key"
+        )
+    return found
 
 
 def meta_model(config: ModelConfig, adapter: AdapterConfig) -> "PreTrainedModel":
@@ -131,14 +153,14 @@ def meta_model(config: ModelConfig, adapter: AdapterConfig) -> "PreTrainedModel"
     Raises:
         ModelError: config.json is missing or describes no model of FAMILIES, or the adapter does not fit it.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     folder = model_folder(config.base, config.init == "pretrained")
     path = folder / "config.json"
     if not path.is_file():
         raise ModelError(f"{folder}: no config.json; model.base must be a Hugging Face model folder")
     try:
-        hf = AutoConfig.from_pretrained(folder)
+        hf = model_config(str(folder))
     except _REFUSED_BY_TRANSFORMERS as error:
         raise ModelError(f"{path}: not a model configuration transformers knows ({error})") from error
     family = family_of(hf.model_type, str(path))
@@ -150,7 +172,7 @@ def meta_model(config: ModelConfig, adapter: AdapterConfig) -> "PreTrainedModel"
         hf._experts_implementation = experts_implementation()
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(hf, dtype=DTYPES[config.dtype])
+            model = AutoModelForCausalLM.from_config(hf, dtype=DTYPES[config.dtype], trust_remote_code=False)
     except _REFUSED_BY_TRANSFORMERS as error:
         raise ModelError(
             f"{path}: transformers builds no model of it ({type(error).__name__}: {error}); correct the "

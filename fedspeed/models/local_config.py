@@ -9,7 +9,7 @@ from fedspeed.models.stored import stored_tensors
 
 # Folders with a config.json alone, for model.init=random.
 SHIPPED = Path(__file__).resolve().parents[2] / "ds_configs" / "models"
-# All that a tokenizer may consist of, and those of them that a folder with a tokenizer has one of.
+# Files that a tokenizer may consist of. Journals of earlier versions have a digest of the first ones alone.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -19,6 +19,17 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+MORE_TOKENIZER_FILES = (
+    "vocab.txt",
+    "spiece.model",
+    "spm.model",
+    "sentencepiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+# A folder with a tokenizer has one of these.
 TOKENIZER_SIGNS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 

@@ -3,6 +3,7 @@ and whether it belongs to the base of this run. Reads JSON only; `adapter_keys` 
 its tensors with the model.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -17,9 +18,11 @@ from fedspeed.models.families.registry import FAMILIES
 from fedspeed.models.families.shape import ModelShape
 from fedspeed.models.json_object import read_object
 from fedspeed.models.local_config import config_file
+from fedspeed.models.stored import stored_tensors
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+PREFIX = "base_model.model."  # of every name in that file
 MERGE = (
     "merge the adapter into its base (PEFT: merge_and_unload(), then save_pretrained) and give that folder "
     "as model.base"
@@ -56,6 +59,8 @@ _PLAIN = frozenset((
     "runtime_config",
     "lora_bias",
 ))
+_ARTICLE = {str: "a str", int: "an int"}
+_OF_ONE_SITE = ("base_model_name_or_path", "revision")
 # Key -> what an adapter with it is, which cannot be trained here.
 _REFUSED = {
     "use_dora": "is DoRA, which also trains a magnitude for every row of a matrix",
@@ -83,6 +88,7 @@ _REFUSED = {
 # Methods of initialising A and B that do not change the base. They do not matter once A and B are read from
 # the file.
 _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+_MODULE = re.compile(r"\w+(\.\w+)*")  # a module's name, or the end of it
 _BASE_CHANGED = re.compile(r"pissa|olora|corda|loftq|lora_ga")
 _FAMILY_OF_CLASS = {family.architecture: family.model_type for family in FAMILIES.values()}
 
@@ -129,7 +135,57 @@ def read_config(folder: Path) -> dict:
         raise ModelError(
             f"{path}: target_modules is {json.dumps(targets)}, but must name modules; copy the folder again"
         )
+    for key, item in (("exclude_modules", str), ("layers_pattern", str), ("layers_to_transform", int)):
+        value = saved.get(key)
+        items = value if isinstance(value, list) else [value]
+        if value is not None and not all(type(one) is item for one in items):
+            raise ModelError(
+                f"{path}: {key} is {json.dumps(value)}, but must be {_ARTICLE[item]} or a list of some; "
+                "copy the folder again"
+            )
     return saved
+
+
+def has_patterns(saved: Mapping) -> bool:
+    """Return whether an adapter chooses its modules by regular expressions. PEFT would evaluate them, and
+    some take longer than anybody can wait.
+
+    Args:
+        saved: values of `read_config`.
+    """
+    targets = saved["target_modules"]
+    layers = saved.get("layers_pattern") or []
+    return (
+        (isinstance(targets, str) and targets.lower() != "all-linear")
+        or bool(saved.get("exclude_modules") and isinstance(saved["exclude_modules"], str))
+        or not all(_MODULE.fullmatch(one) for one in ([layers] if isinstance(layers, str) else layers))
+    )
+
+
+def config_digest(folder: Path) -> str:
+    """Return a digest of what a folder's adapter_config.json says of the adapter. The name of the base, which
+    each site may have in another place, and the order of the modules do not count.
+
+    Raises:
+        ModelError: as of `read_config`.
+    """
+    values = {key: value for key, value in read_config(folder).items() if key not in _OF_ONE_SITE}
+    if isinstance(values["target_modules"], list):
+        values["target_modules"] = sorted(values["target_modules"])
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def adapted_modules(folder: Path) -> list[str]:
+    """Return the names of the modules whose factors an adapter's file holds.
+
+    Raises:
+        ModelError: the file is missing or damaged, or holds no factor.
+    """
+    names = stored_tensors(folder, WEIGHTS_FILE)
+    found = {name.partition(".lora_")[0].removeprefix(PREFIX) for name in names if ".lora_" in name}
+    if not found:
+        raise ModelError(f"{folder / WEIGHTS_FILE}: holds no factor of a LoRA; copy the folder again")
+    return sorted(found)
 
 
 def _check_start(path: Path, start: object) -> None:
@@ -176,12 +232,12 @@ def check_modules(folder: Path, saved: Mapping, names: Iterable[str], base: str,
 
 
 def outside_blocks(adapter: AdapterConfig) -> str:
-    """Return a target of an adapter that is an embedding or the head; empty if it has none. Only names are
-    looked at, not patterns.
-    """
+    """Return a target of an adapter that is an embedding or the head; empty if it has none."""
     targets: object = [adapter.targets] if isinstance(adapter.targets, str) else list(adapter.targets)
     if adapter.start_from:
-        targets = read_config(Path(adapter.start_from))["target_modules"]
+        folder = Path(adapter.start_from)
+        saved = read_config(folder)
+        targets = adapted_modules(folder) if has_patterns(saved) else saved["target_modules"]
     outside = {name for family in FAMILIES.values() for name in family.outside_blocks}
     leaves = [name.rpartition(".")[2] for name in targets] if isinstance(targets, list) else []
     return next((name for name in leaves if name in outside), "") if adapter.method == "lora" else ""
@@ -233,6 +289,11 @@ def notes(folder: Path, saved: Mapping, base: str) -> list[str]:
         texts.append(
             f"adapter.start_from={folder}: was trained on {named}, but model.base is {base}; it belongs "
             "there only if both are the same weights"
+        )
+    if has_patterns(saved):
+        texts.append(
+            f"{folder / CONFIG_FILE}: chooses modules by a regular expression, which is not evaluated: the "
+            f"adapter is on the modules that {WEIGHTS_FILE} holds"
         )
     if unknown := sorted(
         key for key, value in saved.items() if key not in _PLAIN and key not in _REFUSED and value

@@ -185,6 +185,9 @@ def _weight_map(index: Path) -> dict[str, str]:
             or not all(isinstance(name, str) for name in shards.values())
         ):
             raise ValueError("its weight_map is empty or damaged")
+        outside = [name for name in shards.values() if not name or Path(name).name != name]
+        if outside:
+            raise ValueError(f"its weight_map names {outside[0][:200]!r}, which is no file of this folder")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{index}: not an index of safetensors shards ({error}); download the model again"

@@ -76,7 +76,8 @@ def check_ids(largest: int, config: ModelConfig) -> None:
     from transformers import AutoConfig
 
     try:
-        size = AutoConfig.from_pretrained(model_folder(config.base, config.init == "pretrained")).vocab_size
+        folder = model_folder(config.base, config.init == "pretrained")
+        size = AutoConfig.from_pretrained(folder, trust_remote_code=False).vocab_size
     except (OSError, ValueError, KeyError, AttributeError):
         return  # a folder that cannot be read is refused where the model is built, with a better reason
     if largest >= size:
@@ -99,7 +100,7 @@ def _read(key: str, place: str) -> "PreTrainedTokenizerBase":
     if key == "model.tokenizer" and not folder.is_dir():
         raise ModelError(f"{key}={place}: no such folder; {remedy}")
     try:
-        return AutoTokenizer.from_pretrained(place)
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # which one a damaged tokenizer raises differs by its class and version
         raise ModelError(
             f"{key}={place}: the tokenizer cannot be read ({type(error).__name__}: {error}); {remedy}"

@@ -1,4 +1,4 @@
-"""Choice of addresses and TCP ports, and protection against a slow name service while connecting."""
+"""Choice of TCP ports, and protection against a slow name service while connecting."""
 
 import random
 import socket
@@ -35,22 +35,3 @@ def free_port() -> int:
                 continue
             return port
     raise OSError(f"none of {_TRIES} ports tried between {PORTS.start} and {PORTS.stop} is free")
-
-
-def reachable_address(master: str, same_machine: bool) -> str:
-    """Return an address at which the other ranks can reach this machine.
-
-    On the machine of the first rank it is the address that the ranks know; elsewhere the address of the
-    interface that faces the first rank.
-
-    Args:
-        master: address or name of the first rank.
-        same_machine: whether the first rank runs on this machine.
-    """
-    if same_machine:
-        return master
-    # Connecting a datagram socket sends nothing, but makes the kernel choose the outgoing interface.
-    family, kind, protocol, _, address = socket.getaddrinfo(master, 9, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.connect(address)
-        return probe.getsockname()[0]

@@ -28,6 +28,8 @@ class TransportContext:
         timeout_s: how long connecting may take.
         connect: returns a torch store that all ranks of the job share, below the prefix that it is called
             with.
+        interfaces: returns the names of the network interfaces of this machine that connect it with the other
+            participants, separated by commas.
         member: which organisation this is among others; None inside one job.
     """
 
@@ -37,6 +39,7 @@ class TransportContext:
     world_size: int
     timeout_s: float
     connect: Callable[[str], Any] | None = None
+    interfaces: Callable[[], str] | None = None
     member: "Membership | None" = None
 
 

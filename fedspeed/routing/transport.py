@@ -8,6 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
+from fedspeed.routing.buffer_pool import BUFFERS
+
 # Arrays are [n] uint8. A list is one message in pieces of equal length, which need not lie side by side.
 Payload = bytes | np.ndarray | list[np.ndarray]
 
@@ -115,8 +117,11 @@ def all_to_all(transport: Transport, parts: Sequence[np.ndarray], deadline_s: fl
 
 def as_bytes(payload: Payload) -> np.ndarray:
     """Return a payload as [n] uint8, without a copy where its bytes lie side by side."""
+    if isinstance(payload, list) and len(payload) == 1:
+        return as_bytes(payload[0])
     if isinstance(payload, list):
-        return np.concatenate([as_bytes(piece) for piece in payload]) if payload else np.empty(0, np.uint8)
+        joined = BUFFERS.take(sum(piece.nbytes for piece in payload))
+        return np.concatenate([as_bytes(piece) for piece in payload], out=joined) if payload else joined
     if isinstance(payload, np.ndarray):
         return np.ascontiguousarray(payload).reshape(-1).view(np.uint8)
     return np.frombuffer(payload, np.uint8) if len(payload) else np.empty(0, np.uint8)

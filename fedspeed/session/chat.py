@@ -1,6 +1,5 @@
 """`fedspeed chat`: ask the model that a run has trained, with the prompt that it was trained with."""
 
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from fedspeed.checkpoint.journal import Journal
 from fedspeed.data.encode import prompt_ids
 from fedspeed.data.rows import Row
 from fedspeed.errors import FedSpeedError, ModelError
+from fedspeed.models.json_object import read_object
 
 KINDS = {"adapter": "adapter_config.json", "model": "config.json"}  # exported folder -> a file of its kind
 RUNS = Path("runs")  # default folder of runs, below the working folder
@@ -76,6 +76,9 @@ def load(folder: Path) -> Loaded:
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from fedspeed.models.adapters import saved_lora_config
+    from fedspeed.models.loading import model_config
+
     template, dtype = read_card(folder)
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype):
@@ -91,14 +94,21 @@ def load(folder: Path) -> Loaded:
             activity.during(f"the loading of {base}"),
             warnings.catch_warnings(action="ignore"),
         ):  # the libraries warn about themselves
-            model = AutoModelForCausalLM.from_pretrained(base, dtype=kind)
+            model = AutoModelForCausalLM.from_pretrained(
+                base, config=model_config(base), dtype=kind, trust_remote_code=False
+            )
             if adapted:
                 from peft import PeftModel
 
                 model = PeftModel.from_pretrained(
-                    model, str(folder), autocast_adapter_dtype=kind == torch.float32
+                    model,
+                    str(folder),
+                    config=saved_lora_config(folder),
+                    autocast_adapter_dtype=kind == torch.float32,
                 )
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except FedSpeedError:
+        raise
     except Exception as error:  # the kinds differ by the model's class and the library's version
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
@@ -149,13 +159,12 @@ def answer(loaded: Loaded, row: Row, max_new_tokens: int, temperature: float = 0
 def _base_of(folder: Path) -> str:
     """Return the base of an adapter: a folder with weights, or a hub name."""
     path = folder / KINDS["adapter"]
-    try:
-        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    base = read_object(path, "an adapter configuration").get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
         raise ModelError(
-            f"{path}: does not name its base ({type(error).__name__}); export it again, the command of the "
+            f"{path}: does not name its base in base_model_name_or_path; export it again, the command of the "
             "run does so"
-        ) from error
+        )
     remedy = "bring it back, or correct base_model_name_or_path there"
     if Path(base).is_absolute() and not Path(base).is_dir():
         raise ModelError(f"{path}: its base {base} is not there; {remedy}")

@@ -9,6 +9,7 @@ from types import FrameType, TracebackType
 from fedspeed import activity
 from fedspeed.cluster import rendezvous
 from fedspeed.cluster.heartbeat import Heartbeat
+from fedspeed.cluster.store_values import read_values
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, FedSpeedError, LostPeerError, Preempted
 from fedspeed.session.request import Job
 
@@ -91,12 +92,17 @@ class CheckIn:
             raise LostPeerError(
                 f"ranks {ranks} did not get ready within {CHECK_IN_S:.0f} s; look at their output"
             )
-        for rank, status in zip(self._ranks, self._store.get(*keys), strict=True):
-            code, _, text = status.partition(" ")
-            if int(code) != EXIT_OK:
+        for rank, (code, text) in zip(self._ranks, read_values(self._store, keys, _status), strict=True):
+            if code != EXIT_OK:
                 failure = FedSpeedError(f"rank {rank} cannot take part: {text}")
-                failure.exit_code = int(code)
+                failure.exit_code = code
                 raise failure
+
+
+def _status(value: str) -> tuple[int, str]:
+    """Return (exit code, message) as a rank has published them at a barrier."""
+    code, _, text = value.partition(" ")
+    return int(code), text
 
 
 class StoreArrivalTracker:

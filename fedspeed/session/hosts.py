@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 
 from fedspeed.cluster.rendezvous import Store
+from fedspeed.cluster.store_values import read_values
 from fedspeed.data.clients import ClientRows
 from fedspeed.errors import FedSpeedError
 from fedspeed.session.input_digests import ROWS, descriptions, digests
@@ -36,7 +37,7 @@ def check_hosts(job: Job, store: Store) -> None:
         FedSpeedError: inputs of a host differ from those of the first host; names the host and the inputs.
     """
     firsts = _first_ranks(job)
-    found = dict(zip(firsts, map(json.loads, store.get(*map(_key, firsts.values()))), strict=True))
+    found = dict(zip(firsts, read_values(store, map(_key, firsts.values()), _digests), strict=True))
     server = {job.topology.placement(rank).host for rank in job.topology.server}
     carrying = [host for host in firsts if host not in server]
     first = carrying[0]
@@ -59,6 +60,10 @@ def _first_ranks(job: Job) -> dict[str, int]:
     for rank in job.workers:
         found.setdefault(job.topology.placement(rank).host, rank)
     return found
+
+
+def _digests(text: str) -> dict[str, str]:
+    return {str(name): str(digest) for name, digest in json.loads(text).items()}
 
 
 def _key(rank: int) -> str:

@@ -14,12 +14,13 @@ from fedspeed.data.clients import ClientRows, client_rows
 from fedspeed.data.tasks import reads_hub
 from fedspeed.errors import DataError, JournalError
 from fedspeed.models import file_digests
-from fedspeed.models.local_config import TOKENIZER_FILES, local_folder, tokenizer_place
+from fedspeed.models.local_config import MORE_TOKENIZER_FILES, TOKENIZER_FILES, local_folder, tokenizer_place
 from fedspeed.session.deployment import deployment_of
 
 BASE_CONFIG = "base config"
 BASE_WEIGHTS = "base weights"
 TOKENIZER = "tokenizer"
+MORE_TOKENIZER = "more of the tokenizer"  # not in journals of earlier versions
 ADAPTER = "adapter"
 ROWS = "rows"
 
@@ -105,6 +106,8 @@ def digests(config: RunConfig, rows: Sequence[ClientRows] | None) -> dict[str, s
         found[BASE_WEIGHTS] = file_digests.weights_digest(base)
     if tokenizer is not None:
         found[TOKENIZER] = file_digests.files_digest([tokenizer / name for name in TOKENIZER_FILES])
+        more = file_digests.files_digest([tokenizer / name for name in MORE_TOKENIZER_FILES])
+        found[MORE_TOKENIZER] = more or "none"
     if (adapter := _folder(config.adapter.start_from)) is not None:
         weights = sorted(adapter.glob("adapter_model*.safetensors"))
         found[ADAPTER] = file_digests.files_digest([adapter / "adapter_config.json", *weights])
@@ -130,6 +133,7 @@ def descriptions(config: RunConfig) -> dict[str, str]:
         BASE_CONFIG: f"the config.json of model.base={base}",
         BASE_WEIGHTS: f"the weights of model.base={base}",
         TOKENIZER: f"the tokenizer in {tokenizer_place(config.model)}",
+        MORE_TOKENIZER: f"the tokenizer in {tokenizer_place(config.model)} (its vocabulary or chat template)",
         ADAPTER: f"the adapter in adapter.start_from={config.adapter.start_from}",
         ROWS: f"the rows of {source}, or their split over clients",
     }

@@ -11,6 +11,7 @@ from fedspeed.cluster.devices import choose_accelerator
 from fedspeed.cluster.discover import from_process
 from fedspeed.cluster.local_ranks import local_hosts
 from fedspeed.cluster.rendezvous import Store
+from fedspeed.cluster.store_values import read_values
 from fedspeed.cluster.topology import topology_of
 from fedspeed.config.load import Loaded
 from fedspeed.engine import device_types
@@ -68,9 +69,9 @@ def agree(job: Job, store: Store) -> Resolved:
         store.put(_types_key(job.world_rank), json.dumps([own.name, own.kind, sorted(own.types)]))
         if job.reporter:
             store.put("types/begun", original_dtype(job.request) or "")
-    original_text, *texts = store.get("types/begun", *map(_types_key, job.workers))
+    [original_text] = store.get("types/begun")
     original = next((name for name in NAMES if name == original_text), None)
-    devices = [DeviceTypes(name, kind, frozenset(types)) for name, kind, types in map(json.loads, texts)]
+    devices = read_values(store, map(_types_key, job.workers), _device_types)
     dtype = original or lowest_common(devices)
     return Resolved(
         Job(job.request.with_dtype(dtype), job.launch, job.topology),
@@ -85,6 +86,13 @@ def with_local_dtype(loaded: Loaded) -> Loaded:
         return loaded
     choose_accelerator(os.environ)
     return RunRequest(loaded).with_dtype(lowest_common(device_types.device_types())).loaded
+
+
+def _device_types(text: str) -> DeviceTypes:
+    name, kind, types = json.loads(text)
+    if kind not in ("cpu", "gpu"):
+        raise ValueError(kind)
+    return DeviceTypes(str(name), kind, frozenset(types))
 
 
 def _types_key(rank: int) -> str:

@@ -77,6 +77,7 @@ def _open(job: Job, store: Store) -> Transport:
         world_size=job.launch.world_size,
         timeout_s=timeout_s,
         connect=lambda prefix: store.connect(prefix, timeout_s),
+        interfaces=lambda: store.interfaces(job.topology.participants),
         member=deployment.membership,
     )
     return deployment.open_transport(job.transport, context)

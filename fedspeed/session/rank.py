@@ -12,6 +12,7 @@ from fedspeed.cluster import rendezvous
 from fedspeed.cluster.discover import from_process
 from fedspeed.cluster.heartbeat import Heartbeat
 from fedspeed.cluster.topology import topology_of, warnings
+from fedspeed.cluster.torch_world import torch_world_env
 from fedspeed.config.check import notes
 from fedspeed.data.clients import encode_client
 from fedspeed.engine.world import join_world, leave_world, quiet
@@ -354,7 +355,7 @@ def _join_cluster(job: Job, store: rendezvous.Store) -> None:
     from fedspeed.engine.arithmetic import set_arithmetic
 
     timeout_s = job.config.cluster.start_timeout_s
-    os.environ.update(rendezvous.torch_world_env(store, job.world, job.launch, timeout_s))
+    os.environ.update(torch_world_env(store, job.world, job.launch, timeout_s))
     # torchrun's agent has a store for the world that it started, which is not this cluster's world.
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
     quiet()

@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 from fedspeed.cluster.gpus import Gpu, check_gpus
 from fedspeed.cluster.rendezvous import Store
+from fedspeed.cluster.store_values import read_values
 from fedspeed.engine import device_types
 from fedspeed.session.coordination import CheckIn
 from fedspeed.session.request import Job
@@ -35,12 +36,17 @@ def check_shared_gpus(job: Job, store: Store) -> tuple[list[str], int]:
     """
     if not may_share_gpus(job):
         return [], 1
-    published = [json.loads(text) for text in store.get(*map(_key, job.workers))]
-    gpus = {rank: Gpu(**gpu) for rank, gpu in zip(job.workers, published, strict=True) if gpu}
+    published = read_values(store, map(_key, job.workers), _gpu)
+    gpus = {rank: gpu for rank, gpu in zip(job.workers, published, strict=True) if gpu}
     notes = check_gpus(job.topology.worlds(job.config.engine.pipeline), gpus)
     if job.world_rank not in gpus:  # it computes on the CPUs of its host, as do all other ranks there
         return notes, sum(job.topology.placement(rank).host == job.place.host for rank in job.workers)
     return notes, list(gpus.values()).count(gpus[job.world_rank])
+
+
+def _gpu(text: str) -> Gpu | None:
+    values = json.loads(text)
+    return None if values is None else Gpu(str(values["name"]), str(values["host"]), int(values["seen"]))
 
 
 def _key(rank: int) -> str:

@@ -13,12 +13,16 @@ from fedspeed import activity
 from fedspeed.config.run import RunConfig
 from fedspeed.config.show import as_dict, decisive
 from fedspeed.errors import FedSpeedError
-from fedspeed.files import json_value, write_atomically
-from fedspeed.models.local_config import TOKENIZER_FILES, local_folder, tokenizer_place
+from fedspeed.files import foreign_json, write_atomically
+from fedspeed.models import saved_adapter
+from fedspeed.models.file_digests import config_digest
+from fedspeed.models.local_config import MORE_TOKENIZER_FILES, TOKENIZER_FILES, local_folder, tokenizer_place
+from fedspeed.models.stored import BASE_FILE, weight_files
 from fedspeed.routing import identity
 from fedspeed.routing.anonymous.crypto import derive_key, digest, public_bytes
 from fedspeed.routing.listen_address import own_membership
 from fedspeed.routing.transport import Transport, all_gather, as_bytes
+from fedspeed.text_safety import quoted
 
 # Sections and keys that each site decides for itself: its data, its files, its hardware.
 LOCAL_KEYS = (
@@ -43,6 +47,7 @@ LOCAL_KEYS = (
 )
 EPOCH_FILE = "roster-epoch"  # in a run's folder
 MAX_LISTED = 8  # differences in an error message
+MAX_SETTINGS = 1 << 20  # bytes of the settings that a site sends
 _READ_BYTES = 1 << 22
 
 
@@ -125,7 +130,7 @@ class Site:
         own = json.dumps(self.settings, sort_keys=True).encode()
         head = np.array([len(own)], np.uint64)
         sizes = [int(length) for length in all_gather(transport, head, deadline_s)[:, 0]]
-        if max(sizes) > 1 << 20:
+        if max(sizes) > MAX_SETTINGS:
             raise FedSpeedError(
                 "a site sent settings of more than a megabyte; all must run the same version of FedSpeed"
             )
@@ -145,7 +150,7 @@ class Site:
 def differences(own: Mapping[str, str], theirs: Mapping[str, str], name: str) -> list[str]:
     """Return a line for each setting in which another site, called `name`, differs from this one. Pure."""
     return [
-        f"{key}: {own.get(key, '-')} here, {theirs.get(key, '-')} at {name}"
+        f"{quoted(key)}: {quoted(own.get(key, '-'))} here, {quoted(theirs.get(key, '-'))} at {name}"
         for key in sorted(own.keys() | theirs.keys())
         if own.get(key) != theirs.get(key)
     ]
@@ -158,13 +163,14 @@ def _parsed(name: str, text: bytes) -> dict[str, str]:
         FedSpeedError: they are not a dictionary of settings.
     """
     try:
-        found = json_value(text)
-        if not isinstance(found, dict):
-            raise ValueError("not a dictionary")
+        found = foreign_json(text, MAX_SETTINGS)
+        if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+            raise ValueError("not a dictionary of texts")
         return found
     except ValueError as error:
         raise FedSpeedError(
-            f"{name} sent settings that cannot be read ({error}); all must run the same version of FedSpeed"
+            f"{name} sent settings that cannot be read ({quoted(error)}); all must run the same "
+            "version of FedSpeed"
         ) from error
 
 
@@ -180,32 +186,44 @@ def sealed(text: str, key_file: Path) -> str:
 
 
 def content(config: RunConfig) -> dict[str, str]:
-    """Return SHA-256 over the files that training depends on: base, tokenizer, adapter to start from.
+    """Return what training depends on and no setting says: SHA-256 over the content of base, tokenizer and
+    adapter to start from, and the seed of what is drawn.
 
     An input that is neither a folder here nor in the hub's cache is represented by its name.
+
+    Raises:
+        ModelError: weights are missing, or the configuration of the adapter is damaged.
     """
     model = config.model
-    adapter = config.adapter
-    base = ["config.json"]
-    if model.init == "pretrained":
-        base += ["model.safetensors.index.json", "*.safetensors"]
-    tokenizer = tokenizer_place(model)
+    place = tokenizer_place(model)
     found = {
-        "the base model's files": _folder_digest(model.base, base),
-        "the tokenizer's files": _folder_digest(tokenizer, TOKENIZER_FILES) if tokenizer else model.tokenizer,
+        "run.seed": str(config.run.seed),
+        "the base model's files": model.base,
+        "the tokenizer's files": place or model.tokenizer,
     }
-    if adapter.start_from:
-        patterns = ["adapter_config.json", "*.safetensors.index.json", "*.safetensors"]
-        found["the adapter's files"] = _folder_digest(adapter.start_from, patterns)
+    if (base := local_folder(model.base, weights=False)) is not None:
+        weights = weight_files(base, BASE_FILE) if model.init == "pretrained" else []
+        found["the base model's files"] = _digest(base, weights, config_digest(base / "config.json"))
+    if place and (tokenizer := local_folder(place, weights=False)) is not None:
+        found["the tokenizer's files"] = _digest(tokenizer, _tokenizer_files(tokenizer))
+    if config.adapter.start_from:
+        adapter = Path(config.adapter.start_from)
+        weights = weight_files(adapter, saved_adapter.WEIGHTS_FILE)
+        found["the adapter's files"] = _digest(adapter, weights, saved_adapter.config_digest(adapter))
     return found
 
 
-def _folder_digest(place: str, patterns: Sequence[str]) -> str:
-    folder = local_folder(place, weights=False)
-    if folder is None:
-        return place
-    paths = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()]
-    return digest(*(part for path in paths for part in (path.name.encode(), _sha256(path)))).hex()
+def _tokenizer_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that a tokenizer is read from."""
+    files = [folder / name for name in (*TOKENIZER_FILES, *MORE_TOKENIZER_FILES)]
+    templates = sorted(folder.glob("additional_chat_templates/*.jinja"))
+    return [path for path in (*files, *templates) if path.is_file()]
+
+
+def _digest(folder: Path, paths: Sequence[Path], settings: str = "") -> str:
+    """Return a digest of the names and contents of files of a folder, and of what its settings say."""
+    files = ((path.relative_to(folder).as_posix().encode(), _sha256(path)) for path in paths)
+    return digest(settings.encode(), *(part for file in files for part in file)).hex()
 
 
 def _sha256(path: Path) -> bytes:

@@ -105,6 +105,26 @@ def test_a_rank_that_falls_silent_is_lost_and_who_is_stuck_is_told_once(victim, 
             assert seconds > HEARTBEAT_TIMEOUT_S - 4 * INTERVAL_S
 
 
+def test_a_counter_that_is_no_number_counts_as_silence():
+    from torch.distributed import HashStore
+
+    store = Store(HashStore(), ("", 0), 0)
+    heartbeat = Heartbeat(
+        store,
+        (0, 1),
+        0,
+        interval_s=INTERVAL_S,
+        heartbeat_timeout_s=HEARTBEAT_TIMEOUT_S,
+        on_stuck=lambda lost: None,
+        grace_s=LIMIT_S,
+    )
+    until(lambda: store.has("fedspeed/heartbeat/beat/0"))
+    store.put("fedspeed/heartbeat/beat/1", "\x1b[2J")
+    until(heartbeat.lost)
+    assert heartbeat.lost() == (1,)
+    heartbeat.close()
+
+
 def leaves_or_stays(rank, port):
     heartbeat, calls, _ = begin(rank, port)
     if rank == 1:

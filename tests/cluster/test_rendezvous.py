@@ -15,8 +15,9 @@ import torch.distributed  # noqa: F401 - importing it in the first rank would co
 
 from fedspeed.cluster.discover import Launch
 from fedspeed.cluster.hostfile import Host
-from fedspeed.cluster.rendezvous import Peer, Store, leave, meet, publish, published, torch_world_env
+from fedspeed.cluster.rendezvous import Peer, Store, leave, meet, publish, published
 from fedspeed.cluster.topology import place_clients
+from fedspeed.cluster.torch_world import torch_world_env
 from fedspeed.errors import HostfileError, LostPeerError
 from fedspeed.net.ports import STORE_PORT_OFFSET
 from tests.limits import LIMIT_S
@@ -114,9 +115,12 @@ def test_three_processes_meet_and_each_cluster_gets_a_torch_world_of_its_own(tmp
         ("2", "3"),
     ]
     assert {(world["CROSS_RANK"], world["CROSS_SIZE"]) for world in worlds} == {("0", "1")}
-    assert worlds[0]["MASTER_PORT"] == worlds[1]["MASTER_PORT"] != worlds[2]["MASTER_PORT"]
-    assert str(port) not in {world["MASTER_PORT"] for world in worlds}
+    assert worlds[0]["MASTER_PORT"] == worlds[1]["MASTER_PORT"] != str(port)
+    assert "MASTER_PORT" not in worlds[2], "a world of one rank has no store on the network"
     assert not any(answer["stolen"] for answer in answers), "the port was open before it was published"
+    stores = [port + STORE_PORT_OFFSET, int(worlds[0]["MASTER_PORT"])]
+    assert all(["127.0.0.1", store] in answers[0]["listening"] for store in stores)
+    assert {address for answer in answers for address, _ in answer["listening"]} == {"127.0.0.1"}
 
 
 def test_local_ranks_get_a_port_that_no_other_process_can_take(tmp_path):

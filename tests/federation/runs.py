@@ -231,6 +231,7 @@ def federation(
     from fedspeed.federation.recorder import StopSignals
     from fedspeed.federation.role import RankRole
     from fedspeed.monitor.clock import StageClock
+    from fedspeed.net.interfaces import LOOPBACK, interface_of
     from fedspeed.routing.transports.gloo import GlooTransport
     from fedspeed.routing.transports.local import LocalTransport
     from tests.engine.engines import compute_in, ds_config, options_of
@@ -267,7 +268,11 @@ def federation(
             LocalTransport.set_of(1)[0]
             if len(speakers) == 1
             else GlooTransport(
-                PrefixStore(name, world.store), speakers.index(world.rank), len(speakers), DEADLINE_S
+                PrefixStore(name, world.store),
+                speakers.index(world.rank),
+                len(speakers),
+                DEADLINE_S,
+                interfaces=interface_of(LOOPBACK),
             )
         )
         exchange = watch(exchange_over(transport, config.routing))

@@ -157,6 +157,34 @@ def test_participants_whose_states_have_other_arrays_are_refused_on_all_ranks():
     assert "client 0 has b [4]; the server has no more." in agree(client, client, {"a": (2, 3)})
 
 
+class GatheringLink:
+    """Return, in place of a peer's rows, what the test gives. texts: None: they are not asked for."""
+
+    def __init__(self, length: int, text: bytes | None):
+        self._length = length
+        self._text = text
+
+    def gather(self, values):
+        if values.size == 40:
+            header = np.concatenate([np.array([self._length]).view(np.uint8), np.zeros(32, np.uint8)])
+            return np.stack([values, header])
+        assert self._text is not None, "no memory is taken for it"
+        return np.stack([values, np.frombuffer(self._text.ljust(values.size, b"\n"), np.uint8)])
+
+
+@pytest.mark.parametrize("length", [-1, 0, 1 << 25, 1 << 62])
+def test_no_memory_is_taken_for_names_of_any_length(length):
+    with pytest.raises(ConfigError, match="^north announced names of arrays of less than one byte"):
+        check_arrays(GatheringLink(length, None), {"a": np.zeros(2)}, method="m", names=["south", "north"])
+
+
+def test_names_of_arrays_of_a_peer_are_quoted():
+    text = "\x1b[2J\u202e".encode() * 900
+    with pytest.raises(ConfigError, match=r"north has \\x1b\[2J\\u202e") as error:
+        check_arrays(GatheringLink(len(text), text), {"a": np.zeros(2)}, method="m", names=["south", "north"])
+    assert str(error.value).isprintable() and len(str(error.value)) < 2000
+
+
 def test_what_comes_by_a_channel_reaches_all_ranks_and_so_does_a_failure():
     own, other = (Channel(t, 5.0) for t in LocalTransport.set_of(2))
     pair = PairOfRanks()

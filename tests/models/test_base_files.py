@@ -246,6 +246,18 @@ def test_a_whole_file_goes_before_an_index_as_in_transformers(tied, tmp_path):
     check_base(folder)
 
 
+@pytest.mark.parametrize("shard", ["../m.safetensors", "/m.safetensors", "sub/m.safetensors", ".", ""])
+def test_an_index_names_files_of_its_folder_alone(tied, tmp_path, shard):
+    """The content that sites compare is that of these files."""
+    folder = variant(tied, "llama", tmp_path / "m")
+    (folder / "model.safetensors").unlink()
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"model.norm.weight": shard}}))
+    with pytest.raises(ModelError, match="which is no file of this folder") as error:
+        check_base(folder)
+    assert str(index) in str(error.value)
+
+
 @pytest.mark.parametrize("file", ["pytorch_model.bin", "consolidated.00.pth", "model.Q4_K_M.gguf"])
 def test_weights_in_another_format_are_to_be_converted_and_not_drawn(tied, tmp_path, file):
     folder = variant(tied, "llama", tmp_path / "m")

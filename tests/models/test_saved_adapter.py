@@ -9,15 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft.tuners import tuners_utils
+from peft.utils import other
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from fedspeed.config.load import load
 from fedspeed.errors import ModelError
 from fedspeed.models.adapter_checks import check_adapter
+from fedspeed.models.adapters import saved_lora_config
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from fedspeed.models.loading import check_weights, materialise, meta_model
-from fedspeed.models.saved_adapter import notes, read_config
+from fedspeed.models.saved_adapter import WEIGHTS_FILE, notes, outside_blocks, read_config
 from tests.tiny import write_llama
 
 IDS = torch.arange(24).view(2, 12)
@@ -117,7 +120,59 @@ def test_an_adapter_means_what_it_means_to_peft(base, tmp_path, config):
     expected = theirs(base, folder)
     assert (expected - plain).abs().max() > 0.01, "the adapter must do something, or equality shows nothing"
     torch.testing.assert_close(ours(base, folder), expected, rtol=0, atol=1e-6)
-    assert "note" not in dry_run(base, folder)
+    is_pattern = ".*" in str(config)
+    assert ("note     " in dry_run(base, folder)) == is_pattern
+    assert (f"on the modules that {WEIGHTS_FILE} holds" in dry_run(base, folder)) == is_pattern
+
+
+# Python would try 2^30 ways to match the name of a module.
+EVIL = r"(\w+\.?)+!"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"target_modules": EVIL},
+        {"exclude_modules": EVIL},
+        {"layers_to_transform": [0, 1], "layers_pattern": [EVIL]},
+        {"layers_to_transform": [0, 1], "layers_pattern": EVIL},
+        {"target_modules": "all-linear", "exclude_modules": EVIL},
+    ],
+    ids=label,
+)
+def test_no_regular_expression_of_an_adapter_is_evaluated(base, tmp_path, monkeypatch, values):
+    folder = adapter(tmp_path / "adapter", base)
+    expected = ours(base, folder)
+    edit(folder, **values)
+
+    class Refusing:
+        """Stands for the module `re` in PEFT."""
+
+        def __getattr__(self, name):
+            def call(pattern, *arguments, **options):
+                assert EVIL not in str(pattern), "it would be evaluated"
+                return getattr(re, name)(pattern, *arguments, **options)
+
+            return call if name in ("match", "fullmatch", "search", "compile") else getattr(re, name)
+
+    for module in (tuners_utils, other):
+        monkeypatch.setattr(module, "re", Refusing())
+    assert "chooses modules by a regular expression, which is not evaluated" in dry_run(base, folder)
+    assert torch.equal(ours(base, folder), expected)
+    config = saved_lora_config(folder)
+    assert config.target_modules == {
+        f"model.layers.{block}.{name}" for block in (0, 1) for name in ("self_attn.q_proj", "mlp.down_proj")
+    }
+
+
+def test_a_pattern_hides_no_embedding_and_needs_factors(base, tmp_path):
+    folder = adapter(tmp_path / "adapter", base, target_modules=["v_proj", "embed_tokens"])
+    edit(folder, target_modules=r".*(v_proj|embed_tokens)")
+    assert outside_blocks(AdapterConfig(start_from=str(folder))) == "embed_tokens"
+    file = folder / WEIGHTS_FILE
+    save_file({"x": torch.zeros(1)}, file)
+    with pytest.raises(ModelError, match=f"{file}: holds no factor of a LoRA"):
+        saved_lora_config(folder)
 
 
 def test_another_dropout_than_in_training_is_noted_unless_it_was_chosen(base, tmp_path):
@@ -181,6 +236,11 @@ def test_an_adapter_with_more_than_lora_factors_is_refused(base, tmp_path, confi
         ({"r": "3"}, ('r is "3"',)),
         ({"lora_alpha": None}, ("lora_alpha is null",)),
         ({"target_modules": [1]}, ("target_modules is [1]",)),
+        ({"exclude_modules": [["a"]]}, ('exclude_modules is [["a"]]', "a str or a list")),
+        ({"exclude_modules": 5}, ("exclude_modules is 5",)),
+        ({"layers_pattern": {"a": 1}}, ('layers_pattern is {"a": 1}',)),
+        ({"layers_to_transform": "x"}, ('layers_to_transform is "x"', "an int or a list")),
+        ({"layers_to_transform": [True]}, ("layers_to_transform is [true]",)),
     ],
     ids=label,
 )

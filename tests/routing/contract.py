@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 
+from fedspeed.net.interfaces import LOOPBACK, interface_of
 from fedspeed.routing.channel import Channel
 from fedspeed.routing.exchange import PlainExchange
 from fedspeed.routing.opening import TransportContext, open_transport
@@ -106,7 +107,11 @@ def gloo_rank(rank, size, port, act):
     from torch.distributed import PrefixStore, TCPStore
 
     store = TCPStore("127.0.0.1", port, size, is_master=rank == 0, timeout=timedelta(seconds=LIMIT_S))
-    result = act(opened("gloo", rank, size, connect=lambda prefix: PrefixStore(prefix, store)))
+    context = {
+        "connect": lambda prefix: PrefixStore(prefix, store),
+        "interfaces": lambda: interface_of(LOOPBACK),
+    }
+    result = act(opened("gloo", rank, size, **context))
     store.set(f"done{rank}", "1")
     if rank == 0:
         store.wait([f"done{r}" for r in range(size)], timedelta(seconds=LIMIT_S))

@@ -1,4 +1,4 @@
-"""The buffer pool: it never reuses memory that any array refers to, and never holds more than was needed at
+"""The buffer pool: it never reuses memory that any array refers to, and holds little more than was needed at
 once.
 """
 
@@ -63,6 +63,38 @@ def test_a_small_need_does_not_get_a_large_piece():
     pool = BufferPool()
     pool.take(20 * N)
     assert pool.take(N, dtype=np.uint8).base.nbytes <= 2 * N
+
+
+def test_small_blocks_and_large_ones_use_the_same_memory_in_turn():
+    pool = BufferPool()
+    pool.take(8 * N)
+    for _ in range(3):
+        small = [pool.take(N) for _ in range(8)]
+        assert len({address_of(block) for block in small}) == 8 and pool.allocated_bytes == 8 * N
+        del small[3:5], small[0]  # gaps that are not beside each other
+        both = pool.take(2 * N)
+        del small, both
+        whole = pool.take(8 * N)
+        assert pool.allocated_bytes == 8 * N
+        del whole
+
+
+def test_blocks_in_use_never_overlap():
+    pool = BufferPool()
+    random = np.random.default_rng(0)
+    blocks: list[np.ndarray] = []
+    for step in range(400):
+        block = pool.take(int(random.integers(MIN_BYTES, 4 * N)))
+        block[:] = step % 251
+        blocks.append(block)
+        del block
+        if len(blocks) > 12:
+            del blocks[int(random.integers(len(blocks)))]
+        first = {int(block[0]) for block in blocks}
+        assert len(first) == len(blocks)
+    assert all((block == block[0]).all() for block in blocks)
+    spans = sorted((address_of(block), block.nbytes) for block in blocks)
+    assert all(at + size <= after for (at, size), (after, _) in zip(spans, spans[1:]))
 
 
 def test_threads_never_share_a_piece():

@@ -1,5 +1,6 @@
 """What a peer may send is bounded in number, memory and time."""
 
+import json
 import queue
 import threading
 from datetime import timedelta
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from fedspeed.errors import FedSpeedError, JournalError
+from fedspeed.routing.channel import Channel
 from fedspeed.routing.exchange import PlainExchange
 from fedspeed.routing.transport import PeersLost, TransportError
 from fedspeed.routing.transports import frames, gloo, tls
@@ -17,7 +19,7 @@ from fedspeed.routing.transports.frames import FRAMES_AHEAD, MAX_BYTES, MAX_PIEC
 from fedspeed.routing.transports.inbox import Inbox
 from fedspeed.routing.transports.local import LocalTransport
 from fedspeed.session import resume
-from fedspeed.session.site import Site
+from fedspeed.session.site import _parsed, differences
 from tests.limits import LIMIT_S
 from tests.routing.contract import in_threads
 from tests.routing.sites import Sites
@@ -245,21 +247,33 @@ def test_the_sender_of_a_vector_may_be_known_beforehand():
     assert in_threads(LocalTransport.set_of(3), act) == [expected] * 3
 
 
-@pytest.mark.parametrize("text", [b"[" * 100_000, b"5", b"[[[], 1]]", b'[["data.task", "file"]]', b"\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[" * 100_000,
+        b'{"a":' * 40 + b'""' + b"}" * 40,
+        b"5",
+        b"null",
+        b"[[[], 1]]",
+        b'[["data.task", "file"]]',
+        b"\xff",
+        b'{"data.task": 5}',
+        b'{"data.task": {"\x1b": "\x1b"}}',
+    ],
+    ids=lambda text: ascii(text[:20]),
+)
 def test_the_error_for_invalid_settings_names_the_site_that_sent_them(text):
-    cards = [SimpleNamespace(name=f"site{i}") for i in range(2)]
-    site = SimpleNamespace(settings={}, membership=SimpleNamespace(roster=SimpleNamespace(members=cards)))
+    with pytest.raises(FedSpeedError, match="site1 sent settings that cannot be read .* the same version"):
+        _parsed("site1", text)
 
-    def act(transport):
-        if transport.rank:
-            transport.swap([np.array([len(text)], np.uint64)] * 2, [8, 8], LIMIT_S)
-            return transport.swap([text] * 2, [2, len(text)], LIMIT_S)
-        with pytest.raises(
-            FedSpeedError, match="site1 sent settings that cannot be read .* the same version"
-        ):
-            Site.agree(site, transport, LIMIT_S)
 
-    in_threads(LocalTransport.set_of(2), act)
+def test_settings_of_another_site_are_quoted_and_not_printed_as_they_are():
+    theirs = {"data.task\x1b[2J": "\u202e", "federation.rounds": "3\n" * 500}
+    text = "".join(
+        differences({"federation.rounds": "3"}, _parsed("site1", json.dumps(theirs).encode()), "site1")
+    )
+    assert r"data.task\x1b[2J: - here, \u202e at site1" in text and r"3\n3\n3" in text
+    assert text.isprintable() and len(text) < 1000
 
 
 @pytest.mark.parametrize(
@@ -271,3 +285,14 @@ def test_an_invalid_round_is_not_resumed(index, value):
     head[index] = value
     with pytest.raises(JournalError, match="impossible numbers of its state: .*; start anew with --fresh"):
         resume._check_head(head)
+
+
+def test_an_error_that_quotes_a_message_of_a_peer_can_be_printed():
+    header = json.dumps(
+        {"\x1b[2J": {"dtype": "\x1b[2J\u202e" * 99, "shape": [1]}}, ensure_ascii=False
+    ).encode()
+    one, other = LocalTransport.set_of(2)
+    one.send(1, np.frombuffer(len(header).to_bytes(8, "little") + header, np.uint8), LIMIT_S)
+    with pytest.raises(FedSpeedError, match="north sent a message that holds no arrays") as error:
+        Channel(other, LIMIT_S, names=("north", "south")).receive(0)
+    assert str(error.value).isprintable() and len(str(error.value)) < 1000

@@ -79,7 +79,7 @@ def test_what_cannot_be_asked_is_reported(project, capsys, arguments, said):
         ("# mine\n", {}, "README.md: does not name the prompt that the weights were trained with"),
         ("---\nfedspeed: 3\n---\n", {}, "README.md: does not name the prompt"),
         (CARD.replace("float32", "load"), {}, "README.md: dtype 'load' is no type of torch"),
-        (CARD, {}, "adapter_config.json: does not name its base (KeyError)"),
+        (CARD, {}, "adapter_config.json: does not name its base in base_model_name_or_path"),
         (
             CARD,
             {"base_model_name_or_path": "{project}/gone"},

@@ -10,8 +10,8 @@ from fedspeed.cli import main
 from fedspeed.cluster.gpus import Gpu
 from fedspeed.cluster.hostfile import Host
 from fedspeed.config.load import load
-from fedspeed.errors import EXIT_USAGE, FedSpeedError
-from fedspeed.session import components, shared_gpus
+from fedspeed.errors import EXIT_USAGE, FedSpeedError, LostPeerError
+from fedspeed.session import components, hosts, shared_gpus
 from fedspeed.session.explain import as_user_error
 from tests.run.launched import COLD, headline, records
 from tests.run.meeting import meet
@@ -45,12 +45,35 @@ def test_all_ranks_refuse_two_of_a_cluster_on_one_card(monkeypatch):
 
 def test_clusters_of_one_rank_share_a_card(monkeypatch):
     monkeypatch.setattr(GPU_OF_RANK, lambda local_rank: Gpu("GPU-1", "alpha", 1))
-    hosts = tuple(Host(name, 1, cluster=name) for name in "abc")
-    found = meet(order(), 3, agreed, hosts)
+    clusters = tuple(Host(name, 1, cluster=name) for name in "abc")
+    found = meet(order(), 3, agreed, clusters)
     assert found[0] == found[1] == found[2]
     [note], sharers = found[0]
     assert note.startswith("ranks 0, 1 and 2 share GPU-1 of alpha")
     assert sharers == 3
+
+
+@pytest.mark.parametrize(
+    "value", ["", '"5"', "[]", "null}", '{"name": 1, "host": 2, "seen": "x"', "[" * 100_000]
+)
+@pytest.mark.parametrize("key", ["gpu/", "gpus/", "read by/"])
+def test_a_malformed_value_in_the_store_ends_with_a_message(monkeypatch, key, value):
+    monkeypatch.setattr(GPU_OF_RANK, lambda local_rank: None)
+
+    def checked(job, store):
+        real = store.get
+        garbled = SimpleNamespace(
+            put=store.put,
+            try_put=store.try_put,
+            wait=store.wait,
+            get=lambda *keys: [value if name.startswith(key) else real(name)[0] for name in keys],
+        )
+        agreed(job, garbled)
+        hosts.check_hosts(job, garbled)
+
+    two = (Host("alpha", 2), Host("beta", 1))
+    for error in meet(order(), 3, checked, two):
+        assert isinstance(error, LostPeerError) and f"`{key}" in str(error)
 
 
 def test_ranks_that_see_a_card_each_and_ranks_without_any_pass(monkeypatch):

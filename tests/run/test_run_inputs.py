@@ -111,6 +111,8 @@ def write_rows(project, rows):
         (more_weights, "the weights of model.base="),
         (lambda project: edit(project / "base" / "tokenizer.json", model=2), "the tokenizer in "),
         (lambda project: write_json(project / "base" / "added_tokens.json", {}), "the tokenizer in "),
+        (lambda project: write_json(project / "base" / "vocab.txt", {}), "the tokenizer in "),
+        (lambda project: write_json(project / "base" / "chat_template.jinja", {}), "the tokenizer in "),
         (
             lambda project: edit(project / "start" / "adapter_config.json", r=4),
             "the adapter in adapter.start_from=",
@@ -126,6 +128,8 @@ def write_rows(project, rows):
         "shards",
         "tokenizer",
         "tokens",
+        "vocabulary",
+        "chat template",
         "adapter config",
         "adapter",
         "row",
@@ -235,6 +239,22 @@ def test_rows_that_were_noted_with_another_key_pass_and_are_reported(organisatio
 def test_a_journal_of_an_earlier_version_passes_and_is_reported(project):
     (note,) = Run(project, inputs={}).go_on()
     assert "is of an earlier version" in note and "since round 3 is not known" in note
+
+
+def test_a_journal_without_a_digest_of_all_files_of_the_tokenizer_goes_on(project):
+    """Earlier versions had one of seven files: it is the same as before."""
+    write_json(project / "base" / "vocab.txt", {})
+    run = Run(project)
+    path = next(run.journal.folder.rglob("entry.json"))
+    entry = json.loads(path.read_text())
+    inputs = entry["config"]["inputs"]
+    assert inputs.pop("more of the tokenizer") != "none"
+    assert inputs["tokenizer"] == file_digests.files_digest([project / "base" / "tokenizer.json"])
+    path.write_text(json.dumps(entry))
+    assert run.go_on() == []
+    edit(project / "base" / "tokenizer.json", model=2)
+    with pytest.raises(JournalError, match="the tokenizer in "):
+        run.go_on()
 
 
 def test_a_run_with_a_changed_base_is_refused_before_it_starts(workshop, copy_of_whole):

@@ -24,7 +24,7 @@ from fedspeed.engine.base.shards import ShardReader, ShardServer, shards_of
 from fedspeed.engine.base.tier import LoadHandle, Tier
 from fedspeed.engine.device_events import DeviceEvent, DeviceStream
 from fedspeed.errors import FedSpeedError
-from fedspeed.net.ports import reachable_address
+from fedspeed.net.interfaces import address_facing
 from fedspeed.schedule.limits import READ_BYTES, READ_STAGES, READERS, UNIT_ALIGN
 
 
@@ -267,9 +267,9 @@ class OneSidedTier(StagedReadTier):
         if len(self._nodes) == 1:
             return
         if self._file.writes:
-            self._server = ShardServer(
-                self._memory, reachable_address(os.environ["MASTER_ADDR"], self._node == 0), self._deadline_s
-            )
+            first = os.environ["MASTER_ADDR"]  # on its own node the address that its store listens on
+            host = first if self._node == 0 else address_facing(first)
+            self._server = ShardServer(self._memory, host, self._deadline_s)
         address = [self._node, *self._server.address, self._server.token.hex()] if self._server else None
         for node, host, port, token in filter(None, share(address, self._group)):
             if node != self._node:

@@ -4,7 +4,9 @@ Every primitive comes from the `cryptography` package. This module fixes only ho
 nonces, which contexts, which encodings. All keys derived here are used for one purpose and one message.
 """
 
-from collections.abc import Iterator
+import itertools
+import threading
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -27,7 +29,15 @@ _ZEROS = memoryview(bytes(4 * BLOCK))
 # A fixed nonce is safe because every AEAD key is derived for, and seals, exactly one message.
 _NONCE = bytes(12)
 
+_THREAD = threading.local()
+
 Bytes = bytes | bytearray | memoryview
+# Writes the next block of a key stream. Args: as many zeros as bytes are wanted, 4 * BLOCK except at the end
+# of the stream; and where they go, with room for TAG more bytes, which are undefined afterwards.
+WriteBlock = Callable[[memoryview, memoryview], object]
+Combine = Callable[
+    [np.ndarray, np.ndarray, np.ndarray], object
+]  # as np.add: the third array takes the result
 
 
 class AuthenticationError(Exception):
@@ -103,12 +113,11 @@ class Cipher(Protocol):
     aead: type[AESGCM] | type[ChaCha20Poly1305]
 
     @staticmethod
-    def key_stream_blocks(key: bytes, number: int, length: int) -> Iterator[np.ndarray]:
-        """Yield a key stream of `length` 32-bit integers in blocks of at most BLOCK; each block overwrites
-        the memory of the one before.
+    def key_stream(key: bytes, number: int) -> WriteBlock:
+        """Return what writes one of the key's streams, block by block.
 
         Args:
-            number: which of the key's streams, from 0 to 2^32 - 1. Streams of one key never overlap.
+            number: which stream, from 0 to 2^32 - 1. Streams of one key never overlap.
         """
         ...
 
@@ -121,19 +130,19 @@ class AesGcm:
     aead: type[AESGCM] | type[ChaCha20Poly1305] = AESGCM
 
     @staticmethod
-    def key_stream_blocks(key: bytes, number: int, length: int) -> Iterator[np.ndarray]:
-        """Yield AES-128 in counter mode, made by encrypting zeros with GCM and dropping the tag.
+    def key_stream(key: bytes, number: int) -> WriteBlock:
+        """Return AES-128 in counter mode, made by encrypting zeros with GCM; the tag is not used.
 
         The package's GCM uses wide vector instructions where its counter mode does not. The nonce of block i
         is the stream's number (64 bits), then i (32 bits).
         """
-        cipher = AESGCM(key[:16])
-        buffer = np.empty(4 * min(BLOCK, length) + TAG, np.uint8)
-        for i, start in enumerate(range(0, length, BLOCK)):
-            count = min(BLOCK, length - start)
-            nonce = (number << 32 | i).to_bytes(12, "big")
-            cipher.encrypt_into(nonce, _ZEROS[: 4 * count], None, buffer[: 4 * count + TAG].data)
-            yield buffer[: 4 * count].view(np.uint32)
+        encrypt_into = AESGCM(key[:16]).encrypt_into
+        nonces = (i.to_bytes(12, "big") for i in itertools.count(number << 32))
+
+        def write_block(zeros: memoryview, out: memoryview) -> None:
+            encrypt_into(next(nonces), zeros, None, out)
+
+        return write_block
 
 
 class ChaCha20:
@@ -144,24 +153,53 @@ class ChaCha20:
     aead: type[AESGCM] | type[ChaCha20Poly1305] = ChaCha20Poly1305
 
     @staticmethod
-    def key_stream_blocks(key: bytes, number: int, length: int) -> Iterator[np.ndarray]:
-        """Yield the ChaCha20 key stream with the stream's number as nonce, from block counter 0 on."""
+    def key_stream(key: bytes, number: int) -> WriteBlock:
+        """Return the ChaCha20 key stream with the stream's number as nonce, from block counter 0 on."""
         nonce = (0).to_bytes(4, "little") + number.to_bytes(12, "big")
-        encryptor = _Cipher(algorithms.ChaCha20(key, nonce), None).encryptor()
-        buffer = np.empty(4 * min(BLOCK, length), np.uint8)
-        for start in range(0, length, BLOCK):
-            count = min(BLOCK, length - start)
-            encryptor.update_into(_ZEROS[: 4 * count], buffer[: 4 * count].data)
-            yield buffer[: 4 * count].view(np.uint32)
+        return _Cipher(algorithms.ChaCha20(key, nonce), None).encryptor().update_into
 
 
 CIPHERS: dict[str, type[Cipher]] = {cipher.name: cipher for cipher in (AesGcm, ChaCha20)}
 
 
+def combine_key_streams(
+    cipher: type[Cipher], number: int, integers: np.ndarray, streams: Sequence[tuple[bytes, Combine]]
+) -> None:
+    """Combine `integers` [n] uint32 with the streams of several keys, in place.
+
+    A block is combined with all streams before the next one is looked at, so that it stays in the cache.
+
+    Args:
+        number: of the streams, the same for all keys.
+        streams: (key, np.add or np.subtract) of each.
+    """
+    writers = [(cipher.key_stream(key, number), combine) for key, combine in streams]
+    memory = _block_memory()
+    for start in range(0, len(integers), BLOCK):
+        piece = integers[start : start + BLOCK]
+        block = memory[: piece.nbytes].view(np.uint32)
+        out = memory[: piece.nbytes + TAG].data
+        zeros = _ZEROS[: piece.nbytes]
+        for write_block, combine in writers:
+            write_block(zeros, out)
+            combine(piece, block, piece)
+
+
 def fill_key_stream(cipher: type[Cipher], key: bytes, number: int, out: np.ndarray) -> None:
     """Write the key's stream of this number into `out` [n] uint32."""
-    for i, block in enumerate(cipher.key_stream_blocks(key, number, len(out))):
-        out[i * BLOCK : i * BLOCK + len(block)] = block
+    write_block = cipher.key_stream(key, number)
+    memory = _block_memory()
+    for start in range(0, len(out), BLOCK):
+        piece = out[start : start + BLOCK]
+        write_block(_ZEROS[: piece.nbytes], memory[: piece.nbytes + TAG].data)
+        piece[:] = memory[: piece.nbytes].view(np.uint32)
+
+
+def _block_memory() -> np.ndarray:
+    """Return memory of this thread for one block and a tag: [4 * BLOCK + TAG] uint8."""
+    if not hasattr(_THREAD, "block"):
+        _THREAD.block = np.empty(4 * BLOCK + TAG, np.uint8)
+    return _THREAD.block
 
 
 def seal(cipher: type[Cipher], key: bytes, plaintext: Bytes, associated_data: bytes) -> bytes:

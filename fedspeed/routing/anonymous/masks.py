@@ -6,8 +6,8 @@ Each member adds two kinds of masks to its integers, modulo 2^32:
                     b"mask", the attempt's context and both numbers). The member with the lower number adds
                     it, the other one subtracts it, so that it cancels in the sum of both.
     self mask       one from a secret of its own. It is revealed only once the set of summed updates is
-                    committed. Until then, even somebody who knows all pairwise
-                    masks of a member learns nothing from its masked integers.
+                    committed. Until then, even somebody who knows all pairwise masks of a member learns
+                    nothing from its masked integers.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +16,7 @@ from copy import copy
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from fedspeed.routing.anonymous.crypto import BLOCK, Cipher, derive_key, shared_secret
+from fedspeed.routing.anonymous.crypto import Cipher, Combine, combine_key_streams, derive_key, shared_secret
 
 
 class Masks:
@@ -61,17 +61,11 @@ class Masks:
 
     def apply(self, chunk: int, integers: np.ndarray) -> None:
         """Add all masks of a chunk to `integers` [n] uint32, in place."""
-        for other, key in self.pairwise_keys.items():
-            add_key_stream(self._cipher, key, chunk, integers, sign=1 if other > self._me else -1)
-        add_key_stream(self._cipher, self_mask_key(self._self_secret), chunk, integers, sign=1)
-
-
-def add_key_stream(cipher: type[Cipher], key: bytes, chunk: int, integers: np.ndarray, *, sign: int) -> None:
-    """Add (sign 1) or subtract (sign -1) the key stream of a chunk, in place, modulo 2^32."""
-    operate = np.add if sign > 0 else np.subtract
-    for i, block in enumerate(cipher.key_stream_blocks(key, chunk, len(integers))):
-        piece = integers[i * BLOCK : i * BLOCK + len(block)]
-        operate(piece, block, out=piece)
+        streams: list[tuple[bytes, Combine]] = [
+            (key, np.add if other > self._me else np.subtract) for other, key in self.pairwise_keys.items()
+        ]
+        streams.append((self_mask_key(self._self_secret), np.add))
+        combine_key_streams(self._cipher, chunk, integers, streams)
 
 
 def remove_self_masks(
@@ -83,16 +77,16 @@ def remove_self_masks(
     Args:
         secrets: of the self masks, by member.
     """
-    for secret in secrets.values():
-        add_key_stream(cipher, self_mask_key(secret), chunk, integers, sign=-1)
+    streams = [(self_mask_key(secret), np.subtract) for secret in secrets.values()]
+    combine_key_streams(cipher, chunk, integers, streams)
 
 
 def restore_self_masks(
     cipher: type[Cipher], secrets: Mapping[int, bytes], chunk: int, integers: np.ndarray
 ) -> None:
     """Add the self masks of all members to a sum [n] uint32, in place: the inverse of `remove_self_masks`."""
-    for secret in secrets.values():
-        add_key_stream(cipher, self_mask_key(secret), chunk, integers, sign=1)
+    streams = [(self_mask_key(secret), np.add) for secret in secrets.values()]
+    combine_key_streams(cipher, chunk, integers, streams)
 
 
 def self_mask_key(secret: bytes) -> bytes:

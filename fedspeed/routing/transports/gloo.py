@@ -31,15 +31,16 @@ class _Work(Protocol):
 class GlooTransport:
     """A transport that cannot go on once a participant is lost.
 
-    It trusts whoever reaches the store's port: it is for use inside one trust domain.
+    It trusts whoever reaches the store's port or its own: it is for use inside one trust domain.
     """
 
-    def __init__(self, store: Store, rank: int, size: int, start_timeout_s: float):
+    def __init__(self, store: Store, rank: int, size: int, start_timeout_s: float, *, interfaces: str):
         """Connect to the other participants.
 
         Args:
             store: common to all participants; used under a prefix of its own.
             rank, size: this participant among the participants (not world ranks).
+            interfaces: names of the network interfaces to listen on, separated by commas.
 
         Raises:
             TransportError: somebody did not connect in time.
@@ -47,12 +48,14 @@ class GlooTransport:
         self.rank = rank
         self.size = size
         self.bytes_sent = 0
-        # Any: torch's stubs leave out the methods that a process group inherits.
+        # Any: torch's stubs leave out the options, and the methods that a process group inherits.
+        gloo: Any = ProcessGroupGloo
         self._group: Any = None
+        options = gloo._Options()
+        options._timeout = timedelta(seconds=start_timeout_s)
         try:
-            self._group = ProcessGroupGloo(
-                PrefixStore("gloo-transport", store), rank, size, timedelta(seconds=start_timeout_s)
-            )
+            options._devices = [gloo.create_device(interface=name) for name in interfaces.split(",")]
+            self._group = gloo(PrefixStore("gloo-transport", store), rank, size, options)
         except RuntimeError as error:
             raise TransportError(
                 f"the participants could not connect within {start_timeout_s:.0f} s "
@@ -121,7 +124,9 @@ class GlooTransport:
 
 def open_transport(context: TransportContext) -> GlooTransport:
     """Connect to the other participants of this job. Raises TransportError if one does not in time."""
-    assert context.connect is not None, "the ranks of a job share a store"
+    assert context.connect and context.interfaces, "the ranks of a job share a store"
     number = context.participants.index(context.me)
     size = len(context.participants)
-    return GlooTransport(context.connect("exchange"), number, size, context.timeout_s)
+    return GlooTransport(
+        context.connect("exchange"), number, size, context.timeout_s, interfaces=context.interfaces()
+    )
