@@ -151,6 +151,12 @@ class Attempts:
     def _note_blame(self, agreed: AgreedSum) -> None:
         """Leave out participants that are convicted although there is a sum."""
         self.summed = len(agreed.members)
+        if agreed.skip_reasons:
+            names = self._names(agreed.skip_reasons, ", ")
+            LOG.info(
+                f"participants {names} have been in another sum of this update, which somebody may have "
+                "opened: nobody adds an update, since the difference of two sums would be somebody's"
+            )
         for group in agreed.blamed:
             LOG.info(f"participants at fault in a sum that is right in spite of it: {self._names(group)}")
         convicted = {self._present[i] for i in _alone(agreed.blamed)} - {self._transport.rank}

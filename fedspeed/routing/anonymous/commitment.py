@@ -34,7 +34,7 @@ from fedspeed.routing.anonymous.parameters import PublicParameters
 from fedspeed.routing.anonymous.paths import draw_paths
 from fedspeed.routing.anonymous.phases import AttemptFailed, Misbehaviour, Phase, Swap, as_message
 from fedspeed.routing.anonymous.recovery import NO_CHUNK
-from fedspeed.routing.anonymous.settlement import NO_MARK, must_skip, set_digest
+from fedspeed.routing.anonymous.settlement import NO_MARK, reasons_to_skip, set_digest
 
 
 class CommittingMember(MixNode):
@@ -65,7 +65,7 @@ class CommittingMember(MixNode):
             mark: what this member announces of its settled mark (`settlement.announced_mark`).
         """
         super().__init__(parameters, me, identity)
-        self.skipped = False  # whether all add zeros
+        self.skip_reasons: frozenset[int] = frozenset()  # members because of which all add zeros
         self._get_integers = integers
         self._mark = mark
         self._mask = X25519PrivateKey.generate()
@@ -155,11 +155,11 @@ class CommittingMember(MixNode):
                 fatal=True,
             )
         marks = [announced.mark for announced in self.announced]
-        self.skipped = must_skip(marks, set_digest(self.parameters.members))
+        self.skip_reasons = reasons_to_skip(marks, set_digest(self.parameters.members))
 
     def _choose_integers(self) -> None:
         """Take what this member adds to the sum: zeros if the sum is skipped."""
-        if self.skipped:
+        if self.skip_reasons:
             self.integers = np.zeros(self.parameters.length, np.uint32)
         else:
             self.integers = self._get_integers()

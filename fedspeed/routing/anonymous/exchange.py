@@ -154,7 +154,7 @@ class AnonymousExchange(Exchange):
             total=total,
             weight=float(total_weight),
             clipped=max(0, round(clipped)),
-            skipped=agreed.skipped,
+            skipped=bool(agreed.skip_reasons),
         )
 
     def _encode(

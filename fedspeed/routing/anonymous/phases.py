@@ -37,14 +37,15 @@ class AgreedSum:
     Attributes:
         values: [length] uint32, the sum modulo 2^32 of the integers of all `members`.
         members: identity keys of those that are in the sum.
-        skipped: whether all have added zeros, since the update had been settled before (`settlement`).
+        skip_reasons: members because of which all have added zeros: they have settled the update in another
+            sum before (`settlement`). Empty if the updates are in the sum.
         blamed: sets of members with at least one at fault in each; a set of one is a proof against it. The
             sum is right in spite of them.
     """
 
     values: np.ndarray
     members: tuple[bytes, ...]
-    skipped: bool = False
+    skip_reasons: frozenset[int] = frozenset()
     blamed: tuple[frozenset[int], ...] = ()
 
 

@@ -124,7 +124,7 @@ class Member(OpeningMember):
         return AgreedSum(
             total[: self.parameters.length],
             self.parameters.members,
-            skipped=self.skipped,
+            skip_reasons=self.skip_reasons,
             blamed=(*convicted, *others),
         )
 

@@ -88,10 +88,10 @@ def announced_mark(mark: Mark | None, vector: bytes) -> bytes:
     return mark.members if mark.vector == vector else OTHER_VECTOR
 
 
-def must_skip(announced: Iterable[bytes], members: bytes) -> bool:
-    """Return whether all add zeros: somebody's mark is of another set, or of another vector.
+def reasons_to_skip(announced: Iterable[bytes], members: bytes) -> frozenset[int]:
+    """Return the members because of which all add zeros: their mark is of another set, or of another vector.
 
     Args:
-        announced: the marks of all members. members: digest of the present set.
+        announced: the marks of all members, by number. members: digest of the present set.
     """
-    return any(mark not in (NO_MARK, members) for mark in announced)
+    return frozenset(i for i, mark in enumerate(announced) if mark not in (NO_MARK, members))

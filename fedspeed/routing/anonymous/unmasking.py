@@ -80,7 +80,7 @@ class OpeningMember(CommittingMember):
     def _reveal_own_secret(self) -> bytes:
         """Return this member's secret, which may leave from now on."""
         if self.me not in self._self_secrets:
-            if not self.skipped:  # zeros may be summed as often as anybody likes
+            if not self.skip_reasons:  # zeros may be summed as often as anybody likes
                 self._settle()
             self._self_secrets[self.me] = self._self_secret
         return self._self_secrets[self.me]
