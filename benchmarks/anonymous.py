@@ -106,10 +106,10 @@ def measure_local(args, mode: str, length: int) -> dict:
 
         turn = threading.Lock()
 
-        def _receive(self, *wait):
+        def receive_header(self, *wait):
             self.turn.release()
             try:
-                return super()._receive(*wait)
+                return super().receive_header(*wait)
             finally:
                 self.turn.acquire()
 

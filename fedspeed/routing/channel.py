@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from fedspeed.errors import FedSpeedError, LostPeerError
+from fedspeed.routing.config import DEFAULT_MESSAGE_MIB
 from fedspeed.routing.transport import Transport, TransportError
 from fedspeed.text_safety import quoted
 
@@ -18,16 +19,25 @@ from fedspeed.text_safety import quoted
 class Channel:
     """Point-to-point messages over a transport, over which no exchange may be under way meanwhile."""
 
-    def __init__(self, transport: Transport, deadline_s: float, *, names: Sequence[str] = ()):
+    def __init__(
+        self,
+        transport: Transport,
+        deadline_s: float,
+        *,
+        names: Sequence[str] = (),
+        max_bytes: int = DEFAULT_MESSAGE_MIB << 20,
+    ):
         """Use a transport.
 
         Args:
             deadline_s: longest wait for a message to arrive, or to be taken.
             names: of all participants, for messages.
+            max_bytes: of one message that arrives.
         """
         self._transport = transport
         self._deadline_s = deadline_s
         self._names = tuple(names)
+        self._max_bytes = max_bytes
 
     @property
     def rank(self) -> int:
@@ -60,9 +70,12 @@ class Channel:
             FedSpeedError: what arrived is no set of arrays.
         """
         try:
-            data = self._transport.receive(peer, self._deadline_s)
+            data = self._transport.receive(peer, self._deadline_s, self._max_bytes)
         except TransportError as error:
-            raise LostPeerError(f"{self._name_of(peer)} sent no message: {error}") from error
+            raise LostPeerError(
+                f"{self._name_of(peer)} sent no message of up to {self._max_bytes >> 20} MiB "
+                f"(routing.message_mib): {error}"
+            ) from error
         try:
             return load(data.tobytes())
         except (SafetensorError, KeyError, TypeError, ValueError) as error:

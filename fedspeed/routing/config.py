@@ -69,6 +69,8 @@ TRANSPORTS = {
 }
 
 
+DEFAULT_MESSAGE_MIB = 1024
+
 if TYPE_CHECKING:  # type checkers read no literal that is computed
     ModeName = str
     TransportName = str
@@ -175,6 +177,17 @@ class RoutingConfig:
             ),
             "min": 2,
             "max": 256,
+        },
+    )
+    message_mib: int = field(
+        default=DEFAULT_MESSAGE_MIB,
+        metadata={
+            "help": (
+                "methods with a server: largest message that is accepted from another participant, which "
+                "may take several times as much memory"
+            ),
+            "min": 1,
+            "max": 65536,
         },
     )
     attempts: int = field(

@@ -76,20 +76,26 @@ class Transport(Protocol):
             step: (attempt, phase), the same on all who take part. Transports that can do without a peer tell
                 by it what a late message belongs to. Phase 0 is the recovery: whoever waits in another phase
                 of the same attempt and hears of it gets PeersLost(recovering=True).
+            sizes: what is due. Whoever sends another number of bytes is lost. No memory is allocated for what
+                nobody expects, so no size may come from a peer without having been compared with a maximum.
         """
         ...
 
     def send(self, peer: int, data: np.ndarray, deadline_s: float) -> None:
-        """Send one participant a message, whatever the others do. The two must not be in a swap.
+        """Send one participant a message, whatever the others do. The two must not be in a swap, and the
+        receiver takes the message before its next swap with the sender: it may refuse a large message there.
 
         Args:
             data: [n] uint8. It must not change afterwards: it may still be on its way when this returns.
         """
         ...
 
-    def receive(self, peer: int, deadline_s: float) -> np.ndarray:
+    def receive(self, peer: int, deadline_s: float, max_bytes: int) -> np.ndarray:
         """Wait for the next message of a participant, and return its bytes [n] uint8. Messages of one sender
         keep their order.
+
+        Args:
+            max_bytes: the sender of a larger message is lost.
         """
         ...
 

@@ -151,7 +151,10 @@ def make_channel(job: Job, engine: "ClientEngine", participant: Participant | No
     channel = None
     if participant is not None:
         names = [job.describe(rank) for rank in topology.participants]
-        channel = Channel(participant.transport, job.config.routing.deadline_s, names=names)
+        routing = job.config.routing
+        channel = Channel(
+            participant.transport, routing.deadline_s, names=names, max_bytes=routing.message_mib << 20
+        )
     return SharedChannel(
         engine,
         channel,

@@ -44,6 +44,7 @@ LOCAL_KEYS = (
     "routing.transport",
     "routing.deadline_s",
     "routing.step_deadline_s",
+    "routing.message_mib",
 )
 EPOCH_FILE = "roster-epoch"  # in a run's folder
 MAX_LISTED = 8  # differences in an error message

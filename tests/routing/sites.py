@@ -27,6 +27,17 @@ class Sites:
         self.roster_file.write_text(identity.sign_roster(cards, self.signer, epoch))
         self.roster = identity.read_roster(self.roster_file, self.pinned)
 
+    @classmethod
+    def in_folder(cls, folder, size: int) -> "Sites":
+        """Return the sites that another process has made in a folder."""
+        sites = cls.__new__(cls)
+        sites.folder = folder
+        sites.size = size
+        sites.pinned = identity.read_card(folder / "operator.json").key.hex()
+        sites.roster_file = folder / "roster.json"
+        sites.roster = identity.read_roster(sites.roster_file, sites.pinned)
+        return sites
+
     def routing(self, i: int, **more) -> RoutingConfig:
         """Return the routing configuration of site i."""
         return RoutingConfig(
@@ -50,18 +61,20 @@ class Sites:
             listen,
         )
 
-    def all(self, crowded=lambda: None, timeout_s: float = LIMIT_S) -> list[TlsTransport]:
+    def all(self, crowded=lambda: None, timeout_s: float = LIMIT_S, first: int = 0) -> list[TlsTransport]:
         """Connect all sites to each other, and return their transports.
 
         Args:
             crowded: called once the first site listens, before any other one starts.
+            first: start only the first so many sites here. 0: all.
         """
-        transports: list = [None] * self.size
+        count = first or self.size
+        transports: list = [None] * count
 
         def connect(i):
             transports[i] = self.transport(i, timeout_s)
 
-        threads = [threading.Thread(target=connect, args=(i,)) for i in range(self.size)]
+        threads = [threading.Thread(target=connect, args=(i,)) for i in range(count)]
         for thread in threads:
             thread.start()
             if thread is threads[0]:

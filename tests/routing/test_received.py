@@ -1,8 +1,6 @@
 """What a peer may send is bounded in number, memory and time."""
 
 import json
-import queue
-import threading
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -10,144 +8,59 @@ import numpy as np
 import pytest
 import torch
 
-from fedspeed.errors import FedSpeedError, JournalError
+from fedspeed.errors import FedSpeedError, JournalError, LostPeerError
 from fedspeed.routing.channel import Channel
 from fedspeed.routing.exchange import PlainExchange
 from fedspeed.routing.transport import PeersLost, TransportError
-from fedspeed.routing.transports import frames, gloo, tls
-from fedspeed.routing.transports.frames import FRAMES_AHEAD, MAX_BYTES, MAX_PIECES, MESSAGE, Frame, is_frame
-from fedspeed.routing.transports.inbox import Inbox
+from fedspeed.routing.transports import gloo
+from fedspeed.routing.transports.frame_reader import AHEAD_BYTES, FRAME_BYTES
 from fedspeed.routing.transports.local import LocalTransport
 from fedspeed.session import resume
 from fedspeed.session.site import _parsed, differences
 from tests.limits import LIMIT_S
 from tests.routing.contract import in_threads
-from tests.routing.sites import Sites
-
-PIECE = [np.zeros(1000, np.uint8)]
 
 
-class Flood:
-    """A mailbox that always has another frame. After 100 000 it is empty, so that no test hangs."""
-
-    def __init__(self, step):
-        self.step = step
-        self.given = 0
-
-    def get(self, timeout):
-        self.given += 1
-        if self.given > 100_000:
-            raise queue.Empty
-        return Frame(self.step, PIECE)
-
-
-def flooded(step) -> tuple[LocalTransport, Flood]:
-    """Return participant 1 of two, and its mailbox of frames from participant 0."""
-    transport = LocalTransport.set_of(2)[1]
-    flood = Flood(step)
-    transport._mailboxes[1][0] = flood
-    return transport, flood
-
-
-@pytest.mark.parametrize(
-    ("act", "step", "reason"),
-    [
-        ("swap", MESSAGE, "sent 17 frames of 19176 bytes together that nobody had asked for"),
-        ("receive", (0, 1), "sent 17 frames of 19176 bytes together that nobody had asked for"),
-        ("swap", (2, 1), r"sent 17 other frames, and none of step \(3, 1\) in time"),
-    ],
-)
-def test_a_peer_that_never_stops_sending_is_lost(act, step, reason):
-    transport, flood = flooded(step)
-    with pytest.raises(PeersLost, match=f"participant 0 {reason}") as lost:
-        transport.swap([b"", b""], [4, 0], 0.0, (3, 1)) if act == "swap" else transport.receive(0, LIMIT_S)
-    assert lost.value.peers == {0}
-    assert flood.given == FRAMES_AHEAD + 1, "no more frames are read"
-    assert not transport._messages[0] and not transport._kept[0], "none of them is kept"
-
-
-def test_the_bytes_that_are_kept_are_bounded_too(monkeypatch):
-    monkeypatch.setattr(frames, "BYTES_AHEAD", 3000)
-    transport, flood = flooded(MESSAGE)
-    with pytest.raises(PeersLost, match="3 frames of 3384 bytes together that nobody had asked for"):
-        transport.swap([b"", b""], [4, 0], 1.0)
-    assert flood.given == 3
+@pytest.mark.parametrize("act", ["swap", "receive"])
+def test_what_a_peer_may_have_waiting_here_is_bounded(act):
+    """Whoever sends more is lost, and goes on being lost."""
+    one, other = LocalTransport.set_of(2)
+    data = np.zeros(1000, np.uint8)
+    for _ in range(1000):
+        if act == "swap":
+            one.send(1, data, LIMIT_S)
+        else:
+            one.swap([b"", data], [0, 0], LIMIT_S)
+    reason = f"participant 0 sent 1000 bytes that nobody had asked for; .* of at most {AHEAD_BYTES}"
+    for _ in range(2):
+        with pytest.raises(PeersLost, match=reason) as lost:
+            other.swap([b"", b""], [4, 0], LIMIT_S) if act == "swap" else other.receive(0, LIMIT_S, 1000)
+        assert lost.value.peers == {0}
+    assert other._mailboxes[1][0].qsize() == 1000 - AHEAD_BYTES // (1000 + FRAME_BYTES) - 1
 
 
 def test_kept_messages_stay_in_order():
     one, other = LocalTransport.set_of(2)
-    for i in range(FRAMES_AHEAD):
+    for i in range(20):
         one.send(1, np.array([i], np.uint8), 1.0)
     one.swap([b"", b"swap"], [0, 0], 1.0)
-    assert bytes(other.swap([b"", b""], [4, 0], 0.0)[0]) == b"swap", (
-        "a frame that is here is read after the deadline too"
-    )
-    assert [other.receive(0, 0.0)[0] for _ in range(FRAMES_AHEAD)] == list(range(FRAMES_AHEAD))
+    assert bytes(other.swap([b"", b""], [4, 0], LIMIT_S)[0]) == b"swap"
+    assert [other.receive(0, 0.0, 1)[0] for _ in range(20)] == list(range(20))
 
 
-@pytest.mark.parametrize(
-    ("count", "length", "is_valid"),
-    [
-        (1, 1, True),
-        (1, MAX_BYTES, True),
-        (MAX_PIECES, 1, True),
-        (1, MAX_BYTES + 1, False),
-        (MAX_PIECES + 1, 1, False),
-        (2, MAX_BYTES, False),
-        (0, 1, False),
-        (1, 0, False),
-        (-1, -1, False),
-        (1, -1, False),
-    ],
-)
-def test_the_size_of_a_frame_is_checked(count, length, is_valid):
-    assert is_frame(count, length) == is_valid
+def test_a_frame_that_is_here_is_read_after_the_deadline_too():
+    one, other = LocalTransport.set_of(2)
+    one.swap([b"", b"swap"], [0, 0], 1.0)
+    assert bytes(other.swap([b"", b""], [4, 0], 0.0)[0]) == b"swap"
 
 
-def test_a_full_inbox_blocks_the_reader_until_it_is_emptied_or_closed():
-    inbox = Inbox(2, 100)
-    released = []
-    assert inbox._has_room(500), "a single entry may be larger than the limit"
-    inbox.put("large", 500)
-    assert not inbox._has_room(1) and inbox.get(0.0) == "large"
-    inbox.put("first", 60)
-    assert inbox._has_room(40) and not inbox._has_room(41)
-    inbox.put("second", 1)
-    assert not inbox._has_room(1), "two wait already"
-
-    def read():
-        try:
-            inbox.make_room(60)
-            released.append("room")
-        except ConnectionAbortedError as error:
-            released.append(str(error))
-
-    for act in (lambda: inbox.get(0.0), inbox.close):
-        reader = threading.Thread(target=read, daemon=True)
-        reader.start()
-        act()
-        reader.join(LIMIT_S)
-        inbox.put("third", 60)
-    assert released == ["room", "closed on this side"]
-
-
-def test_a_site_reads_no_more_than_it_may_keep(tmp_path, monkeypatch):
-    monkeypatch.setattr(tls, "BYTES_AHEAD", 1500)
-    waiting = []
-    put = Inbox.put
-
-    def watched(self, entry, nbytes=0):
-        put(self, entry, nbytes)
-        waiting.append(self._bytes)
-
-    monkeypatch.setattr(Inbox, "put", watched)
-    one, other = Sites(tmp_path, 2).all()
-    for i in range(3):
-        one.send(1, np.full(1000, i, np.uint8), LIMIT_S)
-    assert [other.receive(0, LIMIT_S)[0] for _ in range(3)] == [0, 1, 2]
-    assert waiting == [1000 + frames.PIECE_BYTES] * 3
-    one.close()
-    other.close()
+def test_a_channel_refuses_what_is_larger_than_its_limit():
+    one, other = (Channel(t, LIMIT_S, names=("a", "b"), max_bytes=1 << 20) for t in LocalTransport.set_of(2))
+    one.send(1, {"x": np.zeros(1 << 20, np.uint8)})
+    with pytest.raises(
+        LostPeerError, match=r"a sent no message of up to 1 MiB \(routing.message_mib\): .*at most 1048576"
+    ):
+        other.receive(0)
 
 
 class Group:
@@ -182,19 +95,18 @@ def over_gloo(length: int, monkeypatch) -> gloo.GlooTransport:
 
 @pytest.mark.parametrize(
     ("length", "max_bytes", "reason"),
-    [(-1, MAX_BYTES, "at most"), (MAX_BYTES + 1, MAX_BYTES, "at most"), (1 << 61, 1 << 62, "no memory")],
+    [(-1, 1000, "at most"), (1001, 1000, "at most"), (1 << 61, 1 << 62, "no memory")],
 )
 def test_the_length_of_a_message_is_bounded(length, max_bytes, reason, monkeypatch):
-    monkeypatch.setattr(gloo, "MAX_BYTES", max_bytes)
     with pytest.raises(
         TransportError, match=f"participant 1 announced a message of {length} bytes.*{reason}"
     ):
-        over_gloo(length, monkeypatch).receive(1, 1.0)
+        over_gloo(length, monkeypatch).receive(1, 1.0, max_bytes)
 
 
 def test_a_message_over_gloo_has_one_deadline(monkeypatch):
     transport = over_gloo(5, monkeypatch)
-    assert transport.receive(1, 10.0).shape == (5,)
+    assert transport.receive(1, 10.0, 5).shape == (5,)
     transport.send(1, np.zeros(5, np.uint8), 4.0)
     transport.send(1, np.zeros(5, np.uint8), 2.0)
     assert transport._group.waits == [10.0, 7.0, 4.0, 1.0, 2.0, gloo._MIN_WAIT_S]

@@ -17,7 +17,8 @@ from fedspeed.routing import identity
 from fedspeed.routing.listen_address import check_port
 from fedspeed.routing.transport import PeersLost, TransportError
 from fedspeed.routing.transports import tls
-from fedspeed.routing.transports.tls import MAX_HANDSHAKES, TlsTransport
+from fedspeed.routing.transports.frames import Frame
+from fedspeed.routing.transports.tls import MAX_HANDSHAKES
 from tests.limits import LIMIT_S
 from tests.routing.contract import contract, in_threads
 from tests.routing.sites import Sites
@@ -37,34 +38,63 @@ def test_large_frames_in_both_directions_at_once(tmp_path):
         transport.close()
 
 
-def test_a_site_that_stops_reading_delays_nobody_else(tmp_path, monkeypatch):
-    """Its connections stay open, and large frames are on their way to it."""
-    may_read = threading.Event()
-    read = TlsTransport._read
-    monkeypatch.setattr(
-        TlsTransport,
-        "_read",
-        lambda self, *peer: may_read.wait(LIMIT_S) if self.rank == 1 else read(self, *peer),
-    )
+def test_a_site_that_stops_reading_delays_nobody_else(tmp_path):
+    """Its connections stay open, and large frames are on their way to it. Whoever has waited in vain keeps
+    none of those that it could not send.
+    """
     transports = Sites(tmp_path, 4).all()
 
     def act(t):
         if t.rank == 1:
-            return None
+            return None  # it takes part in no swap, and so reads nothing
         begin = time.monotonic()
         part = np.full(12_000_000, t.rank, np.uint8)
         with pytest.raises(PeersLost) as lost:
             t.swap([part] * 4, [part.size] * 4, 4)
         apart = t.swap([part[:100]] * 4, [100 if i != 1 else 0 for i in range(4)], LIMIT_S)
+        for _ in range(2):
+            t._outgoing[1].put((Frame((0, 1), [part]), 0.0))  # as if it had been sent before the loss
+        end = time.monotonic() + LIMIT_S
+        while not t._outgoing[1].empty() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert t._outgoing[1].empty() and 1 in t._broken
         return lost.value.peers, [int(c[0]) for i, c in enumerate(apart) if i != 1], time.monotonic() - begin
 
     found = [one for one in in_threads(transports, act) if one]
     assert [f[:2] for f in found] == 3 * [(frozenset({1}), [0, 2, 3])] and all(
         f[2] < LIMIT_S / 10 for f in found
     )
-    may_read.set()
     for transport in transports:
         transport.close()
+
+
+def test_what_a_site_sends_ahead_stays_on_its_connection(tmp_path):
+    """A site whose next step needs nothing of another one runs ahead of it. What it sends is read when the
+    other one gets there, and the frames that others wait for are not held up by it.
+    """
+    sites = Sites(tmp_path, 3).all()
+    size = 20_000_000
+    is_ahead = threading.Event()
+
+    def act(t):
+        part = np.full(size, t.rank, np.uint8)
+        if t.rank == 1:
+            for phase in (1, 2):
+                t.swap([part + np.uint8(10 * phase), b"", b""], [0, 0, 0], LIMIT_S, (1, phase))
+            is_ahead.set()
+        if t.rank == 2:
+            assert is_ahead.wait(LIMIT_S)
+            t.swap([part, b"", b""], [0, 0, 0], LIMIT_S, (1, 1))
+        if t.rank:
+            return None
+        came = t.swap([b""] * 3, [0, size, size], LIMIT_S, (1, 1))
+        assert t._readers[1].ahead_bytes == 0
+        later = t.swap([b""] * 3, [0, size, 0], LIMIT_S, (1, 2))
+        return [int(one[0]) for one in (came[1], came[2], later[1])]
+
+    assert in_threads(sites, act)[0] == [11, 2, 21]
+    for site in sites:
+        site.close()
 
 
 def knock(address, sent: bytes) -> bytes:

@@ -304,7 +304,9 @@ class MixNode:
 
 
 def _split(payload: Payload, size: int) -> Sequence[np.ndarray]:
-    """Return the cells in what one member sent: arrays of `size` bytes."""
+    """Return the cells in what one member sent: arrays of `size` bytes, without a copy where they lie side by
+    side, or are pieces already.
+    """
     if isinstance(payload, list) and all(len(piece) == size for piece in payload):
         return payload
     return list(as_bytes(payload).reshape(-1, size))

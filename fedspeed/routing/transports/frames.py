@@ -1,41 +1,29 @@
 """The base of transports that can send to one peer at a time: swaps that go on without lost peers."""
 
-import itertools
 import time
 from abc import ABC, abstractmethod
-from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from fedspeed.routing.transport import Payload, PeersLost, as_bytes
+from fedspeed.routing.transports.frame_reader import MESSAGE, Due, FrameReader, Gone, Header, Step
 
-Step = tuple[int, int]  # (attempt, phase), see `Transport.swap`
+__all__ = ["MESSAGE", "Frame", "FrameTransport", "Gone", "Header", "Read", "Received", "Step", "result_of"]
 
-RECOVERY_PHASE = 0
-MESSAGE: Step = (2**32 - 1, 1)  # the step of messages from one participant to one other, outside of swaps
-MAX_BYTES = 1 << 36  # of one frame
-MAX_PIECES = 1 << 24
-PIECE_BYTES = 128  # memory that a piece takes besides its content
-# What one peer may have waiting here before it is asked for; a single frame may be larger.
-FRAMES_AHEAD = 16
-BYTES_AHEAD = 1 << 32
-
-
-def is_frame(count: int, length: int) -> bool:
-    """Return whether a frame may have `count` pieces of `length` bytes each."""
-    return 0 < count <= MAX_PIECES and 0 < count * length <= MAX_BYTES
-
-
-def memory_bytes(count: int, length: int) -> int:
-    """Return the memory that `count` pieces of `length` bytes each take."""
-    return count * (length + PIECE_BYTES)
+# What was read from a peer: the content, None from one that recovers, or why there is none.
+Received = Payload | Gone | None
+Read = Callable[[], Payload | None]  # reads from a peer; may raise Gone
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A message between two participants, in pieces of equal length, [length] uint8 each."""
+    """A message to one participant, in arrays [n] uint8, which need not lie side by side.
+
+    The receiver gets their bytes, and does not learn where one ends.
+    """
 
     step: Step
     pieces: list[np.ndarray]
@@ -52,25 +40,34 @@ class Frame:
         return cls(step, [as_bytes(piece) for piece in pieces])
 
 
-class Gone(Exception):
-    """A peer that no longer answers, and why."""
+def result_of(read: Read) -> Received:
+    """Return what a call has read, or why the peer is gone."""
+    try:
+        return read()
+    except Gone as gone:
+        return gone
 
 
 class FrameTransport(ABC):
     """A transport made of frames between two participants, which keep their order.
 
-    Subclasses give `_send` and `_receive`.
+    Subclasses give `send_frame`, `receive_header`, `receive_content` and `close`. What they receive may be
+    anything: `FrameReader` compares a header with what is due before the content is asked for.
+
+    Attributes:
+        names: of all participants, for messages.
     """
 
-    def __init__(self, rank: int, size: int):
-        """Take part as number `rank` of `size`."""
+    def __init__(self, rank: int, size: int, names: Sequence[str] = ()):
+        """Take part as number `rank` of `size`. names: of all participants, for messages."""
         self.rank = rank
         self.size = size
         self.bytes_sent = 0
-        # What arrived before it was waited for, by sender: frames of swaps, and messages.
-        self._kept: dict[int, deque[Frame]] = defaultdict(deque)
-        self._messages: dict[int, deque[Frame]] = defaultdict(deque)
+        self.names = tuple(names) or tuple(f"participant {i}" for i in range(size))
         self._gone: dict[int, str] = {}  # why a peer is lost
+        self._readers = {
+            peer: FrameReader(self, peer, name) for peer, name in enumerate(self.names) if peer != rank
+        }
 
     def swap(
         self, parts: Sequence[Payload], sizes: Sequence[int], deadline_s: float, step: Step = (0, 1)
@@ -81,22 +78,22 @@ class FrameTransport(ABC):
         own = parts[self.rank]
         arrived: list[Payload] = [np.empty(0, np.uint8)] * self.size
         arrived[self.rank] = own if isinstance(own, list) else as_bytes(own)
-        lost: dict[int, str] = {}
+        due = {i: Due(step, size) for i, size in enumerate(sizes) if i != self.rank and size}
+        lost = {peer: self._gone[peer] for peer in due if peer in self._gone}
+        reads = {
+            peer: partial(self._readers[peer].frame, one, end)
+            for peer, one in due.items()
+            if peer not in lost
+        }
         recovering = False
-        for peer, size in enumerate(sizes):
-            if peer == self.rank or not size:
-                continue
-            try:
-                frame = self._next(peer, step, end)
-                if frame is None:
-                    recovering = True
-                elif frame.nbytes != size:
-                    raise Gone(f"participant {peer} sent {frame.nbytes} bytes where {size} are due")
-                else:
-                    in_pieces = len(frame.pieces) > 1 and isinstance(own, list)
-                    arrived[peer] = frame.pieces if in_pieces else as_bytes(frame.pieces)
-            except Gone as gone:
-                lost[peer] = self._gone.setdefault(peer, str(gone))
+        for peer, received in self._read_all(reads).items():
+            if received is None:
+                recovering = True
+            elif isinstance(received, Gone):
+                lost[peer] = str(received)
+            else:
+                arrived[peer] = received if isinstance(own, list) else as_bytes(received)
+        self._gone.update(lost)
         if lost or recovering:
             raise PeersLost(frozenset(lost), list(lost.values()), recovering, arrived)
         return arrived
@@ -108,59 +105,16 @@ class FrameTransport(ABC):
             if peer == self.rank or not frame.nbytes or peer in self._gone:
                 continue
             try:
-                self._send(peer, frame, max(0.1, end - time.monotonic()))
+                self.send_frame(peer, frame, max(0.1, end - time.monotonic()))
                 self.bytes_sent += frame.nbytes
             except Gone as gone:
                 self._gone[peer] = str(gone)
 
-    def _next(self, peer: int, step: Step, end: float) -> Frame | None:
-        """Return the peer's frame of this step; None if it is in another phase of this attempt, which is what
-        the recovery is for.
-
-        Frames that wait here already are looked at even if the deadline has passed while others were waited
-        for, but no more than may wait here: a peer that keeps sending other frames is gone.
+    def _read_all(self, reads: Mapping[int, Read]) -> dict[int, Received]:
+        """Make a call for each of some peers, and return the results. A transport that can read from several
+        peers at the same time does.
         """
-        attempt, phase = step
-        for passed in itertools.count():
-            if passed > FRAMES_AHEAD and time.monotonic() > end:
-                break
-            frame = self._kept[peer].popleft() if self._kept[peer] else self._unread(peer, end)
-            if frame.step == MESSAGE:
-                self._put_aside(peer, frame)
-            elif frame.step == step:
-                return frame
-            elif frame.step[0] == attempt and phase != RECOVERY_PHASE:
-                self._kept[peer].appendleft(frame)
-                return None
-            elif frame.step[0] > attempt:
-                self._kept[peer].appendleft(frame)
-                raise Gone(f"participant {peer} is at step {frame.step}, not at {step}")
-            # Any other frame is left over from an attempt that was given up.
-        raise Gone(f"participant {peer} sent {passed} other frames, and none of step {step} in time")
-
-    def _put_aside(self, peer: int, frame: Frame) -> None:
-        """Keep a frame until it is asked for, those of swaps apart from messages.
-
-        Raises:
-            Gone: the peer has more waiting here than it may; nothing of it is kept then.
-        """
-        kept = self._kept[peer]
-        messages = self._messages[peer]
-        (messages if frame.step == MESSAGE else kept).append(frame)
-        ahead = [memory_bytes(len(one.pieces), one.pieces[0].size) for one in (*kept, *messages)]
-        if len(ahead) > FRAMES_AHEAD or (len(ahead) > 1 and sum(ahead) > BYTES_AHEAD):
-            kept.clear()
-            messages.clear()
-            raise Gone(
-                f"participant {peer} sent {len(ahead)} frames of {sum(ahead)} bytes together that "
-                f"nobody had asked for; at most {FRAMES_AHEAD} of {BYTES_AHEAD} bytes are kept"
-            )
-
-    def _unread(self, peer: int, end: float) -> Frame:
-        """Wait for the next frame of a peer that is not kept here yet."""
-        if peer in self._gone:
-            raise Gone(self._gone[peer])
-        return self._receive(peer, max(0.0, end - time.monotonic()))
+        return {peer: result_of(read) for peer, read in reads.items()}
 
     def send(self, peer: int, data: np.ndarray, deadline_s: float) -> None:
         """See `Transport.send`."""
@@ -169,36 +123,43 @@ class FrameTransport(ABC):
         try:
             if peer in self._gone:
                 raise Gone(self._gone[peer])
-            self._send(peer, frame, deadline_s)
+            self.send_frame(peer, frame, deadline_s)
             self._flush(end)
         except Gone as gone:
             reason = self._gone.setdefault(peer, str(gone))
             raise PeersLost(frozenset({peer}), [reason]) from gone
         self.bytes_sent += frame.nbytes
 
-    def receive(self, peer: int, deadline_s: float) -> np.ndarray:
-        """See `Transport.receive`. Frames of swaps that arrive meanwhile are kept for their swap."""
-        end = time.monotonic() + deadline_s
-        try:
-            if self._messages[peer]:
-                return as_bytes(self._messages[peer].popleft().pieces)
-            while (frame := self._unread(peer, end)).step != MESSAGE:
-                self._put_aside(peer, frame)
-        except Gone as gone:
-            reason = self._gone.setdefault(peer, str(gone))
-            raise PeersLost(frozenset({peer}), [reason]) from gone
-        return as_bytes(frame.pieces)
+    def receive(self, peer: int, deadline_s: float, max_bytes: int) -> np.ndarray:
+        """See `Transport.receive`."""
+        if peer in self._gone:
+            raise PeersLost(frozenset({peer}), [self._gone[peer]])
+        read = partial(self._readers[peer].message, max_bytes, time.monotonic() + deadline_s)
+        received = self._read_all({peer: read})[peer]
+        if isinstance(received, Gone):
+            self._gone[peer] = str(received)
+            raise PeersLost(frozenset({peer}), [str(received)]) from received
+        assert received is not None, "only a swap can find a peer that recovers"
+        return as_bytes(received)
 
     def _flush(self, end: float) -> None:  # noqa: B027 - most transports have nothing to do here
         """Wait until what was sent has left, where that does not happen by itself. Raises Gone."""
 
     @abstractmethod
-    def _send(self, peer: int, frame: Frame, deadline_s: float) -> None:
+    def send_frame(self, peer: int, frame: Frame, deadline_s: float) -> None:
         """Send a frame to a peer. Raises Gone if it does not take the frame in time."""
 
     @abstractmethod
-    def _receive(self, peer: int, timeout_s: float) -> Frame:
-        """Wait for the next frame of a peer. Raises Gone if none arrives in time."""
+    def receive_header(self, peer: int, end: float) -> Header:
+        """See `FrameSource.receive_header`."""
+
+    @abstractmethod
+    def receive_content(self, peer: int, nbytes: int, end: float) -> Payload:
+        """See `FrameSource.receive_content`. A list of arrays is passed on as it is."""
+
+    def discard_content(self, peer: int, nbytes: int, end: float) -> None:
+        """See `FrameSource.discard_content`. A transport between organisations must bound the memory."""
+        self.receive_content(peer, nbytes, end)
 
     @abstractmethod
     def close(self) -> None:

@@ -16,7 +16,6 @@ from torch.distributed.distributed_c10d import AllToAllOptions
 from fedspeed.errors import connection_text
 from fedspeed.routing.opening import TransportContext
 from fedspeed.routing.transport import Payload, TransportError, as_bytes
-from fedspeed.routing.transports.frames import MAX_BYTES
 
 MESSAGE_TAG = 1
 _MIN_WAIT_S = 0.001  # gloo takes a timeout of 0 for none
@@ -91,15 +90,15 @@ class GlooTransport:
             self._wait(partial(self._group.send, [tensor], peer, MESSAGE_TAG), end)
         self.bytes_sent += data.size
 
-    def receive(self, peer: int, deadline_s: float) -> np.ndarray:
+    def receive(self, peer: int, deadline_s: float, max_bytes: int) -> np.ndarray:
         """See `Transport.receive`."""
         end = time.monotonic() + deadline_s
         header = torch.empty(8, dtype=torch.uint8)
         self._wait(lambda: self._group.recv([header], peer, MESSAGE_TAG), end)
         length = int(header.numpy().view(np.int64)[0])
-        if not 0 <= length <= MAX_BYTES:
+        if not 0 <= length <= max_bytes:
             raise TransportError(
-                f"participant {peer} announced a message of {length} bytes; one has at most {MAX_BYTES}"
+                f"participant {peer} announced a message of {length} bytes; at most {max_bytes} are accepted"
             )
         try:
             data = torch.empty(length, dtype=torch.uint8)

@@ -1,12 +1,14 @@
 """Participants as threads of one process: for a single rank, for tests and for simulation."""
 
 import queue
+import time
 
 import numpy as np
 
 from fedspeed.routing.buffer_pool import BUFFERS
 from fedspeed.routing.opening import TransportContext
-from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone
+from fedspeed.routing.transport import Payload
+from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone, Header
 
 Mailbox = queue.Queue[Frame | None]  # None: its sender has closed
 
@@ -18,6 +20,7 @@ class LocalTransport(FrameTransport):
         """Take part as number `rank`, with the mailboxes of all: [receiver][sender]."""
         super().__init__(rank, len(mailboxes))
         self._mailboxes = mailboxes
+        self._current: dict[int, Frame] = {}  # by sender, the frame whose header was returned last
 
     @classmethod
     def set_of(cls, size: int) -> list["LocalTransport"]:
@@ -25,21 +28,29 @@ class LocalTransport(FrameTransport):
         mailboxes: list[list[Mailbox]] = [[queue.Queue() for _ in range(size)] for _ in range(size)]
         return [cls(rank, mailboxes) for rank in range(size)]
 
-    def _send(self, peer: int, frame: Frame, deadline_s: float) -> None:
+    def send_frame(self, peer: int, frame: Frame, deadline_s: float) -> None:
+        """See `FrameTransport.send_frame`."""
         # Pieces are made for sending; a single one may be the caller's vector, which it may change
         # afterwards.
         pieces = frame.pieces if len(frame.pieces) > 1 else [_copied(frame.pieces[0])]
         self._mailboxes[peer][self.rank].put(Frame(frame.step, pieces))
 
-    def _receive(self, peer: int, timeout_s: float) -> Frame:
+    def receive_header(self, peer: int, end: float) -> Header:
+        """See `FrameSource.receive_header`."""
         try:
-            frame = self._mailboxes[self.rank][peer].get(timeout=timeout_s)
+            frame = self._mailboxes[self.rank][peer].get(timeout=max(0.0, end - time.monotonic()))
         except queue.Empty:
             raise Gone(f"participant {peer} sent nothing in time") from None
         if frame is None:
             self._mailboxes[self.rank][peer].put(None)  # so that it is found here the next time too
             raise Gone(f"participant {peer} is gone")
-        return frame
+        self._current[peer] = frame
+        return Header(frame.step, frame.nbytes)
+
+    def receive_content(self, peer: int, nbytes: int, end: float) -> Payload:
+        """Return the content as it was sent: pieces that were made for sending are not copied."""
+        pieces = self._current.pop(peer).pieces
+        return pieces if len(pieces) > 1 else pieces[0]
 
     def close(self) -> None:
         """Leave: the others find this participant gone."""

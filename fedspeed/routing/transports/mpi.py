@@ -6,7 +6,7 @@ else, because messages between two ranks need no third one. Otherwise mpirun end
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import mpi4py
 import numpy as np
@@ -15,19 +15,19 @@ from fedspeed.cluster.discover import mpi_is_fault_tolerant
 from fedspeed.errors import FedSpeedError
 from fedspeed.routing.buffer_pool import BUFFERS
 from fedspeed.routing.opening import TransportContext
-from fedspeed.routing.transport import Payload
-from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone, Step, is_frame
+from fedspeed.routing.transport import Payload, as_bytes
+from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone, Header, Step
 
 # MPI's finalisation has been seen to wait for dead ranks for ever.
 mpi4py.rc.finalize = not mpi_is_fault_tolerant()
 
 from mpi4py import MPI  # noqa: E402
 
-_CALL_BYTES = 1 << 30  # of one call; MPI counts in 32 bits
+_CALL_BYTES = 1 << 26  # of one call. MPI counts in 32 bits, and a content that nobody needs takes so much
 # MPI's own wait spins on a core that training needs. We test and sleep instead; the sleep doubles from the
 # first of these to the second.
 POLL_S = (0.0002, 0.01)
-_HEADER = 4  # int64: attempt, phase, number of pieces, bytes of each
+_HEADER = 3  # int64: attempt, phase, bytes of the content
 
 
 class MpiTransport(FrameTransport):
@@ -68,33 +68,41 @@ class MpiTransport(FrameTransport):
                 self._gone.setdefault(peer, str(gone))
         self._sending.clear()
 
-    def _send(self, peer: int, frame: Frame, deadline_s: float) -> None:
-        header = np.array([*frame.step, len(frame.pieces), frame.pieces[0].size], np.int64)
+    def send_frame(self, peer: int, frame: Frame, deadline_s: float) -> None:
+        """See `FrameTransport.send_frame`. Pieces are joined: the receiver does not know their number."""
+        header = np.array([*frame.step, frame.nbytes], np.int64)
         try:
-            for buffer in (header, *_calls(frame.pieces)):
+            for buffer in (header, *_calls(as_bytes(frame.pieces))):
                 self._sending.setdefault(peer, []).append((self._comm.Isend(buffer, peer), buffer))
         except MPI.Exception as error:
             raise Gone(f"participant {peer}: {_reason(error)}") from error
 
-    def _receive(self, peer: int, timeout_s: float) -> Frame:
-        end = time.monotonic() + timeout_s
+    def receive_header(self, peer: int, end: float) -> Header:
+        """See `FrameSource.receive_header`."""
         header = np.empty(_HEADER, np.int64)
+        self._read(peer, [header], end)
+        attempt, phase, nbytes = header.tolist()
+        return Header((attempt, phase), nbytes)
+
+    def receive_content(self, peer: int, nbytes: int, end: float) -> np.ndarray:
+        """See `FrameSource.receive_content`."""
+        content = BUFFERS.take(nbytes)
+        self._read(peer, _calls(content), end)
+        return content
+
+    def discard_content(self, peer: int, nbytes: int, end: float) -> None:
+        """See `FrameSource.discard_content`."""
+        unneeded = np.empty(min(nbytes, _CALL_BYTES), np.uint8)
+        while nbytes > 0:
+            self._read(peer, [unneeded[:nbytes]], end)
+            nbytes -= unneeded.size
+
+    def _read(self, peer: int, buffers: Sequence[np.ndarray], end: float) -> None:
+        """Fill buffers with the next calls of a peer, one each. Raises Gone if they do not come in time."""
         try:
-            self._wait(peer, [self._comm.Irecv(header, peer)], end)
-            attempt, phase, count, length = header.tolist()
-            if not is_frame(count, length):
-                raise Gone(
-                    f"participant {peer} announced {count} pieces of {length} bytes, which are no frame"
-                )
-            pieces = list(BUFFERS.take(count, length))
-            self._wait(peer, [self._comm.Irecv(buffer, peer) for buffer in _calls(pieces)], end)
+            self._wait(peer, [self._comm.Irecv(buffer, peer) for buffer in buffers], end)
         except MPI.Exception as error:
             raise Gone(f"participant {peer}: {_reason(error)}") from error
-        except MemoryError as error:
-            raise Gone(
-                f"participant {peer} announced {count} pieces of {length} bytes, for which there is no memory"
-            ) from error
-        return Frame((attempt, phase), pieces)
 
     def _wait(self, peer: int, requests: list[MPI.Request], end: float) -> None:
         """Wait for calls to end; cancel them at `end`. Raises Gone if they do not."""
@@ -134,11 +142,9 @@ class MpiTransport(FrameTransport):
                 raise
 
 
-def _calls(pieces: list[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield what one call sends or receives each."""
-    return (
-        piece[start : start + _CALL_BYTES] for piece in pieces for start in range(0, piece.size, _CALL_BYTES)
-    )
+def _calls(content: np.ndarray) -> list[np.ndarray]:
+    """Return what one call sends or receives each: sender and receiver cut at the same bytes."""
+    return [content[start : start + _CALL_BYTES] for start in range(0, content.size, _CALL_BYTES)]
 
 
 def _reason(error: MPI.Exception) -> str:

@@ -13,8 +13,11 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from fedspeed.log import LOG
 from fedspeed.net.sockets import receive_exactly, receive_into
@@ -23,28 +26,21 @@ from fedspeed.routing.identity import Roster
 from fedspeed.routing.listen_address import ListenAddress, open_port
 from fedspeed.routing.opening import TransportContext
 from fedspeed.routing.transport import TransportError
-from fedspeed.routing.transports.frames import (
-    BYTES_AHEAD,
-    Frame,
-    FrameTransport,
-    Gone,
-    is_frame,
-    memory_bytes,
-)
-from fedspeed.routing.transports.inbox import Inbox
+from fedspeed.routing.transports.call_queue import CallQueue
+from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone, Header, Read, Received, result_of
 
-_HEADER = struct.Struct(">4sIIIQ")  # magic, attempt, phase, number of pieces, bytes of each
-_MAGIC = b"FdSp"
+_HEADER = struct.Struct(">4sIIQ")  # magic, attempt, phase, bytes of the content
+_MAGIC = b"FdS2"
 _WRITES = b"w"  # first byte of a connection: whoever has dialled writes on it
 _READS = b"r"
 _WELCOME = b"y"
 HANDSHAKE_S = 10.0
 # Connections that may be in their handshake at the same time. One more takes the place of the oldest.
 MAX_HANDSHAKES = 64
-MAX_WAITING = 4  # frames of one peer that may lie here before they are asked for
 _RETRY_S = 0.3
 REPORT_S = 15.0  # how often a site that waits for others says so
 CLOSE_S = 5.0  # for what is on its way to leave, and for threads to end
+_DISCARD_BYTES = 1 << 16  # memory for a content that nobody needs
 
 _Outgoing = tuple[Frame, float]  # with the time of `time.monotonic` at which it must have left
 
@@ -64,16 +60,16 @@ class TlsTransport(FrameTransport):
             ConfigError: the port cannot be opened.
             TransportError: somebody did not connect within `start_timeout_s`.
         """
-        super().__init__(roster.keys.index(public), len(roster.members))
+        names = [card.name for card in roster.members]
+        super().__init__(roster.keys.index(public), len(roster.members), names)
         self._roster = roster
         self._closed = threading.Event()
         self._server = _ssl_context(ssl.PROTOCOL_TLS_SERVER, key_file, roster)
         self._client = _ssl_context(ssl.PROTOCOL_TLS_CLIENT, key_file, roster)
-        self._writers: dict[int, ssl.SSLSocket] = {}
-        self._readers: dict[int, ssl.SSLSocket] = {}
+        self._outward: dict[int, ssl.SSLSocket] = {}  # connections that this site writes, by peer
+        self._inward: dict[int, ssl.SSLSocket] = {}  # those that it reads
         peers = [i for i in range(self.size) if i != self.rank]
-        # A text says why nothing more will come.
-        self._inboxes: dict[int, Inbox[Frame | str]] = {i: Inbox(MAX_WAITING, BYTES_AHEAD) for i in peers}
+        self._reads: dict[int, CallQueue] = {i: CallQueue() for i in peers}
         self._outgoing: dict[int, queue.SimpleQueue[_Outgoing | None]] = {
             i: queue.SimpleQueue() for i in peers
         }
@@ -112,7 +108,7 @@ class TlsTransport(FrameTransport):
         LOG.info(f"all {self.size} sites are connected")
 
     def _missing(self) -> list[int]:
-        return [i for i in self._inboxes if not (i in self._writers and i in self._readers)]
+        return [i for i in self._reads if not (i in self._outward and i in self._inward)]
 
     def _describe(self, peers: list[int]) -> str:
         """Return what is known of members that are not connected: this site dials those before it in the
@@ -238,7 +234,7 @@ class TlsTransport(FrameTransport):
         Args:
             greeting: sent to the peer first.
         """
-        connections = self._readers if reads else self._writers
+        connections = self._inward if reads else self._outward
         secured.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         secured.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self._changed:
@@ -248,7 +244,10 @@ class TlsTransport(FrameTransport):
             secured.sendall(greeting)
             secured.settimeout(None)
             connections[peer] = secured
-            self._start(secured, self._read if reads else self._write, peer, secured)
+            if reads:
+                self._start(secured, self._reads[peer].work)
+            else:
+                self._start(secured, self._write, peer, secured)
             self._changed.notify_all()
 
     def _refuse(self, address: tuple[str, int], reason: str, connection: socket.socket) -> None:
@@ -261,48 +260,67 @@ class TlsTransport(FrameTransport):
 
     # Frames.
 
-    def _read(self, peer: int, secured: ssl.SSLSocket) -> None:
-        """Read frames of one peer until it is gone. A full inbox blocks the peer, and nothing else here."""
+    def _read_all(self, reads: Mapping[int, Read]) -> dict[int, Received]:
+        """Read from several peers at the same time, each in the thread of its connection. A peer from which
+        nothing is to be read is blocked, once the operating system's buffers are full.
+        """
+        results = {peer: self._reads[peer].submit(partial(result_of, read)) for peer, read in reads.items()}
+        return {peer: result.result() for peer, result in results.items()}
+
+    def receive_header(self, peer: int, end: float) -> Header:
+        """See `FrameSource.receive_header`."""
+        data = bytearray(_HEADER.size)
+        self._fill(peer, memoryview(data), end)
+        magic, attempt, phase, nbytes = _HEADER.unpack(data)
+        if magic != _MAGIC:
+            raise Gone(f"{self.names[peer]}: it sent something that is no frame of this version of FedSpeed")
+        return Header((attempt, phase), nbytes)
+
+    def receive_content(self, peer: int, nbytes: int, end: float) -> np.ndarray:
+        """See `FrameSource.receive_content`."""
+        content = BUFFERS.take(nbytes)
+        self._fill(peer, content.data, end)
+        return content
+
+    def discard_content(self, peer: int, nbytes: int, end: float) -> None:
+        """See `FrameSource.discard_content`."""
+        unneeded = memoryview(bytearray(min(nbytes, _DISCARD_BYTES)))
+        while nbytes:
+            count = min(nbytes, len(unneeded))
+            self._fill(peer, unneeded[:count], end)
+            nbytes -= count
+
+    def _fill(self, peer: int, buffer: memoryview, end: float) -> None:
+        """Read from a peer until a buffer is full. Raises Gone."""
         try:
-            while True:
-                magic, attempt, phase, count, length = _HEADER.unpack(receive_exactly(secured, _HEADER.size))
-                if magic != _MAGIC or not is_frame(count, length):
-                    raise ValueError("it sent something that is no frame")
-                nbytes = memory_bytes(count, length)
-                self._inboxes[peer].make_room(nbytes)
-                pieces = BUFFERS.take(count, length)
-                receive_into(secured, pieces.reshape(-1).data)
-                self._inboxes[peer].put(Frame((attempt, phase), list(pieces)), nbytes)
-        except (OSError, ValueError, MemoryError) as error:
-            self._inboxes[peer].put(_reason(error))
+            receive_into(self._inward[peer], buffer, end)
+        except TimeoutError as error:
+            few = str(error) if str(error).startswith("only") else "it sent nothing in time"
+            raise Gone(f"{self.names[peer]}: {few}") from None
+        except (OSError, ValueError) as error:
+            raise Gone(f"{self.names[peer]}: {_reason(error)}") from error
 
     def _write(self, peer: int, secured: ssl.SSLSocket) -> None:
-        """Write frames to one peer. If it takes none, that blocks this thread, and no other peer."""
+        """Write frames to one peer. If it takes none, that blocks this thread, and no other peer. Once it has
+        failed to take one in time, all others are dropped, so that they do not stay in memory.
+        """
         while (outgoing := self._outgoing[peer].get()) is not None:
+            if peer in self._broken:
+                continue
             frame, end = outgoing
-            header = _HEADER.pack(_MAGIC, *frame.step, len(frame.pieces), frame.pieces[0].size)
+            header = _HEADER.pack(_MAGIC, *frame.step, frame.nbytes)
             try:
                 for data in [memoryview(header), *(piece.data for piece in frame.pieces)]:
                     secured.settimeout(max(0.1, end - time.monotonic()))
                     secured.sendall(data)
             except OSError as error:
                 self._broken[peer] = _reason(error)
-                return
 
-    def _send(self, peer: int, frame: Frame, deadline_s: float) -> None:
+    def send_frame(self, peer: int, frame: Frame, deadline_s: float) -> None:
+        """See `FrameTransport.send_frame`."""
         if peer in self._broken:
-            raise Gone(f"{self._roster.members[peer].name}: {self._broken[peer]}")
+            raise Gone(f"{self.names[peer]}: {self._broken[peer]}")
         self._outgoing[peer].put((frame, time.monotonic() + deadline_s))
-
-    def _receive(self, peer: int, timeout_s: float) -> Frame:
-        name = self._roster.members[peer].name
-        try:
-            frame = self._inboxes[peer].get(timeout_s)
-        except queue.Empty:
-            raise Gone(f"{name} sent nothing for {timeout_s:.0f} s") from None
-        if isinstance(frame, str):
-            raise Gone(f"{name}: {frame}")
-        return frame
 
     def close(self) -> None:
         """Send what is on its way, and close all connections.
@@ -313,18 +331,18 @@ class TlsTransport(FrameTransport):
         self._closed.set()
         for outgoing in self._outgoing.values():
             outgoing.put(None)
+        for reads in self._reads.values():
+            reads.close()
         with self._changed:
             workers = dict(self._workers)
         end = time.monotonic() + CLOSE_S
-        for secured in self._writers.values():
+        for secured in self._outward.values():
             workers[secured].join(max(0.0, end - time.monotonic()))
         for used in workers:
             # Closing alone would leave the port open behind a thread in accept(). An SSLSocket's own shutdown
             # would take the encryption away first.
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(used, socket.SHUT_RDWR)
-        for inbox in self._inboxes.values():  # a reader may wait for room
-            inbox.close()
         end = time.monotonic() + CLOSE_S
         for used, worker in workers.items():
             worker.join(max(0.0, end - time.monotonic()))

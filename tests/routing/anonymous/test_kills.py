@@ -57,16 +57,16 @@ class Mortal(TlsTransport):
             self._die()
         return super().swap(parts, sizes, deadline_s, step)
 
-    def _send(self, peer, frame, deadline_s):
-        super()._send(peer, frame, deadline_s)
+    def send_frame(self, peer, frame, deadline_s):
+        super().send_frame(peer, frame, deadline_s)
         self._sent += 1
         if self._due and self.moment == "midway" and self._sent == 2:
             self._die()
 
-    def _receive(self, peer, timeout_s):
+    def _read_all(self, reads):
         if self._due:
             self._die()
-        return super()._receive(peer, timeout_s)
+        return super()._read_all(reads)
 
     def _die(self):
         time.sleep(0.1)  # for what was sent to leave
