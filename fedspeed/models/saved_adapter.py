@@ -59,6 +59,7 @@ _PLAIN = frozenset((
     "runtime_config",
     "lora_bias",
 ))
+_MAX_NUMBER = 1e9  # neither a rank nor alpha is as large, and no infinity
 _ARTICLE = {str: "a str", int: "an int"}
 _OF_ONE_SITE = ("base_model_name_or_path", "revision")
 # Key -> what an adapter with it is, which cannot be trained here.
@@ -123,7 +124,7 @@ def read_config(folder: Path) -> dict:
         ("lora_alpha", int | float, "a number above 0"),
     ):
         value = saved.get(key)
-        if not isinstance(value, kinds) or isinstance(value, bool) or value <= 0:
+        if not isinstance(value, kinds) or isinstance(value, bool) or not 0 < value < _MAX_NUMBER:
             raise ModelError(
                 f"{path}: {key} is {json.dumps(value)}, but must be {what}; copy the folder again"
             )
