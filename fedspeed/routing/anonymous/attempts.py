@@ -149,7 +149,11 @@ class Attempts:
         )
 
     def _note_blame(self, agreed: AgreedSum) -> None:
-        """Leave out participants that are convicted although there is a sum."""
+        """Report who is at fault although there is a sum; leave out those that are convicted.
+
+        Those that are only accused stay, even if all accuse them: accusations may have reached some only, and
+        all must go on with the same participants.
+        """
         self.summed = len(agreed.members)
         if agreed.skip_reasons:
             names = self._names(agreed.skip_reasons, ", ")
@@ -159,7 +163,7 @@ class Attempts:
             )
         for group in agreed.blamed:
             LOG.info(f"participants at fault in a sum that is right in spite of it: {self._names(group)}")
-        convicted = {self._present[i] for i in _alone(agreed.blamed)} - {self._transport.rank}
+        convicted = {self._present[i] for i in agreed.convicted} - {self._transport.rank}
         self._present = [p for p in self._present if p not in convicted]
 
     def _names(self, members: frozenset[int], separator: str = " or ") -> str:

@@ -5,7 +5,7 @@ updates.
 """
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -77,6 +77,7 @@ class CommittingMember(MixNode):
         self._accused: frozenset[int] = frozenset()  # members that have misbehaved in a message to this one
         self._suspects: set[int] = set()  # members that have signed another digest than this one
         self._contradictions: list[frozenset[int]] = []  # one of each pair does not answer the other
+        self._compared = b""  # digest of what must have arrived alike before an attempt is given up
 
     # Keys and the beacon.
 
@@ -199,20 +200,40 @@ class CommittingMember(MixNode):
                 "looking for who did it would show whose it was"
             )
             return [frozenset(path) | accusers]
-        messages = yield from self._broadcast("blame", self.transcript(chunk).pack())
+        messages = yield from self._broadcast("blame", self._compared + self.transcript(chunk).pack())
+        self._check_compared([message[:DIGEST] for message in messages])
+        self._compared = digest(b"transcripts", self._compared, *messages)
         blamed = find_culprits(
             self.cipher,
             self.context,
             self.plan,
             chunk,
             self.onion_keys,
-            transcripts=[Transcript.unpack(message, self.plan) for message in messages],
+            transcripts=[Transcript.unpack(message[DIGEST:], self.plan) for message in messages],
             entry=self.entries[chunk],
             accusers=accusers,
         )
         names = "; ".join(" or ".join(f"member {i}" for i in sorted(group)) for group in blamed)
         self._reason = f"chunk {chunk} did not come through as it was sent, by the doing of {names}"
         return blamed
+
+    def _check_compared(self, digests: Sequence[bytes]) -> None:
+        """Compare the digests of what has arrived at each member, empty where they are not known.
+
+        Raises:
+            AttemptFailed: they differ. Members would draw different conclusions from it, and go on with
+                different others.
+        """
+        if {self._compared, b""}.issuperset(digests):
+            return
+        present = frozenset(range(self.n)) - self._lost
+        raise AttemptFailed(
+            f"one of the members {', '.join(map(str, sorted(present)))} has sent different messages to "
+            "different members when they looked for what went wrong",
+            self._lost,
+            [present],
+            fatal=True,
+        )
 
     # Messages to all.
 

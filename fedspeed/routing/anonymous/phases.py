@@ -41,12 +41,14 @@ class AgreedSum:
             sum before (`settlement`). Empty if the updates are in the sum.
         blamed: sets of members with at least one at fault in each; a set of one is a proof against it. The
             sum is right in spite of them.
+        convicted: members that two signatures of their own convict, the same for all that end with the sum.
     """
 
     values: np.ndarray
     members: tuple[bytes, ...]
     skip_reasons: frozenset[int] = frozenset()
     blamed: tuple[frozenset[int], ...] = ()
+    convicted: frozenset[int] = frozenset()
 
 
 class MembersLost(Exception):

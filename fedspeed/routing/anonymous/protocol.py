@@ -26,7 +26,9 @@ one of them has it:
     masked     owners, or the backups of lost ones, send the masked sums, which all check and open themselves
     redone     whom each member accuses; nobody leaves before all have the sums
 
-or all give the attempt up (`void`), after revealing their transcripts if a chunk was spoiled (`blame`).
+or all give the attempt up (`void`), after revealing their transcripts if a chunk was spoiled (`blame`). Who
+is left out of the next attempt follows from what has arrived in these phases, so in the last ones members
+compare digests of it: where it differs, the run ends.
 
 Agreement. All honest members that end with a sum have the same: a sum that was opened by `masked` follows
 from the lists, which the certificate fixes. A sum that was opened by `sums` is signed by all that are left,
@@ -40,20 +42,20 @@ import itertools
 import numpy as np
 
 from fedspeed.routing.anonymous.certificate import Certificate
+from fedspeed.routing.anonymous.crypto import digest
 from fedspeed.routing.anonymous.paths import backup_of
 from fedspeed.routing.anonymous.phases import AgreedSum, AttemptFailed, MembersLost, Misbehaviour, Phase
 from fedspeed.routing.anonymous.recovery import (
-    MEMBER_SET,
     NO_CHUNK,
     NO_LISTS,
     RecoveryMessage,
     contradictions,
     groups_at_fault,
-    pack_members,
 )
 from fedspeed.routing.anonymous.unmasking import OpeningMember, owner_without_backup
 
-# Recovery rounds in which members may differ about who is lost. One is enough for all to hear of a loss.
+# Recovery rounds in which members may contradict each other about who is lost. One is enough for all to hear
+# of a loss.
 _MAX_DISAGREEMENTS = 2
 
 
@@ -126,6 +128,7 @@ class Member(OpeningMember):
             self.parameters.members,
             skip_reasons=self.skip_reasons,
             blamed=(*convicted, *others),
+            convicted=frozenset(self.statements.convicted),
         )
 
     # When members are lost, or something is wrong.
@@ -140,7 +143,7 @@ class Member(OpeningMember):
         if self._certificate is not None:
             return
         blamed = yield from self._find_faults(answers)
-        yield from self._leave("void")
+        yield from self._leave()
         default = (
             "members were lost before the sum was committed"
             if self._lost
@@ -191,11 +194,13 @@ class Member(OpeningMember):
                 self.statements.merge(answer.statements)
                 self._adopt(answer.certificate)
             self._convict_by_secrets()
-            if self.statements.convicted <= lost | {self.me} and all(
-                message[:MEMBER_SET] == pack_members(lost) for message in present.values()
-            ):
+            convicted = self.statements.convicted
+            claims = {i: answer.lost - {i} for i, answer in answers.items()}
+            if convicted <= lost | {self.me} and all(claim == lost for claim in claims.values()):
+                self._compared = digest(b"answers", *present.values())
                 return answers
-            self._contradictions = contradictions({i: answer.lost for i, answer in answers.items()})
+            # Who has just shown a proof claims no more than that, and from now on the others claim it too.
+            self._contradictions = contradictions({i: claim - convicted for i, claim in claims.items()})
             if self._contradictions and disagreements >= _MAX_DISAGREEMENTS:
                 pairs = (" and ".join(map(str, sorted(pair))) for pair in self._contradictions)
                 raise AttemptFailed(

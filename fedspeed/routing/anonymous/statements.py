@@ -6,7 +6,8 @@ signatures of one member over different contents convict it, whoever shows them:
 them, and a context never comes again (it holds the attempt's number and what all have drawn at the start).
 
 Each member keeps what it has received, and sends all of it to the others when something went wrong
-(`recovery`). Whoever has told one peer otherwise than another is found then.
+(`recovery`), both contents where it has two. So whoever has signed one content for one peer and another for
+another is convicted then, by all that are left.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from fedspeed.routing.anonymous.crypto import DIGEST, SIGNATURE, AuthenticationE
 FIRST_LABELS = ("announce", "reveal")
 LABELS = (*FIRST_LABELS, "collect", "confirm", "unmask", "done")
 RECORD = DIGEST + SIGNATURE  # bytes of a packed statement; zeros where there is none
+_KEPT = 2  # statements of one member in one phase: two prove what more would
 
 
 def statement(label: str, context: bytes, content: bytes) -> bytes:
@@ -47,7 +49,8 @@ class Statements:
         self.convicted: set[int] = set()
         self._members = tuple(members)
         self._contexts = dict.fromkeys(FIRST_LABELS, context)
-        self._received: dict[tuple[str, int], tuple[bytes, bytes]] = {}
+        # By phase and member, the signature of each content.
+        self._received: dict[tuple[str, int], dict[bytes, bytes]] = {}
 
     def use_context(self, context: bytes) -> None:
         """Set the context of the phases after the reveal."""
@@ -57,7 +60,7 @@ class Statements:
     def sign(self, label: str, content: bytes, *, me: int, identity: Ed25519PrivateKey) -> bytes:
         """Sign this member's content of a phase; return the signature."""
         signature = identity.sign(statement(label, self._contexts[label], content))
-        self._received[label, me] = (content, signature)
+        self._keep(label, me, content, signature)
         return signature
 
     def receive(self, label: str, member: int, content: bytes, signature: bytes) -> None:
@@ -67,17 +70,25 @@ class Statements:
             AuthenticationError: the member has not signed it.
         """
         check_signature(self._members[member], signature, statement(label, self._contexts[label], content))
-        self._received[label, member] = (content, signature)
+        self._keep(label, member, content, signature)
+
+    def _keep(self, label: str, member: int, content: bytes, signature: bytes) -> None:
+        """Keep a valid statement; note whether it is the second one."""
+        known = self._received.setdefault((label, member), {})
+        if len(known) < _KEPT:
+            known[content] = signature
+        if len(known) == _KEPT:
+            self.convicted.add(member)
 
     def content(self, label: str, member: int) -> bytes | None:
-        """Return what a member has signed in a phase; None if this member has no statement of it."""
-        found = self._received.get((label, member))
-        return found[0] if found else None
+        """Return what a member has signed first in a phase; None if this member has no statement of it."""
+        return next(iter(self._received.get((label, member), ())), None)
 
     def pack(self) -> bytes:
         """Return all statements as bytes; their number depends on the number of members only."""
         keys = ((label, member) for label in LABELS for member in range(len(self._members)))
-        return b"".join(b"".join(self._received.get(key, (bytes(RECORD),))) for key in keys)
+        records = (b"".join(map(b"".join, self._received.get(key, {}).items())) for key in keys)
+        return b"".join(record.ljust(_KEPT * RECORD, b"\0") for record in records)
 
     def merge(self, packed: bytes) -> None:
         """Add the statements that another member has received; note who has signed two contents.
@@ -85,14 +96,14 @@ class Statements:
         A statement without a valid signature under this member's context says nothing and is left out.
         """
         n = len(self._members)
-        for place in range(len(LABELS) * n):
+        for place in range(len(LABELS) * n * _KEPT):
             record = packed[place * RECORD : (place + 1) * RECORD]
-            label = LABELS[place // n]
-            self._merge_one(label, place % n, record[:DIGEST], record[DIGEST:])
+            label, member = divmod(place // _KEPT, n)
+            self._merge_one(LABELS[label], member, record[:DIGEST], record[DIGEST:])
 
     def _merge_one(self, label: str, member: int, content: bytes, signature: bytes) -> None:
-        known = self.content(label, member)
-        if label not in self._contexts or content == known or not any(signature):
+        known = self._received.get((label, member), {})
+        if label not in self._contexts or content in known or not any(signature):
             return
         try:
             check_signature(
@@ -100,12 +111,9 @@ class Statements:
             )
         except AuthenticationError:
             return
-        if known is None:
-            self._received[label, member] = (content, signature)
-        else:
-            self.convicted.add(member)
+        self._keep(label, member, content, signature)
 
 
 def packed_size(members: int) -> int:
     """Return the bytes of a packed table of statements."""
-    return len(LABELS) * members * RECORD
+    return len(LABELS) * members * _KEPT * RECORD

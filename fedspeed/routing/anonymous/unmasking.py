@@ -195,7 +195,7 @@ class OpeningMember(CommittingMember):
         for message in (yield from self._broadcast("secrets", known)):
             self._take_secrets([message[start : start + KEY] for start in range(0, len(message), KEY)])
         if missing := sorted(set(range(self.n)) - self._self_secrets.keys()):
-            yield from self._leave("void")
+            yield from self._leave()
             names = ", ".join(map(str, missing))
             raise AttemptFailed(
                 f"the self mask of member {names} is not known to those that are left, so that the committed "
@@ -269,13 +269,14 @@ class OpeningMember(CommittingMember):
             messages = [as_message(payload) for payload in loss.arrived]
         return {i: found for i, found in enumerate(messages) if len(found) == len(message)}
 
-    def _leave(self, phase: str) -> Phase[None]:
-        """Wait until all know how the attempt ends. A member that is lost here no longer matters."""
-        try:
-            yield from self._broadcast(phase, b"!")
-        except MembersLost as loss:
-            if loss.recovering:
-                raise
+    def _leave(self) -> Phase[None]:
+        """Wait until all give the attempt up, for the same reasons.
+
+        Raises:
+            AttemptFailed: the others draw other conclusions.
+        """
+        messages = yield from self._last_broadcast("void", self._compared)
+        self._check_compared(list(messages.values()))
 
 
 def chunks_to_check(plan: PathPlan, member: int) -> list[int]:
