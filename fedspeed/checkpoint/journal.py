@@ -16,7 +16,7 @@ import math
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class Entry:
         done: why the run ended with this round; empty if it continues.
         sha256: of the file with the tensors.
         likeness: under staleness, the alignment of the clients' updates in this round.
+        certificate: between organisations, the signatures of all sites that took part in the round
+            (routing.state_certificate), packed and in hex; empty in a job of one operator.
     """
 
     round: int
@@ -55,6 +57,7 @@ class Entry:
     done: str = ""
     sha256: str = ""
     likeness: float | None = None
+    certificate: str = field(default="", repr=False)
 
     @property
     def has_best(self) -> bool:
@@ -80,11 +83,7 @@ class Journal:
         """Make `entry.round` the round to resume from, and remove all but the newest rounds."""
         folder = self._round(entry.round)
         digest = write_tensors(folder / "state.safetensors", tensors)
-        text = json.dumps(
-            {**asdict(entry), "sha256": digest, "best_loss": entry.best_loss if entry.has_best else None},
-            indent=1,
-        )
-        write_atomically(folder / "entry.json", text.encode())
+        self._write_entry(replace(entry, sha256=digest))
         kept = self._committed()[-self._keep :]
         for number in self._numbers():
             if number < kept[0]:  # a killed process may have left one without an entry
@@ -101,6 +100,16 @@ class Journal:
         ]:  # also those of a killed process
             if path not in needed:
                 path.unlink(missing_ok=True)
+
+    def add_certificate(self, entry: Entry, certificate: str) -> None:
+        """Add a certificate to a committed entry that has none, as journals of earlier versions have."""
+        self._write_entry(replace(entry, certificate=certificate))
+
+    def _write_entry(self, entry: Entry) -> None:
+        text = json.dumps(
+            {**asdict(entry), "best_loss": entry.best_loss if entry.has_best else None}, indent=1
+        )
+        write_atomically(self._round(entry.round) / "entry.json", text.encode())
 
     def save_client(self, number: int, client: int, tensors: Mapping[str, np.ndarray]) -> None:
         """Add a client's own state to the round that is about to be committed.

@@ -50,17 +50,17 @@ def shared_layout(link: ClientLink, known: Layout, offered: Layout | None, prior
         JournalError: the folded arrays that were received do not fit this model; on all ranks alike.
         LostPeerError: a participant is missing.
     """
-    text = _to_text(offered or known)
+    text = folded_text(offered or known)
     received_length = link.share(np.array([float(len(text))]), priority)
     if received_length is None:
         return without_folded(known)
     length = _valid_length(float(received_length[0]))
     received = link.share(text if len(text) == length else np.zeros(length, np.uint8), priority)
     assert received is not None, "the participant that has sent a length sends the text"
-    return _from_text(received.astype(np.uint8).tobytes(), without_folded(known))
+    return layout_of_text(received.astype(np.uint8).tobytes(), known)
 
 
-def _to_text(layout: Layout) -> np.ndarray:
+def folded_text(layout: Layout) -> np.ndarray:
     """Return names and shapes of a layout's folded arrays as JSON: [bytes] uint8."""
     folded = [[name, list(shape)] for name, shape in zip(layout.names, layout.shapes) if is_of_folded(name)]
     return np.frombuffer(json.dumps(folded).encode(), dtype=np.uint8)
@@ -73,8 +73,13 @@ def _valid_length(received: float) -> int:
     return int(received)
 
 
-def _from_text(text: bytes, unfolded: Layout) -> Layout:
-    """Return a layout of the unfolded arrays and of the folded arrays that a text names."""
+def layout_of_text(text: bytes, known: Layout) -> Layout:
+    """Return a layout of the unfolded arrays of a known one, and of the folded arrays that a text names.
+
+    Raises:
+        JournalError: they do not fit this model.
+    """
+    unfolded = without_folded(known)
     try:
         folded = {name: _matrix_shape(name, shape) for name, shape in _list(foreign_json(text, MAX_TEXT))}
     except (ValueError, TypeError) as error:
@@ -103,6 +108,11 @@ def _product_shapes(unfolded: Layout) -> dict[str, Shape]:
     """Return the shapes [out, in] of the products of LoRA's factors, by module, such as `global/x.q`."""
     shapes = dict(zip(unfolded.names, unfolded.shapes))
     return {module_of(a): (shapes[b][0], shapes[a][1]) for a, b in pairs(unfolded.names)}
+
+
+def product_values(known: Layout) -> int:
+    """Return how many values folded arrays can have at most: those of all products."""
+    return sum(out * width for out, width in _product_shapes(without_folded(known)).values())
 
 
 def _check(folded: dict[str, Shape], products: dict[str, Shape]) -> None:

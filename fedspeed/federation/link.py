@@ -3,13 +3,14 @@ clients' other ranks.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedspeed.errors import LostPeerError, connection_text
+from fedspeed.federation.gateway_call import gateway_result
 from fedspeed.federation.layout import Layout
 from fedspeed.routing.exchange import Exchange, Handle
 
@@ -100,6 +101,15 @@ class ClientLink:
     def any_of_client(self, flag: bool) -> bool:
         """Return the gateway's flag on all ranks of the client. Collective over the client."""
         return bool(self._engine.share_from_gateway(np.array([float(flag)]))[0])
+
+    def from_gateway(self, call: Callable[[], bytes], failed: str) -> bytes:
+        """Make a call on the gateway, and return its result on all ranks of the client. Collective over the
+        client.
+
+        Args:
+            failed: what the client's other ranks raise a LostPeerError with if the gateway's call fails.
+        """
+        return gateway_result(self._engine, None if self._exchange is None else call, failed)
 
     def arrays_from_gateway(self, arrays: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:
         """Return the gateway's float32 arrays by name, of any shapes, on all ranks of the client.

@@ -23,7 +23,7 @@ from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.federation.tensors import as_arrays
 from fedspeed.federation.trainer import Trainer
 from fedspeed.federation.updates.base import hidden_by, make_transforms, shared_seed
-from fedspeed.federation.witness import ServerWitness
+from fedspeed.federation.witness import ServerWitness, StateCertifier
 from fedspeed.monitor.clock import StageClock
 
 
@@ -65,6 +65,7 @@ class RunServices:
         peak_bytes: returns the peak memory of this rank.
         channel: between the method's server and the clients; None where there is no server.
         witness: see `RankComponents`.
+        certifier: collects the signatures of all sites for a state, on the gateway of a site; None elsewhere.
     """
 
     journal: Journal
@@ -76,6 +77,7 @@ class RunServices:
     signals: StopSignals
     channel: SharedChannel | None = None
     witness: ServerWitness | None = None
+    certifier: StateCertifier | None = None
 
 
 def run_method(config: RunConfig, engine: ClientEngine) -> Method:
@@ -147,6 +149,7 @@ def assemble(
             method=method,
             fingerprint=services.fingerprint,
             record=services.record,
+            certifier=services.certifier,
         ),
         recorder=Recorder(
             config,

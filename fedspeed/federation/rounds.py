@@ -61,6 +61,7 @@ def baseline(components: RankComponents, progress: Progress) -> None:
     if not progress.has_best:  # a run that was resumed from round 0 has its best loss from the journal
         components.progress_writer.note_loss(progress, loss)
     components.progress_writer.store_clients(progress, components.link)
+    components.progress_writer.certify(progress)
     components.progress_writer.commit(progress)
 
 
@@ -130,6 +131,7 @@ def _settle(
     is_kept = progress.is_over or update.round % components.config.checkpoint.every == 0
     if is_kept:
         components.progress_writer.store_clients(progress, components.link)
+        components.progress_writer.certify(progress)
     sent = round_update.send(components, ahead) if ahead is not None and not progress.is_over else None
     # The record precedes the commit: resuming drops a record without a commit, but could not restore one.
     if components.role.reporter:

@@ -12,13 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from fedspeed import activity
 from fedspeed.checkpoint.journal import Entry, Journal
 from fedspeed.config.run import RunConfig
 from fedspeed.federation import server_optimizer
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.link import ClientLink
 from fedspeed.federation.methods.base import Method, method_class
+from fedspeed.federation.packed_tensors import tensors_digest
 from fedspeed.federation.role import RankRole
+from fedspeed.federation.witness import StateCertifier
+from fedspeed.routing.state_claim import NO_BEST, NO_TENSORS, StateClaim, TensorsDigest
 
 MEMORY = "memory/"
 BEST = "best/"
@@ -26,7 +30,7 @@ BEST = "best/"
 
 @dataclass
 class Progress:
-    """Hold everything that a round changes. The journal stores all of it except the last three attributes.
+    """Hold everything that a round changes. The journal stores all of it except the last four attributes.
 
     Attributes:
         round: the last finished round, 0 before the first.
@@ -42,6 +46,7 @@ class Progress:
         update_alignment: under staleness, the alignment of the last round's updates (`federation.overlap`).
         stopped: whether this process is to end before the run is over.
         renewed: whether all processes have a newer roster, and the run is to be restarted with it.
+        best_digest: between organisations, of the state of the best round.
         is_resumed: whether this process began from a journal. Its state of round 0 includes the first step of
             the method's server.
     """
@@ -61,6 +66,7 @@ class Progress:
     update_alignment: float | None = None
     stopped: bool = False
     renewed: bool = False
+    best_digest: TensorsDigest = NO_TENSORS
     is_resumed: bool = False
 
     @property
@@ -113,6 +119,24 @@ def unpack(packed: Arrays) -> tuple[Arrays, server_optimizer.State, Arrays | Non
             moment, rest = rest.split("/", 1)
             moments.setdefault(moment, {})[rest] = array
     return state, moments, previous or None
+
+
+def claim_of(progress: Progress, run: bytes, state: TensorsDigest) -> StateClaim:
+    """Return what the sites sign of a round.
+
+    Args:
+        run: digest of the session in which the run began. state: of all arrays of the round (`pack`).
+    """
+    return StateClaim(
+        run=run,
+        round=progress.round,
+        state=state,
+        best_round=progress.best_round if progress.has_best else NO_BEST,
+        best_loss=progress.best_loss if progress.has_best else 0.0,
+        best=progress.best_digest,
+        stale=progress.stale,
+        alignment=progress.update_alignment,
+    )
 
 
 def stores_starts(config: RunConfig) -> bool:
@@ -190,6 +214,7 @@ class ProgressWriter:
 
     Args:
         fingerprint, record: of the run's configuration, for the journal (checkpoint.journal.Entry).
+        certifier: between organisations, on the gateway of a site; None elsewhere.
     """
 
     def __init__(
@@ -201,6 +226,7 @@ class ProgressWriter:
         method: Method,
         fingerprint: str,
         record: dict[str, Any],
+        certifier: StateCertifier | None = None,
     ):
         self._config = config
         self._role = role
@@ -208,6 +234,8 @@ class ProgressWriter:
         self._method = method
         self._fingerprint = fingerprint
         self._record = record
+        self._certifier = certifier
+        self._certified = (-1, b"")  # the last round that was signed, and its certificate
         self._writer: ThreadPoolExecutor | None = None
         self._commit_in_progress: Future[None] | None = None
 
@@ -237,6 +265,8 @@ class ProgressWriter:
         progress.best_round = progress.round
         progress.stale = 0
         progress.best_memory = dict(progress.memory)
+        if self._certifier is not None:
+            progress.best_digest = tensors_digest(progress.state)
         if self._role.reporter:
             self._journal.save_best(progress.round, progress.state)
 
@@ -251,15 +281,34 @@ class ProgressWriter:
                 self._journal.save_client(progress.round, client, pack_client(self._config, progress, client))
         link.sum(np.zeros(1), 0.0)
 
+    def certify(self, progress: Progress) -> None:
+        """Have all sites sign the state of a round that is about to be committed; do nothing in a job of one
+        operator. No exchange may be under way. Collective over the sites.
+
+        Raises:
+            FedSpeedError: a site has another state, or has not signed it; names it.
+            LostPeerError: a site is missing.
+        """
+        if self._certifier is not None:
+            with activity.during(f"the signatures of round {progress.round}"):
+                state = tensors_digest(pack(progress.state, progress.moments, progress.previous))
+                certificate = self._certifier.certify(claim_of(progress, self._certifier.run, state))
+            self._certified = (progress.round, certificate)
+
     def commit(self, progress: Progress) -> None:
-        """Commit the round to the journal, on the reporter. Under staleness this happens in the background,
-        during the next round's local steps, which do not change these arrays.
+        """Commit the round to the journal, on the reporter; between organisations after `certify`. Under
+        staleness this happens in the background, during the next round's local steps, which do not change
+        these arrays.
 
         Raises:
             FedSpeedError: the journal cannot be written; from a background commit, `wait` raises it.
         """
         if not self._role.reporter:
             return
+        certificate = b""
+        if self._certifier is not None:
+            certified_round, certificate = self._certified
+            assert certified_round == progress.round, "a site commits no round that is not signed"
         entry = Entry(
             progress.round,
             self._fingerprint,
@@ -270,6 +319,7 @@ class ProgressWriter:
             stale=progress.stale,
             done=progress.done,
             likeness=progress.update_alignment,
+            certificate=certificate.hex(),
         )
         packed = pack(progress.state, progress.moments, progress.previous)
         if self._config.federation.staleness and self._writer is not None:

@@ -3,13 +3,14 @@ receives on to the participant's other ranks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors.numpy import load, save
 
-from fedspeed.errors import LostPeerError, connection_text
 from fedspeed.federation.arrays import Arrays
+from fedspeed.federation.gateway_call import gateway_result
 from fedspeed.routing.channel import Channel
 
 if TYPE_CHECKING:  # torch is not imported by modules that only pass a channel on
@@ -62,25 +63,9 @@ class SharedChannel:
 
     def _on_gateway(self, call: Callable[[Channel], bytes]) -> bytes:
         """Make a call on the gateway and return its result on all ranks. If it fails, all ranks raise."""
-        failure = None
-        result = b""
-        if self._channel is not None:
-            try:
-                result = call(self._channel)
-            except Exception as error:  # noqa: BLE001 - the other ranks are informed, then it is raised
-                failure = error
-        length = len(result) if failure is None else -1
-        try:
-            length = int(self._engine.share_from_gateway(np.array([length], dtype=np.int64))[0])
-            if failure is not None:
-                raise failure
-            if length < 0:
-                raise LostPeerError(
-                    "this rank's gateway could not speak with another participant; its message says more"
-                )
-            if length == 0:
-                return b""
-            buffer = result if self._channel is not None else bytes(length)
-            return self._engine.share_from_gateway(np.frombuffer(bytearray(buffer), np.uint8)).tobytes()
-        except RuntimeError as error:  # the only type that torch raises for a lost connection
-            raise LostPeerError(f"the gateway of this rank was lost: {connection_text(error)}") from error
+        channel = self._channel
+        return gateway_result(
+            self._engine,
+            None if channel is None else partial(call, channel),
+            "this rank's gateway could not speak with another participant",
+        )

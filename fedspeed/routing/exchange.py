@@ -16,7 +16,15 @@ from typing import Protocol
 import numpy as np
 
 from fedspeed.errors import FedSpeedError, LostPeerError
-from fedspeed.routing.transport import Payload, Transport, TransportError, all_gather, all_to_all, as_bytes
+from fedspeed.routing.transport import (
+    Payload,
+    PeersLost,
+    Transport,
+    TransportError,
+    all_gather,
+    all_to_all,
+    as_bytes,
+)
 
 DTYPES = (np.float32, np.float64)
 _POLL_S = 1.0  # how often a wait asks who has been lost
@@ -288,6 +296,39 @@ class Exchange(ABC):
             return all_gather(self._transport, own, self._deadline_s)
         except TransportError as error:
             raise LostPeerError(f"a participant is missing: {error}") from error
+
+    @property
+    def present(self) -> tuple[int, ...]:
+        """Numbers of the participants that are left."""
+        return tuple(range(self._transport.size))
+
+    def swap(self, parts: Sequence[Payload], sizes: Sequence[int]) -> list[Payload]:
+        """Exchange messages with the participants that are left, outside of a sum. Not while an exchange is
+        under way.
+
+        Args:
+            parts, sizes: `parts[i]` is sent to participant `present[i]`, which sends `sizes[i]` bytes.
+
+        Raises:
+            PeersLost: some do not answer; with their places in `present`.
+            TransportError: as `Transport.swap` does.
+        """
+        present = self.present
+        everybody: list[Payload] = [b""] * self._transport.size
+        due = [0] * self._transport.size
+        for place, number in enumerate(present):
+            everybody[number] = parts[place]
+            due[number] = sizes[place]
+        try:
+            arrived = self._transport.swap(everybody, due, self._deadline_s, self._next_step())
+        except PeersLost as error:
+            places = frozenset(present.index(peer) for peer in error.peers)
+            raise PeersLost(places, [str(error)], error.recovering) from error
+        return [arrived[number] for number in present]
+
+    def _next_step(self) -> tuple[int, int]:
+        """Return the (attempt, phase) of a swap outside of a sum, the same on all that are left."""
+        return (0, 1)
 
     def _work(self) -> None:
         """Run exchanges until `close`."""

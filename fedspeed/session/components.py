@@ -27,6 +27,7 @@ from fedspeed.federation.methods.base import Method
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.federation.updates.base import hidden_by
+from fedspeed.federation.witness import StateCertifier
 from fedspeed.models.planned_shape import planned_shape
 from fedspeed.monitor import summary_file
 from fedspeed.monitor.activity_line import ActivityLine
@@ -210,12 +211,14 @@ def make_services(
     stop: Callable[[], bool],
     channel: SharedChannel | None,
     witness: "SignedBroadcast | None",
+    certifier: StateCertifier | None = None,
 ) -> "RunServices":
     """Collect the services of the session that the rounds use.
 
     Args:
         record: of the configuration, for the journal. stop: returns whether this process was asked to end.
         channel, witness: see `participant.make_channel` and `participant.make_signed_broadcast`.
+        certifier: see `participant.make_agreement`.
     """
     from fedspeed.federation.rank_components import RunServices, StopSignals
 
@@ -229,6 +232,7 @@ def make_services(
         signals=StopSignals(stop, job.deployment.renewal(job.is_participant)),
         channel=channel,
         witness=witness,
+        certifier=certifier,
     )
 
 

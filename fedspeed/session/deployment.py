@@ -10,20 +10,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from fedspeed.checkpoint.journal import Journal
 from fedspeed.config.run import RunConfig
 from fedspeed.data.row_counts import RowCounts, counts_text
-from fedspeed.errors import FedSpeedError, JournalError, LostPeerError
-from fedspeed.federation.folded_layout import shared_layout
-from fedspeed.federation.layout import Layout
-from fedspeed.federation.link import ClientLink
+from fedspeed.errors import FedSpeedError, LostPeerError
+from fedspeed.routing.exchange import Exchange
 from fedspeed.routing.opening import TransportContext, open_transport
 from fedspeed.routing.transport import Transport, TransportError
 
 if TYPE_CHECKING:  # it loads cryptography, which a plain run does without
     from fedspeed.session.site import Site
+    from fedspeed.session.site_agreement import SiteAgreement
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,8 @@ class Identity:
     Attributes:
         key: private key of this participant (Ed25519).
         members: public keys of all participants in their order, 32 bytes each.
-        settings: digest of the settings that must be equal for all participants.
+        settings: digest of the settings that must be equal for all participants, and of this start: no
+            earlier one had the same.
     """
 
     key: Any
@@ -114,24 +111,14 @@ class Deployment(ABC):
         """Return remarks about the rows of this job alone, given their counts."""
         return []
 
-    def check_same_state(self, link: ClientLink, journal: Journal, number: int, differs: bool) -> None:
-        """Check that all journals with the round to resume from hold the same state of it.
-
-        Collective over all ranks.
+    def make_agreement(self, exchange: Exchange, *, is_fresh: bool) -> "SiteAgreement | None":
+        """Return this site's agreements with the others about the state of a run; None in a job of one
+        operator, which has one journal.
 
         Args:
-            number: of the round. differs: whether this rank's journal holds another state of it.
-
-        Raises:
-            JournalError: a journal holds another state; on all ranks.
+            exchange: of this participant. is_fresh: whether the user wants to start anew.
         """
-
-    def share_best(self, link: ClientLink, journal: Journal, best: int, layout: Layout) -> None:
-        """Send the best round's tensors to journals that lack them. Collective over all ranks.
-
-        Raises:
-            JournalError: no journal has them; on all ranks.
-        """
+        return None
 
 
 class JobDeployment(Deployment):
@@ -152,7 +139,8 @@ class JobDeployment(Deployment):
 
         key = Ed25519PrivateKey.generate()
         members = exchange_public_keys(transport, self._config.cluster.start_timeout_s, key)
-        return Identity(key, members, digest(fingerprint.encode()))
+        # The keys are new, so that no signature of an earlier start is valid.
+        return Identity(key, members, digest(fingerprint.encode(), *members))
 
     def give_up(self, transport: Transport | None) -> None:
         """Do nothing: closing would wait for the other participants, which end when this rank ends."""
@@ -162,8 +150,10 @@ class SiteDeployment(Deployment):
     """A job of one organisation among others.
 
     Its identity is in a signed roster, its settings are compared with those of the other sites, and it keeps
-    a journal of its own.
+    a journal of its own, of states that all sites have signed.
     """
+
+    _session = b""  # digest of the session, once the transport is open
 
     @cached_property
     def site(self) -> "Site":
@@ -182,7 +172,7 @@ class SiteDeployment(Deployment):
         except TransportError as error:
             raise LostPeerError(f"the sites could not connect with each other: {error}") from error
         try:
-            self.site.agree(transport, context.timeout_s)
+            self._session = self.site.open_session(transport, context.timeout_s)
         except FedSpeedError:
             self.give_up(transport)
             raise
@@ -196,7 +186,7 @@ class SiteDeployment(Deployment):
 
     def identity(self, transport: Transport, fingerprint: str) -> Identity:
         member = self.membership
-        return Identity(member.key, member.roster.keys, self.site.digest)
+        return Identity(member.key, member.roster.keys, self._session)
 
     def give_up(self, transport: Transport | None) -> None:
         """Close the transport. Pending messages are sent first, so that all sites end for the same reason."""
@@ -236,32 +226,12 @@ class SiteDeployment(Deployment):
     def own_rows_notes(self, counts: RowCounts) -> list[str]:
         return [f"of these rows, this site's own are {counts_text(counts)}"] if counts.harmed else []
 
-    def check_same_state(self, link: ClientLink, journal: Journal, number: int, differs: bool) -> None:
-        """Agree on the state, so that no single site can replace it."""
-        if link.share(np.ones(1), float(differs)) is not None:
-            whose = "this one differs" if differs else "another differs"
-            raise JournalError(
-                f"{journal.folder}: the sites hold different states of round {number}; {whose} from what "
-                "was offered. Compare the journals; a site whose folder is moved aside takes the others' "
-                "state"
-            )
+    def make_agreement(self, exchange: Exchange, *, is_fresh: bool) -> "SiteAgreement | None":
+        from fedspeed.session.site_agreement import SiteAgreement
 
-    def share_best(self, link: ClientLink, journal: Journal, best: int, layout: Layout) -> None:
-        try:
-            own = journal.load_best(best)
-        except JournalError:
-            own = None
-        known = float(own is not None)
-        layout = shared_layout(link, layout, Layout.of(own) if own else None, known)
-        offered = layout.flatten(own) if own else np.zeros(layout.size, dtype=np.float32)
-        shared = link.share(offered, known)
-        if shared is None:
-            raise JournalError(
-                f"{journal.folder}: no site has the tensors of round {best}, the best one so far; start "
-                "anew with --fresh on all"
-            )
-        if own is None:
-            journal.save_best(best, layout.unflatten(shared))
+        return SiteAgreement(
+            exchange, self.membership, session=self._session, settings=self.site.digest, is_fresh=is_fresh
+        )
 
 
 def deployment_of(config: RunConfig) -> Deployment:

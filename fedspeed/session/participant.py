@@ -25,6 +25,7 @@ from fedspeed.session.request import Job
 if TYPE_CHECKING:  # they load torch and cryptography, which a supervisor does without
     from fedspeed.engine.client_engine import ClientEngine
     from fedspeed.routing.signed_broadcast import SignedBroadcast
+    from fedspeed.session.site_agreement import SiteAgreement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +135,16 @@ def make_anonymous_exchange(
         arrivals=arrivals,
         marks=job.deployment.settled_marks(job.request.folder),
     )
+
+
+def make_agreement(job: Job, participant: Participant | None) -> "SiteAgreement | None":
+    """Build this site's agreements with the others about the state of the run.
+
+    Return None in a job of one operator, and on a rank that is no participant.
+    """
+    if participant is None:
+        return None
+    return job.deployment.make_agreement(participant.exchange, is_fresh=job.request.fresh)
 
 
 def make_link(job: Job, engine: "ClientEngine", participant: Participant | None) -> ClientLink:

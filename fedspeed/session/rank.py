@@ -173,8 +173,9 @@ def _federate(
         fresh = start(job.config, engine, method)
         first = fresh.state  # training a client alone starts from it too
         _check_first_state(job, link, first)
+        agreement = participant.make_agreement(job, own)
         progress = resume.resume(
-            job.config, job.deployment, link, journal=journal, entry=inputs.entry, role=role, fresh=fresh
+            job.config, link, journal=journal, entry=inputs.entry, role=role, fresh=fresh, agreement=agreement
         )
         if job.reporter and progress.is_resumed:
             LOG.info(f"going on after round {progress.round} of {job.config.federation.rounds}")
@@ -192,6 +193,7 @@ def _federate(
             stop=stop,
             channel=participant.make_channel(job, engine, own),
             witness=participant.make_signed_broadcast(job, own),
+            certifier=agreement,
         )
         rank_components = components.assemble_rank(job, role, engine, link, method=method, services=services)
         try:

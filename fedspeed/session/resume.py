@@ -3,6 +3,7 @@
 import fcntl
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,15 +14,17 @@ from fedspeed.errors import JournalError
 from fedspeed.federation import run_progress
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.config import FederationConfig
-from fedspeed.federation.folded_layout import fits, shared_layout
+from fedspeed.federation.folded_layout import shared_layout
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.link import ClientLink
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.run_progress import Progress, ending
-from fedspeed.session.deployment import Deployment
+from fedspeed.routing.state_claim import NO_BEST
 from fedspeed.session.request import RunRequest
+from fedspeed.session.site_resume import journal_layout, resume_site, saved_tensors
 
-NO_BEST = -1  # stands for the best round where nothing has been evaluated
+if TYPE_CHECKING:  # it loads cryptography, which a plain run does without
+    from fedspeed.session.site_agreement import SiteAgreement
 
 
 class RunLock:
@@ -108,57 +111,68 @@ def end_reason(number: int, stale: int, config: FederationConfig) -> str:
 
 def resume(
     config: RunConfig,
-    deployment: Deployment,
     link: ClientLink,
     *,
     journal: Journal,
     entry: Entry | None,
     role: RankRole,
     fresh: Progress,
+    agreement: "SiteAgreement | None" = None,
 ) -> Progress:
-    """Return the progress to start from: the newest journal entry of any participant, or the `fresh` one.
+    """Return the progress to start from: that of the journal, or the `fresh` one. Collective over all ranks
+    that carry clients.
 
-    The participant with the newest entry sends it to all. Collective over all ranks that carry clients.
+    A job of one operator has one journal, whose rank sends it to all. Sites go on from a state that all of
+    them have agreed on (`site_resume`).
 
     Args:
         entry: the newest entry of this rank's journal, if there is one. role: of this rank in the rounds.
+        agreement: of this site with the others, on its gateway; None elsewhere.
 
     Raises:
-        JournalError: the entry does not fit this model, participants have different states of the same round,
-            or the received numbers are invalid.
+        JournalError: the entry does not fit this model, or the received numbers are invalid.
+        FedSpeedError: sites do not go on from the same state.
     """
-    previous = fresh.state if config.federation.staleness else None
-    layout = Layout.of(run_progress.pack(fresh.state, fresh.moments, previous))
-    saved = None if entry is None else _saved(journal, entry, layout)
-    # Journals of different sites may differ by the round in which a site was lost.
+    if config.routing.between_organisations:
+        progress = resume_site(config, link, journal=journal, entry=entry, fresh=fresh, agreement=agreement)
+    else:
+        progress = _resume_job(config, link, journal, entry, fresh)
+    if progress is fresh:
+        return fresh
+    progress.done = end_reason(progress.round, progress.stale, config.federation)
+    if progress.round:
+        run_progress.load_clients(config, progress, journal=journal, link=link, role=role)
+    return progress
+
+
+def _resume_job(
+    config: RunConfig, link: ClientLink, journal: Journal, entry: Entry | None, fresh: Progress
+) -> Progress:
+    """Return the progress of the journal of a job of one operator, or the fresh one."""
+    # Several hosts may hold journals of the same run; the newest one counts.
     priority = entry.round + 1.0 if entry else 0.0
     head = link.share(np.zeros(5) if entry is None else _head(entry), priority)
     if head is None:
         return fresh
     _check_head(head)
-    layout = shared_layout(link, layout, None if saved is None else Layout.of(saved), priority)
-    has_same_layout = saved is not None and Layout.of(saved) == layout
+    number = int(head[0])
+    saved = (
+        None if entry is None else saved_tensors(journal, entry, journal_layout(config, fresh, entry.round))
+    )
+    known = journal_layout(config, fresh, number)
+    layout = shared_layout(link, known, None if saved is None else Layout.of(saved), priority)
     own = np.zeros(layout.size, dtype=np.float32)
-    if saved is not None and has_same_layout:
+    if saved is not None and Layout.of(saved) == layout:
         own = layout.flatten(saved)
     vector = link.share(own, priority)
     assert vector is not None  # the participant that has sent a head sends a vector too
-    number = int(head[0])
-    best = int(head[1])
-    is_same = has_same_layout and np.array_equal(own, vector)
-    differs = entry is not None and entry.round == number and not is_same
-    deployment.check_same_state(link, journal, number, differs)
-    progress = _progress(config, head, layout.unflatten(vector))
-    if number:
-        run_progress.load_clients(config, progress, journal=journal, link=link, role=role)
-    if best not in (NO_BEST, number):
-        deployment.share_best(link, journal, best, Layout.of(progress.state))
-    if entry is not None and best == number:
-        journal.save_best(best, progress.state)  # `check_best` does not require the file
+    progress = _progress(head, layout.unflatten(vector))
+    if entry is not None and progress.has_best and progress.best_round == number:
+        journal.save_best(number, progress.state)  # `check_best` does not require the file
     return progress
 
 
-def _progress(config: RunConfig, head: np.ndarray, packed: Arrays) -> Progress:
+def _progress(head: np.ndarray, packed: Arrays) -> Progress:
     """Return the progress that a head (see `_head`) and the tensors of an entry describe."""
     state, moments, previous = run_progress.unpack(packed)
     number = int(head[0])
@@ -171,18 +185,10 @@ def _progress(config: RunConfig, head: np.ndarray, packed: Arrays) -> Progress:
         best_round=max(0, best),
         best_loss=float("inf") if best == NO_BEST else float(head[2]),
         stale=stale,
-        done=end_reason(number, stale, config.federation),
         previous=previous if number else None,
         update_alignment=float(head[4]) if head[4] >= 0 else None,
         is_resumed=True,
     )
-
-
-def _saved(journal: Journal, entry: Entry, layout: Layout) -> dict[str, np.ndarray]:
-    saved = journal.tensors(entry)
-    if not fits(Layout.of(saved), layout):
-        raise JournalError(f"{journal.folder}: its tensors do not fit this model; start anew with --fresh")
-    return saved
 
 
 def _head(entry: Entry) -> np.ndarray:

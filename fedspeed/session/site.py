@@ -1,4 +1,4 @@
-"""A site among organisations: its identity, and the comparison of settings between sites."""
+"""A site among organisations: its identity, and the beginning of a session with the other sites."""
 
 import hashlib
 import hmac
@@ -19,8 +19,10 @@ from fedspeed.models.file_digests import config_digest
 from fedspeed.models.local_config import MORE_TOKENIZER_FILES, TOKENIZER_FILES, local_folder, tokenizer_place
 from fedspeed.models.stored import BASE_FILE, weight_files
 from fedspeed.routing import identity
+from fedspeed.routing.agreed_broadcast import Group
 from fedspeed.routing.anonymous.crypto import derive_key, digest, public_bytes
 from fedspeed.routing.listen_address import own_membership
+from fedspeed.routing.session_hello import open_session
 from fedspeed.routing.transport import Transport, all_gather, as_bytes
 from fedspeed.text_safety import quoted
 
@@ -84,8 +86,8 @@ class Site:
 
     @cached_property
     def digest(self) -> bytes:
-        """The digest of the roster and of all settings that must be equal on all sites."""
-        return digest(self.membership.roster.digest, json.dumps(self.settings, sort_keys=True).encode())
+        """The digest of all settings that must be equal on all sites, the same with every roster."""
+        return digest(json.dumps(self.settings, sort_keys=True).encode())
 
     def renewed(self) -> bool:
         """Return whether the roster's file now holds a newer roster of the pinned signer."""
@@ -121,13 +123,27 @@ class Site:
         """Note in the folder of a run which roster it continues with."""
         write_atomically(folder / EPOCH_FILE, f"{self.membership.roster.epoch}\n".encode())
 
-    def agree(self, transport: Transport, deadline_s: float) -> None:
-        """Compare settings with all other sites, before anything is trained.
+    def open_session(self, transport: Transport, deadline_s: float) -> bytes:
+        """Compare settings with all other sites before anything is trained, and return the digest of a new
+        session (routing.session_hello), the same on all sites.
 
         Raises:
             FedSpeedError: a site has other settings; names the differences and the site.
+            LostPeerError: a site was lost.
             TransportError: a site was lost.
         """
+        self._compare_settings(transport, deadline_s)
+        roster = self.membership.roster
+        group = Group(
+            me=transport.rank,
+            key=self.membership.key,
+            members=roster.keys,
+            names=tuple(card.name for card in roster.members),
+            swap=lambda parts, sizes: transport.swap(parts, sizes, deadline_s),
+        )
+        return open_session(group, roster.digest, self.digest)
+
+    def _compare_settings(self, transport: Transport, deadline_s: float) -> None:
         own = json.dumps(self.settings, sort_keys=True).encode()
         head = np.array([len(own)], np.uint64)
         sizes = [int(length) for length in all_gather(transport, head, deadline_s)[:, 0]]

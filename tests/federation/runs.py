@@ -340,17 +340,10 @@ def begin(fed: Federated):
 
 def from_journal(fed: Federated):
     """Return the progress that a new process resumes from the journal."""
-    from fedspeed.session.deployment import JobDeployment
     from fedspeed.session.resume import resume
 
     return resume(
-        fed.config,
-        JobDeployment(fed.config),
-        fed.link,
-        journal=fed.journal,
-        entry=fed.journal.latest(),
-        role=fed.role,
-        fresh=begin(fed),
+        fed.config, fed.link, journal=fed.journal, entry=fed.journal.latest(), role=fed.role, fresh=begin(fed)
     )
 
 

@@ -83,6 +83,14 @@ class AnonymousExchange(Exchange):
         _random(CIPHERS[self._config.cipher])(random_bits)
         return norm_bounds(vector, blocks, random_bits)
 
+    @property
+    def present(self) -> tuple[int, ...]:
+        return tuple(self._present)
+
+    def _next_step(self) -> tuple[int, int]:
+        self._attempts += 1
+        return (self._attempts, PHASES.index("announce"))
+
     def _run(self, request: SumRequest) -> Outcome:
         begin = time.perf_counter()
         self._attempts.arrived = None
