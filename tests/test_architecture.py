@@ -55,7 +55,9 @@ LATE = {
         "routing/listen_address",
         "routing/signed_broadcast",
         "session/settled_marks",
+        "routing/state_certificate",
         "session/site",
+        "session/site_agreement",
     },
 }
 # The one exception: `fedspeed --help` starts in under a second, so a command imports what it needs when it

@@ -18,12 +18,12 @@ import numpy as np
 from fedspeed.errors import FedSpeedError, LostPeerError
 from fedspeed.routing.transport import (
     Payload,
-    PeersLost,
     Transport,
     TransportError,
     all_gather,
     all_to_all,
     as_bytes,
+    swap_among,
 )
 
 DTYPES = (np.float32, np.float64)
@@ -313,18 +313,8 @@ class Exchange(ABC):
             PeersLost: some do not answer; with their places in `present`.
             TransportError: as `Transport.swap` does.
         """
-        present = self.present
-        everybody: list[Payload] = [b""] * self._transport.size
-        due = [0] * self._transport.size
-        for place, number in enumerate(present):
-            everybody[number] = parts[place]
-            due[number] = sizes[place]
-        try:
-            arrived = self._transport.swap(everybody, due, self._deadline_s, self._next_step())
-        except PeersLost as error:
-            places = frozenset(present.index(peer) for peer in error.peers)
-            raise PeersLost(places, [str(error)], error.recovering) from error
-        return [arrived[number] for number in present]
+        step = self._next_step()
+        return swap_among(self._transport, self.present, parts, sizes, deadline_s=self._deadline_s, step=step)
 
     def _next_step(self) -> tuple[int, int]:
         """Return the (attempt, phase) of a swap outside of a sum, the same on all that are left."""

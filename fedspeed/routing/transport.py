@@ -121,6 +121,38 @@ def all_to_all(transport: Transport, parts: Sequence[np.ndarray], deadline_s: fl
     return joined.view(parts[0].dtype).reshape(transport.size, -1)
 
 
+def swap_among(
+    transport: Transport,
+    present: Sequence[int],
+    parts: Sequence[Payload],
+    sizes: Sequence[int],
+    *,
+    deadline_s: float,
+    step: tuple[int, int],
+) -> list[Payload]:
+    """Make a swap with some participants only; return what they have sent, in their order.
+
+    Args:
+        present: their numbers, this participant's among them.
+        parts, sizes: `parts[i]` is sent to participant `present[i]`, which sends `sizes[i]` bytes.
+
+    Raises:
+        PeersLost: some do not answer; with their places in `present`.
+        TransportError: as `Transport.swap` does.
+    """
+    everybody: list[Payload] = [b""] * transport.size
+    due = [0] * transport.size
+    for place, number in enumerate(present):
+        everybody[number] = parts[place]
+        due[number] = sizes[place]
+    try:
+        arrived = transport.swap(everybody, due, deadline_s, step)
+    except PeersLost as error:
+        places = frozenset(present.index(peer) for peer in error.peers)
+        raise PeersLost(places, [str(error)], error.recovering) from error
+    return [arrived[number] for number in present]
+
+
 def as_bytes(payload: Payload) -> np.ndarray:
     """Return a payload as [n] uint8, without a copy where its bytes lie side by side."""
     if isinstance(payload, list) and len(payload) == 1:

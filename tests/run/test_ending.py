@@ -2,15 +2,13 @@
 
 import io
 import json
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from fedspeed.cli.output import report_ending
 from fedspeed.cluster.failures import FAILURE_VARIABLE, recorded_failures
 from fedspeed.config.load import load
-from fedspeed.errors import ConfigError, JournalError, LostPeerError, PlanError, Preempted
+from fedspeed.errors import ConfigError, LostPeerError, PlanError, Preempted
 from fedspeed.monitor.records import MissingUpdates, summarise
 from fedspeed.session import rank
 from fedspeed.session.deployment import JobDeployment, SiteDeployment, deployment_of
@@ -141,18 +139,6 @@ def test_what_is_said_of_it(tmp_path, monkeypatch, capsys):
     assert report_ending(rounds_ending("finished", [], ""), None) == 0 and capsys.readouterr().err == ""
 
 
-class Link:
-    """Stand in for the link of one of several sites, of which none or another one objects."""
-
-    def __init__(self, answer):
-        self.answer = answer
-        self.asked = []
-
-    def share(self, vector, priority):
-        self.asked.append(priority)
-        return self.answer
-
-
 def test_who_has_started_it_is_decided_once():
     def config(transport):
         return load(
@@ -168,20 +154,8 @@ def test_who_has_started_it_is_decided_once():
             and job.seal_rows("abc") == "abc"
             and not job.renewal(True)()
         )
-        job.check_same_state(
-            None, None, 3, True
-        )  # one of them keeps the journal for all: there is nobody to ask
-        job.share_best(None, None, 3, None)
-    site = deployment_of(config("tls"))
-    journal = SimpleNamespace(folder="runs/a/journal")
-    assert type(site) is SiteDeployment
-    link = Link(None)
-    site.check_same_state(link, journal, 3, False)
-    assert link.asked == [0.0]
-    with pytest.raises(
-        JournalError, match="runs/a/journal: the sites hold different states of round 3; another differs"
-    ):
-        site.check_same_state(Link(np.ones(1)), journal, 3, False)
+        assert job.make_agreement(None, is_fresh=False) is None, "it has one journal"
+    assert type(deployment_of(config("tls"))) is SiteDeployment
 
 
 def test_parts_are_closed_in_order_unless_something_was_raised():

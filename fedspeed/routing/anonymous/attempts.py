@@ -114,6 +114,18 @@ class Attempts:
         """Seconds that no sum exceeds once all have begun it: each phase of each attempt has a deadline."""
         return 2 * self._config.attempts * len(PHASES) * self._config.step_deadline_s
 
+    @property
+    def present(self) -> tuple[int, ...]:
+        """Transport numbers of the participants that are left."""
+        return tuple(self._present)
+
+    def next_step(self) -> tuple[int, int]:
+        """Return the step of a swap outside of a sum: an attempt of its own, so that no late message of an
+        earlier one is taken for it.
+        """
+        self._made += 1
+        return (self._made, PHASES.index("announce"))
+
     def agree(self, summand: Summand) -> AgreedSum:
         """Make attempts until one gives a sum; each leaves out whoever was lost or convicted in the one
         before.

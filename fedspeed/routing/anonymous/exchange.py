@@ -85,11 +85,10 @@ class AnonymousExchange(Exchange):
 
     @property
     def present(self) -> tuple[int, ...]:
-        return tuple(self._present)
+        return self._attempts.present
 
     def _next_step(self) -> tuple[int, int]:
-        self._attempts += 1
-        return (self._attempts, PHASES.index("announce"))
+        return self._attempts.next_step()
 
     def _run(self, request: SumRequest) -> Outcome:
         begin = time.perf_counter()
