@@ -3,6 +3,7 @@
 import math
 import struct
 from dataclasses import dataclass
+from itertools import chain
 
 SHA256 = 32  # bytes
 NO_BEST = -1  # stands for the best round where nothing has been evaluated
@@ -64,17 +65,14 @@ class StateClaim:
 
     def pack(self) -> bytes:
         """Return the claim as BYTES bytes, the same for equal claims."""
-        return _FORMAT.pack(
-            self.run,
-            self.round,
-            *_fields(self.state),
-            self.best_round,
-            self.best_loss,
-            *_fields(self.best),
-            self.stale,
-            self.alignment is not None,
-            0.0 if self.alignment is None else self.alignment,
+        values = (
+            (self.run, self.round),
+            _fields(self.state),
+            (self.best_round, self.best_loss),
+            _fields(self.best),
+            (self.stale, self.alignment is not None, self.alignment or 0.0),
         )
+        return _FORMAT.pack(*chain(*values))
 
     @classmethod
     def unpack(cls, packed: bytes) -> "StateClaim":

@@ -177,8 +177,6 @@ def _federate(
         progress = resume.resume(
             job.config, link, journal=journal, entry=inputs.entry, role=role, fresh=fresh, agreement=agreement
         )
-        if job.reporter and progress.is_resumed:
-            LOG.info(f"going on after round {progress.round} of {job.config.federation.rounds}")
         data = components.make_data_report(job, link, inputs.data, inputs.all_clients)
         monitor = components.make_monitor(job, progress.round if inputs.entry else 0, lock, data)
         always.callback(monitor.close)
@@ -241,6 +239,8 @@ def _run_rounds(job: Job, rank_components: "RankComponents", progress: Progress,
     from fedspeed.federation import rounds
 
     if job.reporter:
+        if progress.is_resumed:
+            LOG.info(f"going on after round {progress.round} of {job.config.federation.rounds}")
         stop.on_request = lambda where: reporting.note_stop_request(job.request.folder, where)
     rounds.baseline(rank_components, progress)
     stop.in_rounds = True
