@@ -106,21 +106,34 @@ def _best(job: Job, link: ClientLink, progress: Progress, *, is_shared: bool) ->
     """Return the result of the best round; None if it is the last round, or nothing was evaluated.
 
     Args:
-        is_shared: whether all ranks need it. The reporting rank then sends it; collective.
+        is_shared: whether all ranks need it. The reporting rank then sends it, of a site to the site's own
+            ranks only; collective.
     """
     if not progress.has_best or progress.best_round == progress.round:
         return None
     state = journal_of(job.request).load_best(progress.best_round) if job.reporter else None
     if is_shared:
-        known = float(state is not None)
-        own = None if state is None else Layout.of(state)
-        layout = shared_layout(link, Layout.of(progress.state), own, known)
-        vector = np.zeros(layout.size, dtype=np.float32) if state is None else layout.flatten(state)
-        shared = link.share(vector, known)
-        assert shared is not None  # the reporting rank has it
-        state = layout.unflatten(shared)
+        if job.config.routing.between_organisations:
+            state = link.arrays_from_gateway(state)
+        else:
+            state = _shared(link, state, Layout.of(progress.state))
     assert state is not None  # the other ranks call this only where the result is shared
     return RoundResult(progress.best_round, state, progress.best_memory)
+
+
+def _shared(link: ClientLink, state: Arrays | None, known: Layout) -> Arrays:
+    """Return the reporting rank's state on all ranks of a job of one operator. Collective.
+
+    Args:
+        state: None on other ranks. known: a layout of this run.
+    """
+    priority = float(state is not None)
+    own = None if state is None else Layout.of(state)
+    layout = shared_layout(link, known, own, priority)
+    vector = np.zeros(layout.size, dtype=np.float32) if state is None else layout.flatten(state)
+    shared = link.share(vector, priority)
+    assert shared is not None  # the reporting rank has it
+    return layout.unflatten(shared)
 
 
 def _write(
