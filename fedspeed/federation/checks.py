@@ -160,8 +160,8 @@ def check_weight(config: RunConfig, weight: float) -> None:
         return
     where = f"data.path={config.data.path}" if config.data.path else f"data.task={config.data.task}"
     raise DataError(
-        f"{where}: the training rows of this participant's clients have {weight:,.0f} answer tokens, which is "
-        f"its weight, and routing.max_weight={routing.max_weight:,.0f} is the most that one may have; raise "
+        f"{where}: the training rows of this participant's clients have {weight:,.0f} answer tokens, and "
+        f"routing.max_weight={routing.max_weight:,.0f} is the most that one participant may have; raise "
         "routing.max_weight on all sites, or use fewer rows (data.max_rows)"
     )
 

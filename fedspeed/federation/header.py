@@ -239,7 +239,7 @@ def ledger_problem(total: Ledger, own: Ledger, participants: int, limits: SumLim
     least = own.sums()
     for name in total.amounts():
         is_unknown_loss = name in LOSSES and np.isnan(sums[name])
-        if not (is_unknown_loss or at_least(sums[name], least[name])):
+        if not (is_unknown_loss or at_least(sums[name], max(0.0, least[name]))):
             return f"{name} sums to {sums[name]:g}, where this one alone has {least[name]:g}"
     most = {
         "asked": limits.of_clients(participants),
