@@ -16,7 +16,9 @@ def send_dead_states() -> None:
         target = int(os.environ["TEST_TARGET"])
         message = site_agreement.to_message(own)
         dead = np.concatenate([message[:2], np.zeros(len(message) - 2, np.uint8)])
-        parts = [b"" if i not in needing else message if i == target else dead for i in range(group.size)]
+        parts = [b""] * group.size
+        for i in needing:
+            parts[i] = message if i == target else dead
         group.exchange(parts, [0] * group.size, what)
         return b""
 
