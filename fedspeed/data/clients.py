@@ -41,6 +41,11 @@ class ClientData:
     pad_id: int
     limit: int | None = None
 
+    @property
+    def weight(self) -> float:
+        """Return the client's weight in a sum: the answer tokens of its training rows."""
+        return float(sum(row.answer_tokens for row in self.train))
+
 
 def client_rows(config: DataConfig, seed: int) -> list[ClientRows]:
     """Return the rows of every client, the same on every rank.

@@ -7,12 +7,12 @@ from fedspeed.cluster.topology import Topology
 from fedspeed.config.run import RunConfig
 from fedspeed.engine.capabilities import Kind, check_capabilities
 from fedspeed.engine.spec import EngineSpec
-from fedspeed.errors import ConfigError, ModelError
+from fedspeed.errors import ConfigError, DataError, ModelError
 from fedspeed.federation.methods.base import Method, method_class
 from fedspeed.federation.updates.base import hidden_by, make_transforms
 from fedspeed.models.base_files import base_shape
 from fedspeed.models.checks import local_base
-from fedspeed.monitor.metrics.metric import LOSSES
+from fedspeed.monitor.metrics.metric import LOSSES, WEIGHTS
 
 
 def check_method(
@@ -140,6 +140,30 @@ def _min_holders(config: RunConfig, participants: Mapping[int, int], client: Eng
     """
     chosen = config.federation.method
     return method_class(chosen.name).min_holders(chosen, participants, adapted_modules(config, client))
+
+
+def check_weight(config: RunConfig, weight: float) -> None:
+    """Compare the weight of this rank's clients with the public bound of the masked modes.
+
+    Args:
+        config: whose routing mode is no longer `auto`. weight: answer tokens of their training rows.
+
+    Raises:
+        DataError: it is above the bound, so that all others would refuse the sum.
+    """
+    routing = config.routing
+    if (
+        not routing.sums_only
+        or weight <= routing.max_weight
+        or WEIGHTS in hidden_by(config.federation.updates)
+    ):
+        return
+    where = f"data.path={config.data.path}" if config.data.path else f"data.task={config.data.task}"
+    raise DataError(
+        f"{where}: the training rows of this participant's clients have {weight:,.0f} answer tokens, and "
+        f"routing.max_weight={routing.max_weight:,.0f} is the most that one participant may have; raise "
+        "routing.max_weight on all sites, or use fewer rows (data.max_rows)"
+    )
 
 
 def updates_problem(updates: Sequence[Any], method: type[Method]) -> str:

@@ -13,6 +13,11 @@ from fedspeed.monitor.metrics.metric import NOTHING, Metric
 # Slots that no output shows; all ranks decide from their sums.
 CLIENT_SIGNALS = ("delta_square",)
 RANK_SIGNALS = ("ranks", "stop", "renew")
+_AMOUNT_UNITS = ("loss", "accuracy", "share", "seconds", "tokens", "bytes", "count")
+_AMOUNTS = frozenset(
+    (*CLIENT_SIGNALS, *RANK_SIGNALS)
+    + tuple(slot for metric in registry.METRICS if metric.unit in _AMOUNT_UNITS for slot in metric.slots)
+)
 
 
 class Ledger:
@@ -120,6 +125,15 @@ class Ledger:
     def of_ranks(self, name: str) -> np.ndarray:
         """Return a view of a slot for all ranks: [ranks] float64, or [1] where only sums are known."""
         return self._ranks[name]
+
+    def sums(self) -> dict[str, float]:
+        """Return the sum of each slot over all clients, or over all ranks, by name."""
+        sums = {name: float(values.sum()) for name, values in self._ranks.items()}
+        return sums | {name: float(values.sum()) for name, values in self._clients.items()}
+
+    def amounts(self) -> frozenset[str]:
+        """Return the names of slots that are never negative on any rank: counts, seconds, bytes, losses."""
+        return _AMOUNTS & self.sums().keys()
 
     def _is_shared(self, per: str, name: str) -> bool:
         if name not in self._known[per]:

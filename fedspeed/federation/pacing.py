@@ -10,6 +10,8 @@ import numpy as np
 from fedspeed.config.run import RunConfig
 from fedspeed.data.config import local_steps_of
 from fedspeed.federation.config import FederationConfig
+from fedspeed.federation.contribution import Contribution
+from fedspeed.federation.header import Header
 from fedspeed.federation.link import ClientLink
 from fedspeed.federation.methods.config import METHODS
 
@@ -100,16 +102,20 @@ class Pace:
             return self._config.train.local_steps / steps
         return 1.0 if self._config.federation.staleness else None
 
-    def mean_scale(self, link: ClientLink, weight: float, weighted_steps: float) -> float:
+    def mean_scale(self, link: ClientLink, contribution: Contribution, header: Header) -> float:
         """Return `fednova_scale` over all ranks' clients; 1.0 where all take the same number of steps.
         Collective over all ranks.
 
         Args:
-            weight, weighted_steps: sums over this rank's clients.
+            contribution: of this rank's clients. header: of the update; it has the sums in the masked modes.
         """
         if not self._is_uneven:
             return 1.0
-        weight, steps = link.sum(np.array([weight, weighted_steps]), 0.0).vector
+        weight = header.weight
+        steps = header.weighted_steps
+        if header.bounds is None:
+            own = np.array([contribution.weight, contribution.weighted_steps])
+            weight, steps = link.sum(own, 0.0).vector
         return fednova_scale(weight, steps, self._config.train.local_steps)
 
     def _turns(self, clients: int) -> int:

@@ -106,10 +106,8 @@ def start(config: RunConfig, engine: ClientEngine, method: Method) -> Progress:
 
 
 def weights_of(role: RankRole) -> dict[int, float]:
-    """Return the weight of each of a rank's clients: the answer tokens of its training rows."""
-    return {
-        client: float(sum(row.answer_tokens for row in data.train)) for client, data in role.clients.items()
-    }
+    """Return the weight of each of a rank's clients."""
+    return {client: data.weight for client, data in role.clients.items()}
 
 
 def assemble(

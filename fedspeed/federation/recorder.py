@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from fedspeed import activity
 from fedspeed.config.run import RunConfig
 from fedspeed.data.config import local_steps_of
 from fedspeed.engine.client_engine import ClientEngine
+from fedspeed.federation.header import Signals
 from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.link import ClientLink, Sum
 from fedspeed.federation.methods.turns import Trained, Turn
@@ -139,6 +141,7 @@ class Recorder:
         self._clock.snapshot_and_reset()
         self._between = {}
         self._late_s = 0.0
+        self._cost = ExchangeCost()
 
     def begin_training(self, round: int) -> None:
         """Count the time from now on as local steps of a round."""
@@ -201,15 +204,12 @@ class Recorder:
         cost.travel_s += waited_s - idle_s
         cost.bytes_sent += total.bytes_sent
 
-    def sum_over_ranks(self, ledger: Ledger, *, round: int = 0, training: Training | None = None) -> Ledger:
-        """Return the sum of all ranks' ledgers. This ends the round's measurement: the time of the sum itself
-        belongs to the next round. Collective over all ranks.
+    def finish_round(self, ledger: Ledger, training: Training | None = None) -> None:
+        """Write this rank's measurements of a round into its ledger, and end them: what follows belongs to
+        the next round.
 
         Args:
-            ledger: with this rank's values. training: of the round that is settled; None: there was none.
-
-        Raises:
-            LostPeerError: a participant is missing.
+            training: of the round; None: there was none.
         """
         before = training.stages if training else {}
         stages = added(added(before, self._between), self._clock.snapshot_and_reset())
@@ -217,6 +217,18 @@ class Recorder:
         self._between = {}
         self._late_s = 0.0
         self._cost = ExchangeCost()
+
+    def sum_over_ranks(self, ledger: Ledger, *, round: int, training: Training | None = None) -> Ledger:
+        """Finish a round, and return the sum of all ranks' ledgers. The time of the sum itself belongs to the
+        next round. Collective over all ranks.
+
+        Args:
+            ledger: with this rank's values. training: of the round; None: there was none.
+
+        Raises:
+            LostPeerError: a participant is missing.
+        """
+        self.finish_round(ledger, training)
         of_client = self._engine.sum_over_client(ledger.vector)
         began = time.perf_counter()
         total = self._link.sum(of_client, 0.0)
@@ -224,6 +236,35 @@ class Recorder:
         if training:
             self._clock.trace.span("wait", f"others of round {round}", began, began + total.idle_s)
         return self._ledger(total.vector)
+
+    def sum_header(self, vector: np.ndarray, label: str) -> Sum:
+        """Return the sum of all ranks' vectors of a header, and note its costs: they belong to the round
+        whose update comes next. Collective over all ranks.
+
+        Args:
+            vector: [n] float64. Of each client, the gateway's counts. label: of the exchange.
+
+        Raises:
+            LostPeerError: a participant is missing.
+        """
+        began = time.perf_counter()
+        with activity.during(f"the {label}"):
+            total = self._link.sum(vector, 0.0, label=label)
+        waited_s = time.perf_counter() - began
+        idle_s = min(total.idle_s, waited_s)
+        self._late_s += idle_s
+        self._cost.travel_s += waited_s - idle_s
+        self._cost.bytes_sent += total.bytes_sent
+        self._clock.trace.span("wait", f"others for the {label}", began, began + idle_s)
+        return total
+
+    def signals(self) -> Signals:
+        """Return what this rank wants of the run: to stop, or to begin again with a newer roster."""
+        return Signals(1.0, float(self._signals.stop()), float(self._signals.renew()))
+
+    def ledger_of(self, vector: np.ndarray) -> Ledger:
+        """Return the ledger of a sum's values."""
+        return self._ledger(vector)
 
     def report(self, round: int, clients: Sequence[int], ledger: Ledger, **values: Any) -> None:
         """Give the monitor the record of a round.

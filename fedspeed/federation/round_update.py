@@ -1,5 +1,6 @@
 """A round's update, step by step: begun, trained, sent, applied to the global state, reported. There is one
-function for each step, and one type for what exists after it; `rounds` calls them in order.
+function for each step, and one type for what exists after it; `rounds` calls them in order. Before an update
+is sent, `round_header` sums what all ranks must know beforehand.
 """
 
 import time
@@ -11,6 +12,7 @@ from fedspeed.errors import FedSpeedError
 from fedspeed.federation import overlap, server_optimizer
 from fedspeed.federation.arrays import Arrays, are_finite
 from fedspeed.federation.contribution import Contribution, is_usable
+from fedspeed.federation.header import Header, Signals, SummedLedger
 from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.link import PendingSum
 from fedspeed.federation.methods.base import Aggregate
@@ -39,6 +41,12 @@ class RoundUpdate:
         counted: by client of this rank, whether all its updates of the round were usable.
         training: seconds and engine figures of the round's local steps.
         clipped: values beyond the range of the exchange, over all participants.
+        before: the global state before the round's first exchange was applied.
+        skipped: whether the sum of an exchange was settled before and has not been applied.
+        summed: what headers have summed of the round's ledger so far: counters of its local steps. `ledger`
+            then has what was added since. None where no header carries counters (mode plain).
+        signals: summed over all ranks, whether the run is to stop after this round: by the header of its last
+            update, or in mode plain with its ledger. None before that.
     """
 
     round: int
@@ -50,6 +58,15 @@ class RoundUpdate:
     counted: dict[int, bool] = field(default_factory=dict)
     training: Training = field(default_factory=Training)
     clipped: int = 0
+    before: Arrays | None = None
+    skipped: bool = False
+    summed: SummedLedger | None = None
+    signals: Signals | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Return whether it is known that the run stops after this round."""
+        return self.signals is not None and self.signals.wants_stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +84,23 @@ class TrainedUpdate:
     start: Arrays
     contribution: Contribution
 
+    @property
+    def place(self) -> str:
+        """Return which exchange of the run it is for, such as `round 3` or `round 3, exchange 2`."""
+        exchange = f", exchange {self.exchange + 1}" if self.exchange else ""
+        return f"round {self.update.round}{exchange}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SentUpdate:
-    """An exchange in progress; `sent_at` is its start by time.perf_counter."""
+    """An exchange in progress.
+
+    Attributes:
+        header: what was summed before it. sent_at: its start, by time.perf_counter.
+    """
 
     trained: TrainedUpdate
+    header: Header
     pending: PendingSum
     sent_at: float
 
@@ -93,14 +121,14 @@ class AppliedUpdate:
 
     Attributes:
         start: the common state that it was trained from.
-        aggregate: what the method made of the sum.
+        aggregate: what the method made of the sum; None where the exchange was skipped.
         weight: sum of all clients' weights.
         scale: what the mean delta was multiplied by (`pacing.fednova_scale`).
     """
 
     update: RoundUpdate
     start: Arrays
-    aggregate: Aggregate
+    aggregate: Aggregate | None
     weight: float
     scale: float
 
@@ -168,6 +196,8 @@ def train(
                 _add_turn(components, progress, trained, turn, result, slot=slot)
             components.recorder.note_turns(update.ledger, simultaneous)
     components.recorder.end_training(update.training)
+    if exchange == components.trainer.exchanges - 1:
+        components.recorder.note_updates(update.ledger, update.counted)
     return trained
 
 
@@ -211,13 +241,21 @@ def _add_turn(
         update.memory[client] = result.memory
 
 
-def send(components: RankComponents, trained: TrainedUpdate) -> SentUpdate:
-    """Start the sum over all clients' updates; it proceeds in the background."""
+def send(components: RankComponents, trained: TrainedUpdate, header: Header) -> SentUpdate:
+    """Start the sum over all clients' updates; it proceeds in the background.
+
+    Args:
+        header: of this update (`round_header.exchange_header`).
+    """
     sent_at = time.perf_counter()
-    contribution = trained.contribution
-    segments = components.method.segments(trained.update.round)
-    pending = components.link.start(contribution.vector, contribution.weight, segments)
-    return SentUpdate(trained=trained, pending=pending, sent_at=sent_at)
+    pending = components.link.start(
+        trained.contribution.vector,
+        trained.contribution.weight,
+        components.method.segments(trained.update.round),
+        bounds=header.bounds,
+        label=f"update of {trained.place}",
+    )
+    return SentUpdate(trained=trained, header=header, pending=pending, sent_at=sent_at)
 
 
 def predicted_starts(
@@ -240,10 +278,12 @@ def predicted_starts(
 
 
 def apply(components: RankComponents, progress: Progress, sent: SentUpdate) -> AppliedUpdate:
-    """Wait for the sum of an exchange, and apply it to the global state in `progress`. Collective.
+    """Wait for the sum of an exchange, and apply it to the global state in `progress`. The state stays as it
+    is where the exchange was skipped (`routing.exchange.Outcome`). Collective.
 
     Raises:
-        FedSpeedError: no client's update is finite, or their sum is not.
+        FedSpeedError: no client's update is finite, or their sum is not; or a participant's weight is
+            impossible.
         LostPeerError: a participant is missing.
     """
     trained = sent.trained
@@ -257,10 +297,16 @@ def apply(components: RankComponents, progress: Progress, sent: SentUpdate) -> A
     # For the commit of the round before, which also deletes files that are out of date.
     components.progress_writer.wait()
     components.recorder.note_exchange(name, total, sent_at=sent.sent_at, waited_s=waited_s)
+    if trained.exchange == 0:
+        update.before = progress.state
+    if total.skipped:
+        update.skipped = True
+        return AppliedUpdate(update=update, start=trained.start, aggregate=None, weight=0.0, scale=1.0)
+    contribution = trained.contribution
+    sent.header.check_update(total, own_weight=contribution.weight, place=trained.place)
     if total.weight <= 0:
         raise FedSpeedError(f"round {round}: no client's update is finite; lower train.lr, or set train.clip")
-    contribution = trained.contribution
-    scale = components.pace.mean_scale(components.link, contribution.weight, contribution.weighted_steps)
+    scale = components.pace.mean_scale(components.link, contribution, sent.header)
     update.clipped += total.clipped
     aggregate = components.method.aggregate(
         trained.start, total.vector, total.weight, round=round, exchange=trained.exchange, factor=scale
@@ -291,21 +337,21 @@ def _advance(
     progress.state = server_stepped(components, state, round=trained.update.round, exchange=trained.exchange)
 
 
-def report(
-    components: RankComponents, progress: Progress, applied: AppliedUpdate, *, before: Arrays, ledger: Ledger
-) -> None:
+def report(components: RankComponents, progress: Progress, applied: AppliedUpdate, ledger: Ledger) -> None:
     """Report a round to the monitor.
 
     Args:
-        before: the global state before the round's update. ledger: summed over all ranks.
+        ledger: summed over all ranks.
     """
     update = applied.update
+    assert update.before is not None, "the round's exchanges have been applied"
     components.recorder.report(
         update.round,
         update.clients,
         ledger,
-        update_norm=components.method.update_norm(before, progress.state),
-        factor_error=applied.aggregate.factor_error,
+        update_norm=components.method.update_norm(update.before, progress.state),
+        factor_error=None if applied.aggregate is None else applied.aggregate.factor_error,
         factor_error_exact=components.method.factor_error_is_exact,
         clipped=update.clipped,
+        skipped=int(update.skipped),
     )

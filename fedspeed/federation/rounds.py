@@ -6,12 +6,12 @@ import math
 
 from fedspeed.errors import FedSpeedError
 from fedspeed.federation import overlap, pacing, round_update
-from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.rank_components import RankComponents
 from fedspeed.federation.recorder import held_out_loss
 from fedspeed.federation.round_evaluation import evaluate
-from fedspeed.federation.round_update import AppliedUpdate, SentUpdate, TrainedUpdate
+from fedspeed.federation.round_header import checked_ledger, exchange_header
+from fedspeed.federation.round_update import AppliedUpdate, RoundUpdate, SentUpdate, TrainedUpdate
 from fedspeed.federation.run_progress import Progress, ending
 from fedspeed.federation.server_step import server_stepped
 
@@ -49,7 +49,8 @@ def baseline(components: RankComponents, progress: Progress) -> None:
     ledger = components.recorder.ledger()
     components.recorder.start_measuring()
     evaluate(components, progress, ledger, "the evaluation before round 1")
-    ledger = components.recorder.sum_over_ranks(ledger)
+    components.progress_writer.store_clients(progress)
+    ledger = checked_ledger(components, ledger, "closing header of round 0")
     loss = held_out_loss(ledger)
     if loss is not None and not math.isfinite(loss):
         raise FedSpeedError(
@@ -60,22 +61,43 @@ def baseline(components: RankComponents, progress: Progress) -> None:
         components.recorder.report(0, (), ledger, factor_error_exact=False, clipped=0)
     if not progress.has_best:  # a run that was resumed from round 0 has its best loss from the journal
         components.progress_writer.note_loss(progress, loss)
-    components.progress_writer.store_clients(progress, components.link)
     components.progress_writer.certify(progress)
     components.progress_writer.commit(progress)
 
 
 def _run_synchronous(components: RankComponents, progress: Progress) -> None:
-    """Run rounds one after the other: train and exchange, as often as the method does, then settle."""
+    """Run rounds one after the other: train and exchange, as often as the method does, then settle.
+
+    In the masked modes a round is settled by the header of the next one, after the next one's local steps,
+    and the last round by a header of its own.
+    """
+    applied: AppliedUpdate | None = None
     while not progress.is_over:
-        before = progress.state
-        update = round_update.begin(components, progress.round + 1, memory=progress.memory)
-        for exchange in range(components.trainer.exchanges):
-            trained = round_update.train(
-                components, progress, update, start=progress.state, exchange=exchange
-            )
-            applied = round_update.apply(components, progress, round_update.send(components, trained))
-        _settle(components, progress, applied, before=before)
+        round = progress.round + 1 if applied is None else applied.update.round + 1
+        ahead = None
+        if applied is None or _goes_on(components, applied.update):
+            update = round_update.begin(components, round, memory=progress.memory)
+            ahead = round_update.train(components, progress, update, start=progress.state)
+        sent = _settle(components, progress, applied, ahead=ahead)
+        if sent is None:
+            return
+        applied = _apply_all(components, progress, sent)
+        if not components.config.routing.sums_only:
+            _settle(components, progress, applied)
+            applied = None
+
+
+def _apply_all(components: RankComponents, progress: Progress, sent: SentUpdate) -> AppliedUpdate:
+    """Apply a round's first update, then train for and apply each further one of the round, and evaluate."""
+    applied = round_update.apply(components, progress, sent)
+    for exchange in range(1, components.trainer.exchanges):
+        trained = round_update.train(
+            components, progress, sent.update, start=progress.state, exchange=exchange
+        )
+        header = exchange_header(components, None, trained)
+        applied = round_update.apply(components, progress, round_update.send(components, trained, header))
+    _evaluate(components, progress, sent.update)
+    return applied
 
 
 def _run_overlapped(components: RankComponents, progress: Progress) -> None:
@@ -87,55 +109,70 @@ def _run_overlapped(components: RankComponents, progress: Progress) -> None:
     update = round_update.begin(
         components, progress.round + 1, memory=progress.memory, starts=progress.starts
     )
-    sent: SentUpdate | None = round_update.send(
-        components, round_update.train(components, progress, update, start=start)
-    )
+    ahead: TrainedUpdate | None = round_update.train(components, progress, update, start=start)
+    sent = _settle(components, progress, None, ahead=ahead)
     while sent is not None:
         # Computed after the last round as well: a later run with more federation.rounds begins with these.
         starts = round_update.predicted_starts(components, progress, sent.trained)
         ahead = None
-        if sent.round < components.config.federation.rounds:
+        if _goes_on(components, sent.update):
             update = round_update.begin(components, sent.round + 1, memory=sent.update.memory, starts=starts)
             ahead = round_update.train(components, progress, update, start=progress.state)
-        before = progress.state
-        progress.previous = before
+        progress.previous = progress.state
         progress.starts = starts
-        applied = round_update.apply(components, progress, sent)
-        sent = _settle(components, progress, applied, before=before, ahead=ahead)
+        applied = _apply_all(components, progress, sent)
+        sent = _settle(components, progress, applied, ahead=ahead)
+
+
+def _goes_on(components: RankComponents, update: RoundUpdate) -> bool:
+    """Return whether another round is trained after a round that is not settled yet."""
+    return update.round < components.config.federation.rounds and not update.is_last
+
+
+def _evaluate(components: RankComponents, progress: Progress, update: RoundUpdate) -> None:
+    """Evaluate the state that a round's updates have led to on this rank's clients, in rounds in which that
+    is due. A skipped round has not changed it.
+    """
+    progress.memory = update.memory
+    if pacing.is_evaluated(components.config.federation, update.round) and not update.skipped:
+        evaluate(components, progress, update.ledger, f"the evaluation after round {update.round}")
 
 
 def _settle(
     components: RankComponents,
     progress: Progress,
-    applied: AppliedUpdate,
+    applied: AppliedUpdate | None,
     *,
-    before: Arrays,
     ahead: TrainedUpdate | None = None,
 ) -> SentUpdate | None:
-    """Finish a round whose update has been applied: evaluate, decide whether to go on, report, and commit.
+    """Finish a round whose update has been applied: decide whether to go on, send the next update, report,
+    and commit.
 
     Args:
-        before: the global state before the round's update.
-        ahead: under staleness, the next round's trained update. It is sent before this round is written down,
-            and returned, unless the run is over.
+        applied: of the round; None where there is none to finish, before the first update.
+        ahead: the next round's trained update. It is sent before the round is written down, and returned,
+            unless the run turns out to be over.
     """
-    update = applied.update
-    progress.round = update.round
-    progress.memory = update.memory
-    if pacing.is_evaluated(components.config.federation, update.round):
-        evaluate(components, progress, update.ledger, f"the evaluation after round {update.round}")
-    components.recorder.note_updates(update.ledger, update.counted)
-    ledger = components.recorder.sum_over_ranks(update.ledger, round=update.round, training=update.training)
-    components.progress_writer.note_loss(progress, held_out_loss(ledger))
-    _decide(components, progress, applied, ledger)
-    is_kept = progress.is_over or update.round % components.config.checkpoint.every == 0
+    is_due = applied is not None and applied.update.round % components.config.checkpoint.every == 0
+    if applied is not None:
+        progress.round = applied.update.round
+    if is_due:
+        components.progress_writer.store_clients(progress)
+    header = exchange_header(components, applied.update if applied else None, ahead)
+    if applied is not None and header.ledger is not None:
+        components.progress_writer.note_loss(progress, held_out_loss(header.ledger))
+        _decide(components, progress, applied, header.ledger)
+    if progress.is_over and not is_due:
+        components.progress_writer.store_clients_everywhere(progress, components.link)
+    is_kept = is_due or progress.is_over
     if is_kept:
-        components.progress_writer.store_clients(progress, components.link)
         components.progress_writer.certify(progress)
-    sent = round_update.send(components, ahead) if ahead is not None and not progress.is_over else None
+    sent = None
+    if ahead is not None and not progress.is_over:
+        sent = round_update.send(components, ahead, header)
     # The record precedes the commit: resuming drops a record without a commit, but could not restore one.
-    if components.role.reporter:
-        round_update.report(components, progress, applied, before=before, ledger=ledger)
+    if applied is not None and header.ledger is not None and components.role.reporter:
+        round_update.report(components, progress, applied, header.ledger)
     if is_kept:
         components.progress_writer.commit(progress)
     return sent
@@ -144,7 +181,7 @@ def _settle(
 def _decide(components: RankComponents, progress: Progress, applied: AppliedUpdate, ledger: Ledger) -> None:
     """Decide from the summed ledger, alike on all ranks, whether the run goes on and how updates align."""
     federation = components.config.federation
-    if federation.staleness:
+    if federation.staleness and applied.aggregate is not None:
         progress.update_alignment = overlap.update_alignment(
             applied.aggregate.state,
             applied.start,
@@ -154,5 +191,7 @@ def _decide(components: RankComponents, progress: Progress, applied: AppliedUpda
     progress.done = ending(
         progress.round, progress.stale, rounds=federation.rounds, patience=federation.patience
     )
-    progress.renewed = ledger.rank_total("renew") > ledger.rank_total("ranks") - 0.5
-    progress.stopped = progress.renewed or bool(ledger.of_ranks("stop").any())
+    signals = applied.update.signals
+    assert signals is not None, "the header of a round, or its ledger, has summed them"
+    progress.renewed = signals.wants_renewal
+    progress.stopped = signals.wants_stop

@@ -270,16 +270,22 @@ class ProgressWriter:
         if self._role.reporter:
             self._journal.save_best(progress.round, progress.state)
 
-    def store_clients(self, progress: Progress, link: ClientLink) -> None:
-        """Write the files of this rank's clients. They are on disk on all hosts before the reporter commits
-        the round. Collective over all ranks.
+    def store_clients(self, progress: Progress) -> None:
+        """Write the files of this rank's clients. They are on disk on all hosts once an exchange that begins
+        after this has finished; only then may the reporter commit the round.
         """
-        if not stores_clients(self._config, type(self._method)):
+        if not (stores_clients(self._config, type(self._method)) and self._role.gateway):
             return
-        if self._role.gateway:
-            for client in self._role.clients:  # no file is written for a client that was never sampled
-                self._journal.save_client(progress.round, client, pack_client(self._config, progress, client))
-        link.sum(np.zeros(1), 0.0)
+        for client in self._role.clients:  # no file is written for a client that was never sampled
+            self._journal.save_client(progress.round, client, pack_client(self._config, progress, client))
+
+    def store_clients_everywhere(self, progress: Progress, link: ClientLink) -> None:
+        """Write the files of this rank's clients, and wait until they are on disk on all hosts. Collective
+        over all ranks.
+        """
+        self.store_clients(progress)
+        if stores_clients(self._config, type(self._method)):
+            link.sum(np.zeros(1), 0.0, label=f"the files of clients in round {progress.round}")
 
     def certify(self, progress: Progress) -> None:
         """Have all sites sign the state of a round that is about to be committed; do nothing in a job of one

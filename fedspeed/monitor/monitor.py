@@ -9,7 +9,7 @@ from fedspeed.monitor.config import MonitorConfig
 from fedspeed.monitor.metrics.metric import LOSSES, NOTHING
 from fedspeed.monitor.progress import NotesOnly, Progress
 from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, lost_rounds, lost_rounds_text
-from fedspeed.monitor.report import CLIPPED, Facts, missing_text, write_report
+from fedspeed.monitor.report import CLIPPED, SKIPPED, Facts, missing_text, write_report
 from fedspeed.monitor.round_log import RoundLog
 from fedspeed.monitor.stdout import JsonLines, NoJson
 from fedspeed.monitor.tensorboard import TensorBoardWriter
@@ -108,6 +108,8 @@ class Monitor:
         if record.missing_count:
             gap = MissingUpdates(record.round, record.missing_count, record.missing)
             self._progress.note(f"missing in {missing_text(gap)}")
+        if record.skipped:
+            self._progress.note(f"fedspeed: round {record.round}: {SKIPPED}")
         if record.clipped:
             self._progress.note(
                 f"fedspeed: round {record.round}: {record.clipped} values of the updates "

@@ -30,6 +30,10 @@ from fedspeed.units import bytes_text, seconds_text
 CLIPPED = (
     "a participant reported a wrong size of its update, and what exceeded the reported sizes was cut off"
 )
+SKIPPED = (
+    "a masked sum of this round had been settled before, over other participants; its updates are discarded "
+    "and the state stays as it was"
+)
 
 
 @dataclass(frozen=True)
@@ -219,6 +223,8 @@ def _status(summary: Summary, facts: Facts) -> str:
     if summary.clipped:
         values = _count(summary.clipped, "value")
         lines.append(f"**{values} of the updates counted for less than they should**: {CLIPPED}.")
+    if summary.skipped:
+        lines.append(f"**{_count(summary.skipped, 'round')} skipped**: {SKIPPED}.")
     if summary.absent:
         text = lost_rounds_text(summary.absent)
         lines.append(

@@ -48,14 +48,15 @@ def rounds_to_show(records: Sequence[RoundRecord], best_round: int | None) -> li
     """Select the rounds that a table shows.
 
     These are all of up to ROUNDS_SHOWN. Of more they are an even selection with the first and the last one,
-    the best round, and every round with a missing or clipped update.
+    the best round, and every round that was skipped, or has a missing or clipped update.
     """
     if len(records) <= ROUNDS_SHOWN:
         return list(records)
     even = {round(index * (len(records) - 1) / (ROUNDS_SHOWN - 1)) for index in range(ROUNDS_SHOWN)}
 
     def is_shown(index: int, record: RoundRecord) -> bool:
-        return index in even or record.round == best_round or bool(record.missing_count or record.clipped)
+        is_remarkable = bool(record.missing_count or record.clipped or record.skipped)
+        return index in even or record.round == best_round or is_remarkable
 
     return [record for index, record in enumerate(records) if is_shown(index, record)]
 

@@ -2,6 +2,7 @@
 it from the system costs as much as encrypting it: a page at a time, each filled with zeros.
 """
 
+import bisect
 import math
 import sys
 import threading
@@ -14,56 +15,54 @@ SLACK = 1.25  # bytes that may be allocated, as a multiple of the most that were
 _ALIGNMENT = 64  # bytes of a cache line
 
 
-class _Segment:
-    """Memory from the system, and the gaps in it: the byte ranges that are free, by their start."""
+class _Gaps:
+    """The byte ranges of segments that are free. Two of them never touch each other."""
 
-    def __init__(self, nbytes: int):
-        """Allocate `nbytes`, all of them free."""
-        self.memory = np.empty(nbytes, np.uint8)
-        self.ends = {0: nbytes}  # of each gap, by its start
-        self._starts = {nbytes: 0}  # of each gap, by its end
+    def __init__(self) -> None:
+        """Start without any."""
+        self.by_size: list[tuple[int, int, int]] = []  # (bytes, segment, start), sorted
+        self._end_of: dict[tuple[int, int], int] = {}  # by segment and start
+        self._start_of: dict[tuple[int, int], int] = {}  # by segment and end
 
-    @property
-    def is_free(self) -> bool:
-        """Whether nothing of it is in use."""
-        return self.ends.get(0) == self.memory.nbytes
+    def add(self, segment: int, start: int, end: int) -> None:
+        """Add a byte range, in one gap with what is free on both sides of it."""
+        before = self._start_of.get((segment, start))
+        if before is not None:
+            self.remove(segment, before, start)
+            start = before
+        after = self._end_of.get((segment, end))
+        if after is not None:
+            self.remove(segment, end, after)
+            end = after
+        bisect.insort(self.by_size, (end - start, segment, start))
+        self._end_of[segment, start] = end
+        self._start_of[segment, end] = start
 
-    def cut(self, start: int, nbytes: int) -> np.ndarray:
-        """Take a block off the beginning of the gap at `start`."""
-        end = self.ends.pop(start)
-        if start + nbytes < end:
-            self.ends[start + nbytes] = end
-            self._starts[end] = start + nbytes
-        else:
-            del self._starts[end]
-        # The base of a view is the first array under it that is not itself a view of an array. This one is a
-        # view of a memoryview, so that it is what every view of the block refers to.
-        return np.frombuffer(self.memory.data[start : start + nbytes], np.uint8)
-
-    def give_back(self, start: int, nbytes: int) -> None:
-        """Make a block free again, in one gap with what is free beside it."""
-        end = start + nbytes
-        start = self._starts.pop(start, start)
-        end = self.ends.pop(end, end)
-        self.ends[start] = end
-        self._starts[end] = start
+    def remove(self, segment: int, start: int, end: int) -> None:
+        """Remove a whole gap."""
+        del self.by_size[bisect.bisect_left(self.by_size, (end - start, segment, start))]
+        del self._end_of[segment, start]
+        del self._start_of[segment, end]
 
 
 class BufferPool:
     """A pool of memory that stays with the process.
 
-    A block of it is free once no array refers to it any more: this is read from Python's reference count,
-    which counts every view that was made from it. A request gets the smallest gap that is large enough, so
-    that the many small blocks of one phase and the few large ones of the next share the same memory. Where
-    there is no such gap, free segments are released before more memory is allocated, so that the pool never
-    holds more than SLACK times what was needed at once.
+    It consists of segments, which come from the system, and blocks of them that are in use. A block is free
+    once no array refers to it any more: this is read from Python's reference count, which counts every view
+    that was made from it. A request gets the smallest gap that is large enough, so that the many small blocks
+    of one phase and the few large ones of the next share the same memory. Where there is no such gap, free
+    segments are released before more memory is allocated, so that the pool never holds more than SLACK times
+    what was needed at once.
     """
 
     def __init__(self) -> None:
         """Start with no memory."""
-        self._segments: list[_Segment] = []
+        self._segments: dict[int, np.ndarray] = {}  # by number
+        self._gaps = _Gaps()
         self._blocks: list[np.ndarray] = []  # in use, as far as is known
-        self._places: list[tuple[_Segment, int]] = []  # of each block: its segment, and where it starts
+        self._places: list[tuple[int, int]] = []  # of each block: its segment, and where it starts
+        self._next = 0  # number of the next segment
         self._used = 0  # bytes of all blocks
         self._most_used = 0
         self._lock = threading.Lock()
@@ -78,8 +77,10 @@ class BufferPool:
             self._collect()
             self._used += size
             self._most_used = max(self._most_used, self._used)
-            segment, start = self._gap_of(size)
-            block = segment.cut(start, size)
+            segment, start = self._cut(size)
+            # The base of a view is the first array under it that is not itself a view of an array. This one
+            # is a view of a memoryview, so that it is what every view of the block refers to.
+            block = np.frombuffer(self._segments[segment].data[start : start + size], np.uint8)
             self._blocks.append(block)
             self._places.append((segment, start))
             return block[:nbytes].view(dtype).reshape(shape)
@@ -87,7 +88,7 @@ class BufferPool:
     @property
     def allocated_bytes(self) -> int:
         """Bytes of all memory, free and used."""
-        return sum(segment.memory.nbytes for segment in self._segments)
+        return sum([memory.nbytes for memory in self._segments.values()])
 
     def clear(self) -> None:
         """Release all segments of which nothing is in use."""
@@ -102,33 +103,33 @@ class BufferPool:
         unused = [i for i in range(len(blocks)) if sys.getrefcount(blocks[i]) == _UNUSED]
         for i in reversed(unused):
             segment, start = self._places.pop(i)
-            size = self._blocks.pop(i).nbytes
-            segment.give_back(start, size)
+            size = blocks.pop(i).nbytes
+            self._gaps.add(segment, start, start + size)
             self._used -= size
 
-    def _gap_of(self, size: int) -> tuple[_Segment, int]:
-        """Return the smallest gap of at least `size` bytes: its segment, and where it starts."""
-        best: tuple[_Segment, int] | None = None
-        smallest = sys.maxsize
-        for segment in self._segments:
-            for start, end in segment.ends.items():
-                if size <= end - start < smallest:
-                    smallest = end - start
-                    best = (segment, start)
-        if best is None:
+    def _cut(self, size: int) -> tuple[int, int]:
+        """Take `size` bytes off the smallest gap that has as many: its segment, and where they start."""
+        at = bisect.bisect_left(self._gaps.by_size, (size, 0, 0))
+        if at == len(self._gaps.by_size):
             self._release(self.allocated_bytes + size - int(SLACK * self._most_used))
-            self._segments.append(_Segment(size))
-            best = (self._segments[-1], 0)
-        return best
+            self._segments[self._next] = np.empty(size, np.uint8)
+            self._next += 1
+            return self._next - 1, 0
+        room, segment, start = self._gaps.by_size[at]
+        self._gaps.remove(segment, start, start + room)
+        if room > size:
+            self._gaps.add(segment, start + size, start + room)
+        return segment, start
 
     def _release(self, nbytes: int) -> None:
         """Release free segments of at least `nbytes` together, or all of them; the smallest first."""
-        for segment in sorted(self._segments, key=lambda segment: segment.memory.nbytes):
+        for size, segment, start in list(self._gaps.by_size):
             if nbytes <= 0:
                 break
-            if segment.is_free:
-                self._segments.remove(segment)
-                nbytes -= segment.memory.nbytes
+            if size == self._segments[segment].nbytes:
+                self._gaps.remove(segment, start, start + size)
+                del self._segments[segment]
+                nbytes -= size
 
 
 # The reference count of an array that only a list refers to, read just as `_collect` reads it.

@@ -190,6 +190,17 @@ class RoutingConfig:
             "max": 65536,
         },
     )
+    max_weight: float = field(
+        default=10_000_000.0,
+        metadata={
+            "help": (
+                "mask, mix, tls: largest weight of one participant, in answer tokens of its clients' "
+                "training rows; a public bound, equal on all sites, of what a participant that lies can claim"
+            ),
+            "above": 0.0,
+            "max": 1_000_000_000_000,
+        },
+    )
     attempts: int = field(
         default=5,
         metadata={"help": "mask, mix: attempts at one exchange, each with new masks", "min": 1, "max": 100},

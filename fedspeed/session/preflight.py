@@ -23,7 +23,7 @@ from fedspeed.engine.base.placement import choose_tier, pipeline_tier, slots_of
 from fedspeed.engine.checks import check_engine, check_pipeline, engine_notes
 from fedspeed.engine.operators import check_operators
 from fedspeed.errors import ConfigError, FedSpeedError, Preempted
-from fedspeed.federation.checks import check_method, participants_of
+from fedspeed.federation.checks import check_method, check_weight, participants_of
 from fedspeed.models.adapter_checks import adapter_notes, check_adapter
 from fedspeed.models.base_files import base_shape
 from fedspeed.models.checks import check_model, local_base
@@ -223,12 +223,16 @@ def _encoded(loaded: Loaded, clients: Sequence[ClientRows]) -> list[str]:
     tokenizer = load_tokenizer(config.model)
     largest = 0
     counts = []
+    weights = []
     for rows in clients:
         data = encode_client(rows, tokenizer, config.data)
         largest = max(largest, largest_id(data))
         counts.append(row_counts(data))
+        weights.append(data.weight)
     if base is not None:
         check_ids(largest, config.model)
+    # A site is one participant, with all its clients; in a job each participant has at least one.
+    check_weight(config, sum(weights) if config.routing.between_organisations else max(weights, default=0.0))
     table = RowTable.of(counts, config.data.max_tokens)
     return [
         f"rows     {table.line()}",

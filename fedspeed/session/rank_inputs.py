@@ -9,6 +9,7 @@ from fedspeed.cluster.checks import check_clusters
 from fedspeed.data.clients import ClientData, ClientRows, client_rows, encode_client, largest_id
 from fedspeed.data.public import public_data
 from fedspeed.engine.device_types import check_dtype
+from fedspeed.federation.checks import check_weight
 from fedspeed.log import LOG
 from fedspeed.models.tokenizer import check_ids, load_tokenizer
 from fedspeed.session import preflight, resume, shared_gpus
@@ -81,6 +82,7 @@ def _read(
     tokenizer = load_tokenizer(config.model)
     all_clients = [] if job.is_server else client_rows(config.data, config.run.seed)
     data = {c: encode_client(all_clients[c], tokenizer, config.data) for c in job.place.clients}
+    check_weight(config, sum(client.weight for client in data.values()))
     public = None
     if job.is_server and config.federation.public_rows:
         public = public_data(config.federation.public_rows, config.data, tokenizer)

@@ -277,7 +277,16 @@ def records_of_rounds(updates, mode, rounds):
         sum_over_client=lambda vector: vector,
     )
     link = SimpleNamespace(
-        sum=lambda vector, weight: Sum(vector, weight, 0.0, exchange_s=0.0, clipped=0, bytes_sent=0)
+        sum=lambda vector, weight: Sum(
+            vector=vector,
+            weight=weight,
+            idle_s=0.0,
+            exchange_s=0.0,
+            participants=1,
+            clipped=0,
+            skipped=False,
+            bytes_sent=0,
+        )
     )
     sent_ends = []
     recorder = Recorder(

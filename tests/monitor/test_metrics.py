@@ -137,6 +137,7 @@ FIELDS = {
     "factor_error": None,
     "factor_error_exact": False,
     "clipped": 0,
+    "skipped": None,
     "shortened": 0.25,
     "unclipped_norm": 1.5,
 }

@@ -65,7 +65,8 @@ LLAMA = {
 
 # Put into every interpreter that finds it on PYTHONPATH: a disk that stalls at one rename, or takes its time
 # over each journal entry; a network that takes its time over whatever is sent over TLS; a package that is not
-# installed; another method in place of the default one; a GPU whose memory ends in the first round.
+# installed; another method in place of the default one; a GPU whose memory ends in the first round; a site
+# that lies (tests/run/attacks.py).
 FAULTS = """
 import os, sys, time
 
@@ -87,6 +88,11 @@ def _wrap(rename):
             time.sleep(float(os.environ["TEST_SLOW_S"]))
         return rename(source, target, **options)
     return wrapped
+
+if "TEST_ATTACK" in os.environ:
+    from tests.run import attacks
+
+    getattr(attacks, os.environ["TEST_ATTACK"])()
 
 if "TEST_FULL" in os.environ:
     import torch

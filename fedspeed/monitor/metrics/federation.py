@@ -58,4 +58,19 @@ METRICS = (
         reveals=NOTHING,
         over_rounds="sum",
     ),
+    # 1 for a round whose updates were not applied, because a masked sum of the round had been settled before
+    # over other participants; the state stayed as it was.
+    Metric(
+        name="skipped",
+        unit="count",
+        per="round",
+        reduce="same",
+        shown_masked=True,
+        reveals=NOTHING,
+        tag="federation/skipped",
+        tag_from=1,
+        over_rounds="sum",
+        title="rounds that were skipped",
+        row_from=1,
+    ),
 )

@@ -13,7 +13,7 @@ has announced itself differently to different members is found before a cell is 
 """
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 
 from fedspeed.routing.anonymous.crypto import KEY, SIGNATURE, digest
 
@@ -32,7 +32,7 @@ class Announcement:
 
     def pack(self) -> bytes:
         """Return the announcement as bytes."""
-        return b"".join(astuple(self))
+        return b"".join(getattr(self, field.name) for field in fields(self))
 
     @classmethod
     def unpack(cls, body: bytes) -> "Announcement":

@@ -29,6 +29,7 @@ _ZEROS = memoryview(bytes(4 * BLOCK))
 # A fixed nonce is safe because every AEAD key is derived for, and seals, exactly one message.
 _NONCE = bytes(12)
 
+_SHORT = 1 << 12  # bytes up to which joining is cheaper than a call
 _THREAD = threading.local()
 
 Bytes = bytes | bytearray | memoryview
@@ -50,9 +51,16 @@ def digest(*parts: Bytes) -> bytes:
     Each is preceded by its length (8 bytes, big-endian), so no two different lists hash the same bytes.
     """
     state = Hash(SHA256())
+    short: list[Bytes] = []  # that are still to be hashed: one call for many of them
     for part in parts:
-        state.update(len(part).to_bytes(8, "big"))
+        short.append(len(part).to_bytes(8, "big"))
+        if len(part) <= _SHORT:
+            short.append(part)
+            continue
+        state.update(b"".join(short))
         state.update(part)
+        short.clear()
+    state.update(b"".join(short))
     return state.finalize()
 
 

@@ -5,6 +5,7 @@ know, and rounded up or down at random so that the sum has no bias. Values that 
 losses, weights) are cut into limbs of 16 bits, which do not overflow for up to 65 536 members.
 """
 
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +18,8 @@ LIMB_BITS = 16
 FRACTION_BITS = 48  # an exact value: 80 bits before the binary point, 48 behind it
 EXACT_LIMIT = 2.0 ** (LIMBS * LIMB_BITS - FRACTION_BITS - 1) / 2**16  # magnitude of one member's exact value
 _PIECE = 1 << 16  # values that are computed at a time: they fit in the cache
+
+_THREAD = threading.local()
 
 RandomStream = Callable[[np.ndarray], None]  # fills [n] uint32 with random bits
 
@@ -37,10 +40,7 @@ def encode(values: np.ndarray, bound: float, random: RandomStream, out: np.ndarr
     scale = _scale(bound)
     clipped = 0
     limit = np.float32(2.0**BITS - 128)  # two float32 steps below 2^30: noise cannot pass it
-    size = min(_PIECE, len(values))
-    scaled = np.empty(size, np.float32)
-    noise = np.empty(size, np.float32)
-    bits = np.empty(-(-size // 2), np.uint32)
+    scaled, noise, bits = _scratch()
     for start in range(0, len(values), _PIECE):
         n = min(_PIECE, len(values) - start)
         x = scaled[:n]
@@ -58,6 +58,14 @@ def encode(values: np.ndarray, bound: float, random: RandomStream, out: np.ndarr
         np.floor(x, out=x)
         np.copyto(out[start : start + n].view(np.int32), x, casting="unsafe")
     return clipped
+
+
+def _scratch() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return memory of this thread for one piece: [_PIECE] float32 twice, and [_PIECE / 2] uint32."""
+    if not hasattr(_THREAD, "scratch"):
+        floats = np.empty((2, _PIECE), np.float32)
+        _THREAD.scratch = (floats[0], floats[1], np.empty(_PIECE // 2, np.uint32))
+    return _THREAD.scratch
 
 
 def decode(integers: np.ndarray, bound: float, out: np.ndarray) -> None:

@@ -10,7 +10,10 @@ class Config:
     norm: float = field(
         default=1.0,
         metadata={
-            "help": "largest Euclidean norm of a client's delta, a longer one is scaled down",
+            "help": (
+                "largest Euclidean norm of a client's delta, a longer one is scaled down before it is sent; "
+                "equal on all sites, but nobody can check that another participant clips"
+            ),
             "above": 0.0,
         },
     )

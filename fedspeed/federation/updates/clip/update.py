@@ -1,4 +1,9 @@
-"""`clip`: bounds the Euclidean norm of each client's delta, and so its influence on the mean."""
+"""`clip`: bounds the Euclidean norm of each client's delta, and so its influence on the mean.
+
+The bound `norm` is public: it is among the settings that sites compare before training. A client clips its
+delta itself, before it is masked. Nobody can check that another participant has done so: a masked sum does
+not show single updates, and a participant that lies can send a longer one.
+"""
 
 import math
 from typing import Any
