@@ -281,6 +281,7 @@ def test_a_weight_above_the_public_bound_is_refused_before_the_start(weight, sec
 def test_sites_compare_the_public_bounds():
     """Of a weight, and of a client's delta: nobody can check another's, so all must mean the same."""
     config = run_config(
+        model={"base": "elsewhere/base", "init": "random"},
         routing={"mode": "mask", "max_weight": 77.0, "roster_signer": "00" * 32},
         federation={"updates": [{"name": "clip", "norm": 0.5}]},
     )
