@@ -78,7 +78,7 @@ class StateCertificate:
             return "it is of a run with other settings"
         if len(set(self.members)) != len(self.members) or len(self.members) != len(self.signatures):
             return "it has a member twice"
-        statement = _statement(self.settings, self.members, self.claim)
+        statement = statement_of(self.settings, self.members, self.claim)
         for member, signature in zip(self.members, self.signatures, strict=True):
             try:
                 check_signature(member, signature, statement)
@@ -97,7 +97,7 @@ def certify(group: Group, settings: bytes, claim: StateClaim) -> StateCertificat
         FedSpeedError: a member has another state, or has not signed it; names it.
         LostPeerError: a member is missing.
     """
-    statement = _statement(settings, group.members, claim)
+    statement = statement_of(settings, group.members, claim)
     own = claim.pack()
     what = f"its signature of the state of round {claim.round}"
     arrived = group.send_all(own + group.key.sign(statement), what)
@@ -106,7 +106,8 @@ def certify(group: Group, settings: bytes, claim: StateClaim) -> StateCertificat
         if message[:-SIGNATURE] != own:
             theirs = _described(message[:-SIGNATURE])
             problems.append(
-                f"{group.names[member]} has another state, {theirs}, where this site has {claim.describe()}"
+                f"{group.names[member]} has another state, {theirs}, where this site has "
+                f"{claim.describe_numbers()}"
             )
         elif not group.is_signed(member, message[-SIGNATURE:], statement):
             problems.append(f"{group.names[member]} has not signed the state of {claim.describe()}")
@@ -121,6 +122,11 @@ def certify(group: Group, settings: bytes, claim: StateClaim) -> StateCertificat
     return StateCertificate(settings=settings, claim=claim, members=group.members, signatures=signatures)
 
 
+def statement_of(settings: bytes, members: Sequence[bytes], claim: StateClaim) -> bytes:
+    """Return what the members of a certificate sign. Pure."""
+    return digest(_MAGIC, settings, claim.pack(), *members)
+
+
 def has_majority(signers: Iterable[bytes], roster: Sequence[bytes]) -> bool:
     """Return whether more than half of the members of a roster are among the signers. Pure."""
     return 2 * len(set(signers) & set(roster)) > len(roster)
@@ -128,14 +134,9 @@ def has_majority(signers: Iterable[bytes], roster: Sequence[bytes]) -> bool:
 
 def _described(packed: bytes) -> str:
     try:
-        return StateClaim.unpack(packed).describe()
+        return StateClaim.unpack(packed).describe_numbers()
     except ValueError as error:
         return str(error)
-
-
-def _statement(settings: bytes, members: Sequence[bytes], claim: StateClaim) -> bytes:
-    """Return what the members sign."""
-    return digest(_MAGIC, settings, claim.pack(), *members)
 
 
 def _pieces(joined: bytes, length: int) -> list[bytes]:

@@ -110,6 +110,11 @@ class StateClaim:
         """Return the claim as a few words for messages."""
         return f"round {self.round} ({self.state.sha256.hex()[:12]})"
 
+    def describe_numbers(self) -> str:
+        """Return the claim with all that is signed of it, for messages."""
+        best = f"best round {self.best_round} with a loss of {self.best_loss}" if self.has_best else "no best"
+        return f"{self.describe()}, {best}, {self.stale} evaluations since, alignment {self.alignment}"
+
 
 def _fields(tensors: TensorsDigest) -> tuple[int, int, bytes]:
     return tensors.text_bytes, tensors.values, tensors.sha256

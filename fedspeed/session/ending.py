@@ -144,7 +144,7 @@ def complete_ending(summary: Summary, *, folder: str, number: int, asked: int) -
         summary: of the run. folder: of the run. number: of its last round. asked: federation.rounds now.
     """
     more = "federation.rounds" if summary.status == "finished" else "federation.patience"
-    lost = uncounted(summary.missing_count, int(summary.clipped or 0))
+    lost = uncounted(summary.missing_count, int(summary.clipped or 0), int(summary.skipped or 0))
     parts = [f"{summary.status}, {number} rounds", lost]
     if asked < number:
         parts.append(f"federation.rounds={asked} asks for fewer, which changes nothing")
@@ -179,13 +179,16 @@ def ranks_ending(
     )
 
 
-def uncounted(lost: int, clipped: int) -> str:
+def uncounted(lost: int, clipped: int, skipped: int = 0) -> str:
     """Describe the updates that did not count, or not fully, in the rounds of a run; empty if all counted.
 
     Args:
         lost: number of missing updates. clipped: number of values beyond the range of a masked sum.
+        skipped: number of rounds whose updates were discarded.
     """
     sentences = []
+    if skipped:
+        sentences.append(f"{skipped} round{'s were' if skipped > 1 else ' was'} skipped, see the report")
     if lost:
         sentences.append(f"{lost} update{'s' if lost > 1 else ''} did not count, see the report")
     if clipped:

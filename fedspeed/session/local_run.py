@@ -23,7 +23,7 @@ from fedspeed.session.exporting import export_kind
 from fedspeed.session.input_digests import check_inputs, rows_without_libraries
 from fedspeed.session.numeric_type import with_original_dtype
 from fedspeed.session.reporting import STOP_REQUEST_FILE
-from fedspeed.session.request import RunRequest
+from fedspeed.session.request import FRESH_VARIABLE, RunRequest
 from fedspeed.session.resume import RunLock, check_best, end_reason, journal_entry, journal_of
 
 REPORT_S = 15.0  # for the survivors of a lost rank to identify it and to write the report
@@ -62,7 +62,7 @@ def supervise(
     run = run_local(
         argv,
         ranks,
-        dict(os.environ),
+        {**os.environ, **({FRESH_VARIABLE: "1"} if request.fresh else {})},
         config.cluster.max_restarts,
         journal.newest,
         preload=preload,

@@ -144,7 +144,7 @@ def make_agreement(job: Job, participant: Participant | None) -> "SiteAgreement 
     """
     if participant is None:
         return None
-    return job.deployment.make_agreement(participant.exchange, is_fresh=job.request.fresh)
+    return job.deployment.make_agreement(participant.exchange, is_fresh=job.request.is_first_fresh_start)
 
 
 def make_link(job: Job, engine: "ClientEngine", participant: Participant | None) -> ClientLink:

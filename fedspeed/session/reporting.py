@@ -47,7 +47,9 @@ def finish(
         predicted: memory and time of a step; None where the planner does not model the execution.
     """
     lost = uncounted(
-        sum(r.missing_count for r in monitor.records), sum(int(r.clipped or 0) for r in monitor.records)
+        sum(r.missing_count for r in monitor.records),
+        sum(int(r.clipped or 0) for r in monitor.records),
+        sum(int(r.skipped or 0) for r in monitor.records),
     )
     ending = rounds_ending(progress.done, [unbeaten(progress, exported.kind)], lost)
     monitor.finish(_summary(job.config, monitor, ending), report_facts(job, exported, predicted), comparison)

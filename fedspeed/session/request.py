@@ -1,5 +1,6 @@
 """The request for a run, and the job of one rank in it: values that all parts of a session read."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +18,10 @@ from fedspeed.models.numeric_types import NumericType
 from fedspeed.routing.config import TRANSPORTS
 from fedspeed.routing.opening import resolve
 from fedspeed.session.deployment import Deployment, deployment_of
+
+# Set by a supervisor that has moved an earlier run aside itself (`--fresh`). Ranks that it starts again go on
+# from the new run's journal.
+FRESH_VARIABLE = "FEDSPEED_FRESH"
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,12 @@ class RunRequest:
     def config(self) -> RunConfig:
         """The configuration of the run."""
         return self.loaded.config
+
+    @property
+    def is_first_fresh_start(self) -> bool:
+        """Whether this is the first start of a run for which `--fresh` was given."""
+        is_supervised = os.environ.get(FRESH_VARIABLE) == "1" and os.environ.get("FEDSPEED_RESTARTS") == "0"
+        return self.fresh or is_supervised
 
     @cached_property
     def deepspeed(self) -> dict:

@@ -149,7 +149,7 @@ def _resume_job(
     config: RunConfig, link: ClientLink, journal: Journal, entry: Entry | None, fresh: Progress
 ) -> Progress:
     """Return the progress of the journal of a job of one operator, or the fresh one."""
-    # Several hosts may hold journals of the same run; the newest one counts.
+    # Only the reporting rank has an entry. The others learn from it whether there is one.
     priority = entry.round + 1.0 if entry else 0.0
     head = link.share(np.zeros(5) if entry is None else _head(entry), priority)
     if head is None:

@@ -1,7 +1,9 @@
 """The journal of rounds: what it keeps and what it refuses."""
 
+import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -267,3 +269,18 @@ def test_changes_name_every_value_that_differs():
     new = {"run": {"seed": 0}, "train": {"lr": 0.2, "momentum": 0.9}, "came": [2]}
     assert changes(old, new) == ["came: None -> [2]", "gone: 1 -> None", "train.lr: 0.1 -> 0.2"]
     assert changes(old, old) == []
+
+
+def test_an_entry_of_an_earlier_version_gets_a_certificate(tmp_path):
+    journal = Journal(tmp_path, 2)
+    journal.commit(entry(3, best_round=2, best_loss=0.5), tensors(3))
+    old = journal.latest()
+    path = journal.folder / "round-000003" / "entry.json"
+    values = json.loads(path.read_text())
+    del values["certificate"]
+    path.write_text(json.dumps(values))
+    assert journal.latest() == old and old.certificate == ""
+    journal.add_certificate(old, "ab12")
+    assert journal.latest() == replace(old, certificate="ab12")
+    journal.commit(replace(entry(4), certificate="cd34"), tensors(4))
+    assert journal.latest().certificate == "cd34"

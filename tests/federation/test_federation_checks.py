@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from fedspeed.engine.capabilities import CAPABILITIES
-from fedspeed.errors import ConfigError
+from fedspeed.errors import ConfigError, DataError
 from fedspeed.federation import checks
 from fedspeed.federation.checks import check_method
 from fedspeed.federation.methods.config import METHODS, Entry, variant_of
 from fedspeed.session import participant
 from fedspeed.session.engine_spec import FIXED, engine_spec
+from fedspeed.session.site import Site
 from tests.conftest import ROOT
 from tests.limits import LIMIT_S
 from tests.tiny import run_config
@@ -245,12 +246,48 @@ def test_an_exchange_of_slices_asks_for_as_many_as_its_fewest_need(slices, monke
         config=slices,
         outlives_losses=True,
         topology=topology,
-        request=SimpleNamespace(deepspeed={}),
+        request=SimpleNamespace(deepspeed={}, folder=None),
+        deployment=SimpleNamespace(settled_marks=lambda folder: None),
     )
     own = SimpleNamespace(key=None, members=None, settings=None)
     assert (
         participant.make_anonymous_exchange(job, SimpleNamespace(size=16), own, None).min_participants == 15
     )
+
+
+@pytest.mark.parametrize(
+    ("weight", "sections", "is_refused"),
+    [
+        (100.0, {"routing": {"mode": "mask", "max_weight": 100.0}}, False),
+        (101.0, {"routing": {"mode": "mask", "max_weight": 100.0}}, True),
+        (101.0, {"routing": {"mode": "plain", "max_weight": 100.0}}, False),
+        (1e7, {"routing": {"mode": "mask"}}, False),
+    ],
+)
+def test_a_weight_above_the_public_bound_is_refused_before_the_start(weight, sections, is_refused):
+    config = run_config(**sections)
+    if not is_refused:
+        checks.check_weight(config, weight)
+        return
+    with pytest.raises(DataError) as caught:
+        checks.check_weight(config, weight)
+    assert str(caught.value) == (
+        "data.task=builtin: the training rows of this participant's clients have 101 answer tokens, and "
+        "routing.max_weight=100 is the most that one participant may have; raise routing.max_weight on all "
+        "sites, or use fewer rows (data.max_rows)"
+    )
+
+
+def test_sites_compare_the_public_bounds():
+    """Of a weight, and of a client's delta: nobody can check another's, so all must mean the same."""
+    config = run_config(
+        model={"base": "elsewhere/base", "init": "random"},
+        routing={"mode": "mask", "max_weight": 77.0, "roster_signer": "00" * 32},
+        federation={"updates": [{"name": "clip", "norm": 0.5}]},
+    )
+    shared = Site.settings.func(SimpleNamespace(config=config))
+    assert shared["routing.max_weight"] == "77.0"
+    assert json.loads(shared["federation.updates"]) == [{"name": "clip", "norm": 0.5}]
 
 
 def test_modules_are_those_of_the_engine_that_a_method_builds(slices):

@@ -161,16 +161,19 @@ def test_resumed_equals_uninterrupted(resumed, case):
 
 
 def ended_in_round_1(world, base, folder):
-    """Journal entries of three starts, of which each was ended before round 1 was."""
-    config = settings(base, federation={"rounds": 4, "patience": 1})
+    """Return the journal entries of three starts, each ended before round 1 was, without and with
+    staleness.
+    """
     entries = []
-    for start in range(3):
-        with federation(world, "ended", config, ALONE, folder) as fed:
-            fed.baseline(from_journal(fed) if start else begin(fed))
-            entries.append(fed.journal.latest())
+    for staleness in (0, 1):
+        config = settings(base, federation={"rounds": 4, "patience": 1, "staleness": staleness})
+        for start in range(3):
+            with federation(world, f"ended {staleness}", config, ALONE, folder) as fed:
+                fed.baseline(from_journal(fed) if start else begin(fed))
+                entries.append(fed.journal.latest())
     return [(entry.round, entry.best_round, entry.stale) for entry in entries]
 
 
 def test_starts_that_reach_no_round_are_no_rounds_without_a_better_loss(tmp_path):
     (entries,) = run_worlds((1,), ended_in_round_1, tiny_llama(tmp_path / "llama"), str(tmp_path))
-    assert entries == [(0, 0, 0)] * 3
+    assert entries == [(0, 0, 0)] * 6

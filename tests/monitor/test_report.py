@@ -118,6 +118,15 @@ def test_a_run_whose_updates_did_not_count_fully_says_so_at_the_top(tmp_path, ma
     assert "30 values of the updates counted for less than they should" in top and "Exit code 1." in top
 
 
+def test_a_skipped_round_is_reported_at_the_top_and_in_the_table(tmp_path, make_round):
+    records = [make_round(number, skipped=int(number == 2)) for number in range(1, 41)]
+    text = report(tmp_path, records, mode="mask", exit_code=1)
+    top = text.partition("## Result")[0]
+    assert "1 round skipped" in top and "its updates are discarded and the state stays as it was" in top
+    assert "| rounds that were skipped | 1 |" in text and "\n| 2 |" in text
+    assert " skipped" not in report(tmp_path, [make_round(1, skipped=0)], mode="mask")
+
+
 def test_an_estimate_is_printed_as_one(tmp_path, make_round):
     rows = report(
         tmp_path,

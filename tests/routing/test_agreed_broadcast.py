@@ -1,5 +1,7 @@
 """Statements to all members: who is named for different ones, and what a new start is bound to."""
 
+import random
+
 import pytest
 
 from fedspeed.errors import FedSpeedError, LostPeerError
@@ -85,6 +87,50 @@ def test_a_member_that_sends_one_other_something_unsigned_is_named_with_it(chang
     assert errors and all(str(error).split(": ")[2].startswith(named) for error in errors), errors
     if changed != "table":
         assert len(errors) == 3, "all honest members see the same contradiction"
+
+
+def random_lie(members, rng):
+    """Return what a member (the last one) sends that changes one of its messages to some of the others."""
+    size = len(members.keys)
+    liar = size - 1
+    in_swap = rng.randrange(2)
+    victims = rng.sample(range(size), rng.randint(1, size))
+    kind = rng.choice(["flipped", "signed", "noise"])
+    at = rng.randrange(5 + SIGNATURE)
+
+    def alter(number, receiver, part):
+        if number != in_swap or receiver not in victims:
+            return part
+        if kind == "noise":
+            return rng.randbytes(len(part))
+        data = bytearray(part)
+        data[at] ^= 1
+        if kind == "signed":
+            body = bytes(data[:-SIGNATURE])
+            signed = (
+                (b"table of an agreed broadcast", body) if number else (b"agreed broadcast", digest(body))
+            )
+            data[-SIGNATURE:] = members.keys[liar].sign(digest(signed[0], CONTEXT, b"a label", signed[1]))
+        return bytes(data)
+
+    return alter
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_no_lie_makes_honest_members_differ_or_be_named_alone(size):
+    for seed in range(60):
+        members = Members(size)
+        alter = random_lie(members, random.Random(seed))
+        results = members.play(
+            lambda group: broadcast(group, CONTEXT, "a label", b"equal"), alter, liar=size - 1
+        )[:-1]
+        bodies = [tuple(result) for result in results if not isinstance(result, Exception)]
+        assert len(set(bodies)) <= 1, seed
+        for error in (result for result in results if isinstance(result, Exception)):
+            assert type(error) is FedSpeedError, seed
+            if not str(error).startswith(f"a label: site{size - 1} signed different statements"):
+                named = str(error).split(": ", 2)[-1].split(";")[0].split(", ")
+                assert all(f"site{size - 1}" in pair and " and " in pair for pair in named), seed
 
 
 def test_a_member_that_sends_nothing_is_missing_by_name():

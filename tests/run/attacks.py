@@ -27,7 +27,7 @@ def send_dead_states() -> None:
 
 def claim_to_have_finished() -> None:
     """Offer a state of round 4 at a fresh start, in the names of all and signed by this site alone."""
-    from fedspeed.routing.state_certificate import StateCertificate, _statement
+    from fedspeed.routing.state_certificate import StateCertificate, statement_of
     from fedspeed.session import site_resume
     from fedspeed.session.site_agreement import OwnState, SiteAgreement
 
@@ -38,7 +38,7 @@ def claim_to_have_finished() -> None:
         tensors = layout.unflatten(np.full(layout.size, 6.66e-2, np.float32))
         group = self._group()
         of = site_resume.StateClaim(run=self.run, round=4, state=site_resume.tensors_digest(tensors))
-        mine = self._membership.key.sign(_statement(self.settings, group.members, of))
+        mine = self._membership.key.sign(statement_of(self.settings, group.members, of))
         certificate = StateCertificate(
             settings=self.settings, claim=of, members=group.members, signatures=(mine,) * group.size
         )

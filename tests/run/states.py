@@ -4,7 +4,7 @@ import numpy as np
 
 from fedspeed.federation.packed_tensors import tensors_digest
 from fedspeed.routing.anonymous.crypto import public_bytes
-from fedspeed.routing.state_certificate import StateCertificate, _statement
+from fedspeed.routing.state_certificate import StateCertificate, statement_of
 from fedspeed.routing.state_claim import StateClaim
 
 SETTINGS = b"s" * 32
@@ -24,7 +24,7 @@ def claim(round: int, value: float = 0.5, run: bytes = RUN, **more) -> StateClai
 def signed(keys, of: StateClaim, settings: bytes = SETTINGS) -> StateCertificate:
     """Return a certificate that all owners of the keys have signed."""
     members = tuple(map(public_bytes, keys))
-    statement = _statement(settings, members, of)
+    statement = statement_of(settings, members, of)
     return StateCertificate(
         settings=settings, claim=of, members=members, signatures=tuple(key.sign(statement) for key in keys)
     )

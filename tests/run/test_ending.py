@@ -75,6 +75,9 @@ def test_lost_ranks_are_named_once_and_their_updates_are_missing():
 )
 def test_rounds_that_are_over(lost, clipped, text, code):
     assert uncounted(lost, clipped) == text
+    assert uncounted(lost, clipped, 2) == "; ".join(
+        filter(None, ("2 rounds were skipped, see the report", text))
+    )
     ending = rounds_ending("early stop", ["no round beat the start", ""], uncounted(lost, clipped))
     assert (ending.status, ending.exit_code, ending.code_for_supervisor) == ("early stop", code, 0)
     assert ending.text == "; ".join(["no round beat the start"] + [text] * bool(text))

@@ -99,6 +99,10 @@ def test_no_output_says_anything_of_one_client(masked, clear):
             "needs every client's own values",
         ),
         (("cluster.local_ranks=2",), "routing.mode=mix+mask with 2 participants"),
+        (
+            ("routing.max_weight=10",),
+            "answer tokens, and routing.max_weight=10 is the most that one participant may have; raise",
+        ),
     ],
 )
 def test_what_would_undo_it_is_refused(workshop, arguments, named):

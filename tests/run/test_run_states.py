@@ -53,6 +53,17 @@ def test_one_site_that_survived_hands_its_state_to_the_others(trained):
     assert [r["round"] for r in records(folder(trained, 0, name))] == [2]
 
 
+def test_a_site_that_starts_anew_takes_no_earlier_state(trained):
+    """Signatures of an earlier run of the same settings stay valid, and any member may have kept them."""
+    name = "anew"
+    copied(trained, name, range(1, trained.size))
+    started = trained.start_sites(f"run.name={name}", "--fresh", sites=(0,))
+    started += trained.start_sites(f"run.name={name}", sites=range(1, trained.size))
+    for e in (s.wait() for s in started):
+        assert e.code == 2 and "site0 starts anew with --fresh, but site1, site2" in e.text, e.text
+    assert not (folder(trained, 0, name) / "journal").exists()
+
+
 def test_a_site_that_sends_each_other_one_another_state_is_named(trained):
     """The target would get the true state, and the others one whose gradient is zero, so that the sum of
     updates is the target's own.
