@@ -14,7 +14,11 @@ from fedspeed.config.run import RunConfig
 from fedspeed.engine.capabilities import Capability
 from tests.conftest import ROOT
 
-PAGES = ("README.md", "fedspeed/routing/THREATS.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")))
+PAGES = (
+    "README.md",
+    "fedspeed/routing/THREATS.md",
+    *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")),
+)
 KEYS = set(fields_of(RunConfig)[0]) | {"deepspeed"}
 FOLDERS = ("fedspeed", "tests", "docs", "benchmarks", "ds_configs", "hostfiles", "launchers")
 ROOMS = {path.name for path in (ROOT / "fedspeed").rglob("*") if path.is_dir()}

@@ -159,18 +159,19 @@ class ClientLink:
         *,
         bounds: np.ndarray | None = None,
         label: str = "",
+        state: bytes = b"",
     ) -> PendingSum:
         """Start a sum in the background. The vector must not change until `finish` returns.
 
         Args:
             segments: lengths of the consecutive segments of the vector that have ranges of their own, see
                 `Exchange.start`.
-            bounds, label: see `Exchange.start`.
+            bounds, label, state: see `Exchange.start`.
         """
         exchange = self._exchange
         if exchange is None:
             return PendingSum(vector, None, 0)
-        handle = exchange.start(vector, weight, segments, bounds=bounds, label=label)
+        handle = exchange.start(vector, weight, segments, bounds=bounds, label=label, state=state)
         return PendingSum(vector, handle, exchange.bytes_sent)
 
     def finish(self, pending: PendingSum) -> Sum:

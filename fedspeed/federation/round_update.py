@@ -17,6 +17,7 @@ from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.link import PendingSum
 from fedspeed.federation.methods.base import Aggregate
 from fedspeed.federation.methods.turns import Trained, Turn
+from fedspeed.federation.packed_tensors import tensors_digest
 from fedspeed.federation.rank_components import RankComponents
 from fedspeed.federation.recorder import Training
 from fedspeed.federation.run_progress import Progress
@@ -248,12 +249,14 @@ def send(components: RankComponents, trained: TrainedUpdate, header: Header) -> 
         header: of this update (`round_header.exchange_header`).
     """
     sent_at = time.perf_counter()
+    is_compared = components.config.routing.sums_only and components.role.gateway
     pending = components.link.start(
         trained.contribution.vector,
         trained.contribution.weight,
         components.method.segments(trained.update.round),
         bounds=header.bounds,
         label=f"update of {trained.place}",
+        state=tensors_digest(trained.start).sha256 if is_compared else b"",
     )
     return SentUpdate(trained=trained, header=header, pending=pending, sent_at=sent_at)
 

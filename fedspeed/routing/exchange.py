@@ -148,6 +148,7 @@ class SumRequest:
     tensor_lengths: tuple[int, ...]
     bounds: np.ndarray | None = None
     label: str = ""
+    state: bytes = b""
     future: "futures.Future[Outcome]" = field(default_factory=futures.Future)
 
 
@@ -203,6 +204,7 @@ class Exchange(ABC):
         *,
         bounds: np.ndarray | None = None,
         label: str = "",
+        state: bytes = b"",
     ) -> Handle:
         """Begin an exchange.
 
@@ -219,6 +221,8 @@ class Exchange(ABC):
             label: what the sum is, such as "update of round 3": equal on all participants, and never given
                 to another sum of the run. A float32 vector is summed under its label over one set of
                 participants only; see `Outcome.skipped`.
+            state: digest of the state that the vector was computed from, equal on all participants. The
+                masked modes compare it before anything is sent.
         """
         lengths = (vector.size,) if tensor_lengths is None else tuple(tensor_lengths)
         if vector.dtype not in DTYPES or vector.ndim != 1:
@@ -234,6 +238,7 @@ class Exchange(ABC):
             tensor_lengths=lengths,
             bounds=bounds,
             label=label,
+            state=state,
         )
         self._number += 1
         self._arrivals.arrive(request.number)

@@ -50,7 +50,7 @@ class Summand:
     """What this participant adds to one sum, in as many attempts as it takes.
 
     Attributes:
-        number, label: of the exchange; see `Exchange.start`.
+        number, label, state: of the exchange; see `Exchange.start`.
         length: how many 32-bit integers are summed. integers: returns this participant's.
         vector: digest of what the integers stand for; empty for exact sums, which have no settled marks.
         marks: where its mark is stored.
@@ -60,13 +60,14 @@ class Summand:
     label: str
     length: int
     integers: Callable[[], np.ndarray]
+    state: bytes = b""
     vector: bytes = b""
     marks: SettledMarks = field(default_factory=MemoryMarks)
 
     @property
     def subject(self) -> bytes:
         """The digest by which participants compare what they sum."""
-        return digest(b"subject", repr((self.number, self.label, self.length)).encode())
+        return digest(b"subject", repr((self.number, self.label, self.length)).encode(), self.state)
 
     def announced_mark(self) -> bytes:
         """Return what is announced of this participant's mark."""

@@ -150,8 +150,8 @@ class CommittingMember(MixNode):
         own = self.parameters.subject
         if other := [i for i, announced in enumerate(self.announced) if announced.subject != own]:
             raise AttemptFailed(
-                f"members {', '.join(map(str, other))} are not in the same round and state as member "
-                f"{self.me}",
+                f"members {', '.join(map(str, other))} do not have the state and the round that member "
+                f"{self.me} has; compare the versions, the hardware and the files of these sites",
                 blamed=[frozenset({self.me, i}) for i in other],
                 fatal=True,
             )

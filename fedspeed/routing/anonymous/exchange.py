@@ -141,6 +141,7 @@ class AnonymousExchange(Exchange):
         summand = Summand(
             number=number,
             label=request.label or f"exchange {number}",
+            state=request.state,
             length=n + 2 * ring.LIMBS,
             integers=lambda: self._encode(vector, weight, blocks, bounds),
             vector=vector_digest(self._digest_key, vector, weight),

@@ -184,3 +184,19 @@ def test_over_tls_a_second_start_with_fewer_sites_gives_nothing(tmp_path, n):
         np.testing.assert_allclose(total, first[0][0], atol=1e-5)
     second = in_threads(sites.all(), lambda t: act(t, b"second"))[:-1]
     assert all(weight == 0 and skipped for _, weight, skipped in second)
+
+
+def test_updates_of_different_states_are_not_summed():
+    """A member that was given a state of its own would reveal its update by the difference."""
+    organisations = Organisations(3)
+    roster = [public_bytes(key) for key in organisations.keys]
+
+    def act(transport):
+        exchange = AnonymousExchange(
+            transport, CONFIG, organisations.keys[transport.rank], roster, b"settings"
+        )
+        state = b"another" if transport.rank == 1 else b"common"
+        with pytest.raises(LostPeerError, match="do not have the state and the round that member"):
+            exchange.start(update(transport.rank), 1.0, label=LABEL, state=state).wait(LIMIT_S)
+
+    in_threads(LocalTransport.set_of(3), act)
