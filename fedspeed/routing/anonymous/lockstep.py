@@ -90,7 +90,7 @@ def play(
         phase = "recover" if others_follow else current.pop()
         phases.append(phase)
         dying = {i: kill_of[i, swap.phase] for i, swap in waiting.items() if (i, swap.phase) in kill_of}
-        messages = {
+        messages: Messages = {
             (i, j): as_message(swap.parts[j])
             for i, swap in waiting.items()
             for j in range(len(players))
