@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from fedspeed.routing.anonymous.phases import AgreedSum, AttemptFailed, MembersLost, Phase, Swap, as_message
 from fedspeed.routing.anonymous.protocol import Member
 
-Messages = dict[tuple[int, int], bytes]  # by (sender, receiver)
+# By (sender, receiver). None: the receiver hears that the sender is in another phase.
+Messages = dict[tuple[int, int], bytes | None]
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def play(
         phase = "recover" if others_follow else current.pop()
         phases.append(phase)
         dying = {i: kill_of[i, swap.phase] for i, swap in waiting.items() if (i, swap.phase) in kill_of}
-        messages = {
+        messages: Messages = {
             (i, j): as_message(swap.parts[j])
             for i, swap in waiting.items()
             for j in range(len(players))
@@ -105,12 +106,13 @@ def play(
                 players[i].lose(frozenset(), recovering=True)
                 continue
             unheard = dead - {j for j, kill in dying.items() if i in kill.heard_by}
-            missing = _missing(i, swap, messages, unheard)
+            elsewhere = {j for j in range(len(players)) if messages.get((j, i), b"") is None}
+            missing = _missing(i, swap, messages, unheard) - elsewhere
             if others_follow and missing - dead:
                 continue
-            arrived = [b"" if j in missing else messages.get((j, i), b"") for j in range(len(players))]
-            if missing:
-                players[i].lose(frozenset(missing), arrived=arrived)
+            arrived = [b"" if j in missing else messages.get((j, i)) or b"" for j in range(len(players))]
+            if missing or elsewhere:
+                players[i].lose(frozenset(missing), recovering=bool(elsewhere), arrived=arrived)
             else:
                 players[i].receive(arrived)
     return Played([None if i in dead else player.result for i, player in enumerate(players)], phases)
@@ -121,4 +123,4 @@ def _missing(i: int, swap: Swap, messages: Messages, unheard: set[int]) -> set[i
     bytes than all know it must counts as lost.
     """
     expected = {j: size for j, size in enumerate(swap.sizes) if size}
-    return {j for j, size in expected.items() if j in unheard or len(messages.get((j, i), b"")) != size}
+    return {j for j, size in expected.items() if j in unheard or len(messages.get((j, i)) or b"") != size}

@@ -28,7 +28,8 @@ one of them has it:
 
 or all give the attempt up (`void`), after revealing their transcripts if a chunk was spoiled (`blame`). Who
 is left out of the next attempt follows from what has arrived in these phases, so in the last ones members
-compare digests of it: where it differs, the run ends.
+compare digests of it: where it differs, the run ends. It also ends for a member that was about to give up,
+and then finds others gone: they may have given up, and would go on with other members than this one.
 
 Agreement. All honest members that end with a sum have the same: a sum that was opened by `masked` follows
 from the lists, which the certificate fixes. A sum that was opened by `sums` is signed by all that are left,
@@ -178,6 +179,7 @@ class Member(OpeningMember):
         """
         for disagreements in itertools.count(1):
             self._lost |= self.statements.convicted - {self.me}
+            self._check_that_none_has_left()
             left = self.n - len(self._lost)
             if left < self.parameters.threshold:
                 raise AttemptFailed(
@@ -210,6 +212,17 @@ class Member(OpeningMember):
                     fatal=True,
                 )
         raise AssertionError("unreachable: the loop ends by return or raise")
+
+    def _check_that_none_has_left(self) -> None:
+        """Raise AttemptFailed if members are gone that may have given the attempt up before this one."""
+        if self._gave_up is None:
+            return
+        if gone := self._lost - self._gave_up - self.statements.convicted:
+            raise AttemptFailed(
+                f"members {', '.join(map(str, sorted(gone)))} no longer answer, and may have given up before",
+                self._lost,
+                fatal=True,
+            )
 
     def _recovery_message(self) -> RecoveryMessage:
         complaint = min(self.complaints, default=NO_CHUNK) if self._lists_digest else NO_LISTS

@@ -275,6 +275,8 @@ class OpeningMember(CommittingMember):
         Raises:
             AttemptFailed: the others draw other conclusions.
         """
+        if self._gave_up is None:
+            self._gave_up = self._lost
         messages = yield from self._last_broadcast("void", self._compared)
         self._check_compared(list(messages.values()))
 

@@ -9,6 +9,7 @@ import pytest
 from fedspeed.routing.anonymous.crypto import DIGEST, SIGNATURE
 from fedspeed.routing.anonymous.lockstep import play
 from fedspeed.routing.anonymous.phases import AgreedSum, AttemptFailed
+from fedspeed.routing.anonymous.protocol import Member
 from fedspeed.routing.anonymous.recovery import RecoveryMessage
 from fedspeed.routing.anonymous.statements import LABELS, RECORD, statement
 from tests.routing.anonymous.cheats import FalsifyingOwner, FlippingRelay
@@ -140,3 +141,37 @@ def test_accusations_that_do_not_reach_all_leave_nobody_out():
     results = play(members, bounded(change)).results
     check_honest(results)
     assert results[1].blamed == (frozenset({LIAR}),) != results[0].blamed
+
+
+class Withholder(Member):
+    """Keeps the secret of its self mask to itself until the others have given up for want of it."""
+
+    asked = 0
+
+    def _reveal_own_secret(self):
+        self.asked += 1
+        return super()._reveal_own_secret() if self.asked > 2 else self._self_secret
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_member_that_is_kept_from_giving_up_does_not_go_on_with_the_liar_alone(committed):
+    """The last of three members withholds its secret, or its signature, until member 1 has given up, and asks
+    member 0 to stay. That one would end with a sum that member 1 goes on without, or try again without it.
+    """
+    liar = 2
+
+    def change(phase, messages):
+        phases.append(phase)
+        if phase == "confirm":
+            for i in (0, 1) if committed else (0, 1, liar):
+                unsigned = messages[liar, i][:DIGEST] + bytes(SIGNATURE)
+                messages[liar, i] = None if committed else unsigned
+        if phase == "void" and phases.count("void") == 1:
+            messages[liar, 0] = None
+            messages[liar, liar] = None
+
+    phases = []
+    results = play(Parties(3, kinds={liar: Withholder}).attempt(), change).results
+    assert isinstance(results[1], AttemptFailed) and not results[1].fatal and results[1].settled == committed
+    assert isinstance(results[0], AttemptFailed) and results[0].fatal, results[0]
+    assert "may have given up before" in str(results[0])
