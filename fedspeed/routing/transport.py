@@ -27,6 +27,7 @@ class PeersLost(TransportError):
         peers: numbers of the lost participants; empty if only `recovering` is why the call ended.
         recovering: whether a participant that does answer is in another phase (`Transport.swap`).
         arrived: what has arrived from the others in this swap, by participant; empty if that is not known.
+        ahead: those of the lost that are in a later attempt, or have ended the run (`Transport.end_run`).
     """
 
     def __init__(
@@ -35,8 +36,11 @@ class PeersLost(TransportError):
         reasons: Sequence[str] = (),
         recovering: bool = False,
         arrived: Sequence[Payload] = (),
+        *,
+        ahead: frozenset[int] = frozenset(),
     ):
         super().__init__("; ".join(reasons) or "a participant recovers from a loss")
+        self.ahead = ahead
         self.peers = peers
         self.arrived = arrived
         self.recovering = recovering
@@ -96,6 +100,13 @@ class Transport(Protocol):
 
         Args:
             max_bytes: the sender of a larger message is lost.
+        """
+        ...
+
+    def end_run(self) -> None:
+        """Send everybody, lost participants too, that this one ends the run: from now on their swaps with it
+        raise PeersLost, with this participant in `ahead`. A transport that cannot go on without a participant
+        has nothing to do here.
         """
         ...
 

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedspeed.errors import FedSpeedError, LostPeerError
 from fedspeed.log import LOG
 from fedspeed.routing.anonymous.crypto import digest
+from fedspeed.routing.anonymous.deadlines import Deadlines
 from fedspeed.routing.anonymous.parameters import PublicParameters
 from fedspeed.routing.anonymous.phases import AgreedSum, AttemptFailed, MembersLost, Payload, Swap
 from fedspeed.routing.anonymous.protocol import Member
@@ -108,12 +109,13 @@ class Attempts:
         self._settings = settings
         self._present = list(range(transport.size))  # transport numbers of those that are left
         self._made = 0  # attempts so far
+        self._deadlines = Deadlines(config.step_deadline_s, config.deadline_s)
         self._begun = False  # whether all have begun the current sum: none is still training
 
     @property
     def max_wait_s(self) -> float:
         """Seconds that no sum exceeds once all have begun it: each phase of each attempt has a deadline."""
-        return 2 * self._config.attempts * len(PHASES) * self._config.step_deadline_s
+        return self._deadlines.longest_sum_s(self._config.attempts, self._transport.size)
 
     @property
     def present(self) -> tuple[int, ...]:
@@ -131,12 +133,23 @@ class Attempts:
         """Make attempts until one gives a sum; each leaves out whoever was lost or convicted in the one
         before.
 
+        If none does, all others hear that this participant ends the run, and end it too. Otherwise members
+        that lie could make honest ones give up one by one, and sum the update of the last one alone.
+
         Raises:
             LostPeerError: too few participants are left, or no attempt succeeded.
             FedSpeedError: the others have convicted this participant.
         """
+        try:
+            return self._agree(summand)
+        except FedSpeedError:
+            self._transport.end_run()
+            raise
+
+    def _agree(self, summand: Summand) -> AgreedSum:
         reasons: list[str] = []
         self._begun = self.arrived is not None
+        self._deadlines.begin_sum()
         threshold = len(self._roster) // 2 + 1
         needed = max(threshold, self._config.min_participants)
         for _ in range(self._config.attempts):
@@ -162,7 +175,7 @@ class Attempts:
         )
 
     def _note_blame(self, agreed: AgreedSum) -> None:
-        """Report who is at fault although there is a sum; leave out those that are convicted.
+        """Report who is at fault although there is a sum; leave out whom all take for lost or have convicted.
 
         Those that are only accused stay, even if all accuse them: accusations may have reached some only, and
         all must go on with the same participants.
@@ -176,8 +189,8 @@ class Attempts:
             )
         for group in agreed.blamed:
             LOG.info(f"participants at fault in a sum that is right in spite of it: {self._names(group)}")
-        convicted = {self._present[i] for i in agreed.convicted} - {self._transport.rank}
-        self._present = [p for p in self._present if p not in convicted]
+        lost = {self._present[i] for i in agreed.lost}
+        self._present = [p for p in self._present if p not in lost]
 
     def _names(self, members: frozenset[int], separator: str = " or ") -> str:
         return separator.join(str(self._present[i]) for i in sorted(members))
@@ -237,8 +250,9 @@ class Attempts:
                 arrived = self._swap(swap)
             except PeersLost as error:
                 silent = frozenset(self._present.index(p) for p in error.peers)
+                ahead = frozenset(self._present.index(p) for p in error.ahead)
                 heard = [error.arrived[p] for p in self._present] if error.arrived else []
-                lost = MembersLost(silent, error.recovering, heard)
+                lost = MembersLost(silent, error.recovering, heard, ahead=ahead)
             try:
                 swap = steps.throw(lost) if lost else steps.send(arrived)
             except StopIteration as stop:
@@ -257,7 +271,7 @@ class Attempts:
             parts[p] = swap.parts[i]
             sizes[p] = swap.sizes[i]
         first = swap.phase == "announce" and not self._begun  # the others may still be training
-        deadline_s = self._config.deadline_s if first else self._config.step_deadline_s
+        deadline_s = self._deadlines.next(swap.phase, first=first)
         arrived = self._transport.swap(parts, sizes, deadline_s, (self._made, PHASES.index(swap.phase)))
         if self.arrived is None:
             self.arrived = time.perf_counter()

@@ -77,7 +77,8 @@ class CommittingMember(MixNode):
         self._accused: frozenset[int] = frozenset()  # members that have misbehaved in a message to this one
         self._suspects: set[int] = set()  # members that have signed another digest than this one
         self._contradictions: list[frozenset[int]] = []  # one of each pair does not answer the other
-        self._gave_up: frozenset[int] | None = None  # whom it had lost when it was first about to give up
+        # Members that may have left the attempt: their last message agrees with this member's.
+        self._agreeing: frozenset[int] = frozenset()
         self._compared = b""  # digest of what must have arrived alike before an attempt is given up
 
     # Keys and the beacon.

@@ -45,10 +45,24 @@ class _Player:
         self.advance(lambda steps: steps.send(messages))
 
     def lose(
-        self, members: frozenset[int], *, recovering: bool = False, arrived: Sequence[bytes] = ()
+        self,
+        members: frozenset[int],
+        *,
+        recovering: bool = False,
+        arrived: Sequence[bytes] = (),
+        ahead: frozenset[int] = frozenset(),
     ) -> None:
-        """Go on with the message that members are lost, and with what has arrived from the others."""
-        self.advance(lambda steps: steps.throw(MembersLost(members, recovering, arrived)))
+        """Go on with the message that members are lost, and with what has arrived from the others.
+
+        Args:
+            ahead: those that have ended the run.
+        """
+        self.advance(lambda steps: steps.throw(MembersLost(members, recovering, arrived, ahead=ahead)))
+
+    @property
+    def ended(self) -> bool:
+        """Whether the member has ended the run, which all others hear."""
+        return isinstance(self.result, AttemptFailed) and self.result.fatal
 
 
 @dataclass
@@ -112,7 +126,8 @@ def play(
                 continue
             arrived = [b"" if j in missing else messages.get((j, i)) or b"" for j in range(len(players))]
             if missing or elsewhere:
-                players[i].lose(frozenset(missing), recovering=bool(elsewhere), arrived=arrived)
+                ended = frozenset(j for j in missing if players[j].ended)
+                players[i].lose(frozenset(missing), recovering=bool(elsewhere), arrived=arrived, ahead=ended)
             else:
                 players[i].receive(arrived)
     return Played([None if i in dead else player.result for i, player in enumerate(players)], phases)

@@ -39,6 +39,7 @@ class AgreedSum:
         members: identity keys of those that are in the sum.
         skip_reasons: members because of which all have added zeros: they have settled the update in another
             sum before (`settlement`). Empty if the updates are in the sum.
+        lost: numbers of members that no longer answer, or that are convicted; the same on all members.
         blamed: sets of members with at least one at fault in each; a set of one is a proof against it. The
             sum is right in spite of them.
         convicted: members that two signatures of their own convict, the same for all that end with the sum.
@@ -47,6 +48,7 @@ class AgreedSum:
     values: np.ndarray
     members: tuple[bytes, ...]
     skip_reasons: frozenset[int] = frozenset()
+    lost: frozenset[int] = frozenset()
     blamed: tuple[frozenset[int], ...] = ()
     convicted: frozenset[int] = frozenset()
 
@@ -58,11 +60,20 @@ class MembersLost(Exception):
         members: numbers of those that no longer answer.
         recovering: whether a member that does answer is in another phase: all go to the recovery.
         arrived: what has arrived from the others, by member.
+        ahead: those of `members` that have ended this attempt, or the run.
     """
 
-    def __init__(self, members: frozenset[int], recovering: bool = False, arrived: Sequence[Payload] = ()):
+    def __init__(
+        self,
+        members: frozenset[int],
+        recovering: bool = False,
+        arrived: Sequence[Payload] = (),
+        *,
+        ahead: frozenset[int] = frozenset(),
+    ):
         super().__init__(f"lost: {sorted(members)}")
         self.members = members
+        self.ahead = ahead
         self.recovering = recovering
         self.arrived = arrived
 

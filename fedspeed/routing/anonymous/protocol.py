@@ -28,8 +28,9 @@ one of them has it:
 
 or all give the attempt up (`void`), after revealing their transcripts if a chunk was spoiled (`blame`). Who
 is left out of the next attempt follows from what has arrived in these phases, so in the last ones members
-compare digests of it: where it differs, the run ends. It also ends for a member that was about to give up,
-and then finds others gone: they may have given up, and would go on with other members than this one.
+compare digests of it: where it differs, the run ends. It ends too for a member that is still in an
+attempt when another one has left it. If it ends for one, it ends for all (`attempts.Attempts.agree`): no
+honest member must go on in a set in which all others lie.
 
 Agreement. All honest members that end with a sum have the same: a sum that was opened by `masked` follows
 from the lists, which the certificate fixes. A sum that was opened by `sums` is signed by all that are left,
@@ -37,8 +38,6 @@ and an honest member that has signed one total leaves with that one, or with ano
 still here, so that nobody has left with the first (`_settle_difference`). Nobody goes on without a member
 that it hears and that no two signatures convict (`recovery.contradictions`).
 """
-
-import itertools
 
 import numpy as np
 
@@ -73,7 +72,7 @@ class Member(OpeningMember):
             yield from self._until_committed()
             return (yield from self._open())
         except MembersLost as loss:
-            self._lost |= loss.members
+            self._lose(loss)
         except Misbehaviour as fault:
             # The others have not seen it, and would take this member for lost if it just left.
             self._accuse(fault)
@@ -82,8 +81,14 @@ class Member(OpeningMember):
                 yield from self._recover()
                 return (yield from self._open_together())
             except MembersLost as loss:
-                self._lost |= loss.members
-        raise AttemptFailed("the members cannot agree on who is lost", self._lost, fatal=True)
+                self._lose(loss)
+        raise AttemptFailed(
+            "the members cannot agree on who is lost",
+            self._lost,
+            self._blamed_by_this_member(),
+            fatal=True,
+            settled=self.me in self._self_secrets,
+        )
 
     def _accuse(self, fault: Misbehaviour) -> None:
         self._accused |= fault.members - {self.me}
@@ -128,11 +133,30 @@ class Member(OpeningMember):
             total[: self.parameters.length],
             self.parameters.members,
             skip_reasons=self.skip_reasons,
+            lost=self._lost,
             blamed=(*convicted, *others),
             convicted=frozenset(self.statements.convicted),
         )
 
     # When members are lost, or something is wrong.
+
+    def _lose(self, loss: MembersLost) -> None:
+        """Note that members are lost.
+
+        Raises:
+            AttemptFailed: one of them is not lost, but has ended the attempt. Going on without it could lead
+                an honest member into a set in which all others lie.
+        """
+        left = loss.ahead | (loss.members & self._agreeing)
+        if left:
+            names = ", ".join(map(str, sorted(left)))
+            raise AttemptFailed(
+                f"member {names} has ended the attempt or the run, and member {self.me} has not",
+                self._lost,
+                fatal=True,
+                settled=self.me in self._self_secrets,
+            )
+        self._lost |= loss.members
 
     def _recover(self) -> Phase[None]:
         """Agree with the members that are left on who is lost, and on whether the set was committed.
@@ -177,19 +201,21 @@ class Member(OpeningMember):
         Nobody is lost because somebody says so: each member waits for it and hears nothing, or has seen two
         signatures that convict it. If members still differ after that, the run ends.
         """
-        for disagreements in itertools.count(1):
+        disagreements = 0
+        while True:
+            known = len(self.statements.convicted)
             self._lost |= self.statements.convicted - {self.me}
-            self._check_that_none_has_left()
             left = self.n - len(self._lost)
             if left < self.parameters.threshold:
                 raise AttemptFailed(
                     f"only {left} of {self.n} members are left, {self.parameters.threshold} are needed",
                     self._lost,
-                    self._contradictions,
+                    [*(frozenset({i}) for i in sorted(self.statements.convicted)), *self._contradictions],
                     fatal=True,
                 )
             lost = self._lost
             messages = yield from self._broadcast("recover", self._recovery_message().pack(self.n))
+            self._agreeing = frozenset()  # whoever answers here has not left
             present = {i: message for i, message in enumerate(messages) if i not in lost}
             answers = {i: RecoveryMessage.unpack(message, self.n) for i, message in present.items()}
             for answer in answers.values():
@@ -201,8 +227,9 @@ class Member(OpeningMember):
             if convicted <= lost | {self.me} and all(claim == lost for claim in claims.values()):
                 self._compared = digest(b"answers", *present.values())
                 return answers
-            # Who has just shown a proof claims no more than that, and from now on the others claim it too.
-            self._contradictions = contradictions({i: claim - convicted for i, claim in claims.items()})
+            # Others may not have seen the proof yet that has just convicted a member here.
+            disagreements = 0 if len(convicted) > known else disagreements + 1
+            self._contradictions = contradictions(claims)
             if self._contradictions and disagreements >= _MAX_DISAGREEMENTS:
                 pairs = (" and ".join(map(str, sorted(pair))) for pair in self._contradictions)
                 raise AttemptFailed(
@@ -211,18 +238,6 @@ class Member(OpeningMember):
                     self._contradictions,
                     fatal=True,
                 )
-        raise AssertionError("unreachable: the loop ends by return or raise")
-
-    def _check_that_none_has_left(self) -> None:
-        """Raise AttemptFailed if members are gone that may have given the attempt up before this one."""
-        if self._gave_up is None:
-            return
-        if gone := self._lost - self._gave_up - self.statements.convicted:
-            raise AttemptFailed(
-                f"members {', '.join(map(str, sorted(gone)))} no longer answer, and may have given up before",
-                self._lost,
-                fatal=True,
-            )
 
     def _recovery_message(self) -> RecoveryMessage:
         complaint = min(self.complaints, default=NO_CHUNK) if self._lists_digest else NO_LISTS

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedspeed.routing.anonymous.announcement import commit_to_contribution, commit_to_secret
 from fedspeed.routing.anonymous.commitment import CommittingMember
-from fedspeed.routing.anonymous.crypto import KEY, digest, keyed_digest
+from fedspeed.routing.anonymous.crypto import DIGEST, KEY, digest, keyed_digest
 from fedspeed.routing.anonymous.lists import has_sum
 from fedspeed.routing.anonymous.masks import remove_self_masks, restore_self_masks
 from fedspeed.routing.anonymous.parameters import PublicParameters
@@ -195,13 +195,14 @@ class OpeningMember(CommittingMember):
         for message in (yield from self._broadcast("secrets", known)):
             self._take_secrets([message[start : start + KEY] for start in range(0, len(message), KEY)])
         if missing := sorted(set(range(self.n)) - self._self_secrets.keys()):
+            self._accused |= frozenset(missing) - self._lost  # they answer, without their own secret
             yield from self._leave()
             names = ", ".join(map(str, missing))
             raise AttemptFailed(
                 f"the self mask of member {names} is not known to those that are left, so that the committed "
                 "sum cannot be opened",
                 self._lost,
-                [frozenset({i}) for i in sorted(self.statements.convicted)],
+                self._blamed_by_this_member(),
                 settled=True,
             )
 
@@ -257,17 +258,35 @@ class OpeningMember(CommittingMember):
 
     # Ends of an attempt.
 
+    def _blamed_by_this_member(self) -> list[frozenset[int]]:
+        """Return the members that are convicted, alone, and those that this one accuses, with itself."""
+        convicted = self.statements.convicted
+        accused = sorted(self._accused - convicted)
+        return [*(frozenset({i}) for i in sorted(convicted)), *(frozenset({self.me, i}) for i in accused)]
+
     def _last_broadcast(self, phase: str, message: bytes) -> Phase[dict[int, bytes]]:
         """Send one message to all, and return those that arrive: a member that is lost here no longer
         matters.
         """
         try:
             messages = yield from self._broadcast(phase, message)
+            self._note_agreeing(phase, message, messages)
         except MembersLost as loss:
-            if loss.recovering or not loss.arrived:
-                raise
             messages = [as_message(payload) for payload in loss.arrived]
+            self._note_agreeing(phase, message, messages)
+            if loss.recovering or loss.ahead or not loss.arrived:
+                raise
         return {i: found for i, found in enumerate(messages) if len(found) == len(message)}
+
+    def _note_agreeing(self, phase: str, own: bytes, messages: Sequence[bytes]) -> None:
+        """Note which members have said their last word, if it is one with which they may leave."""
+        self._agreeing = frozenset(
+            i
+            for i, message in enumerate(messages)
+            if i != self.me
+            and len(message) == len(own)
+            and (phase == "redone" or message[:DIGEST] == own[:DIGEST])
+        )
 
     def _leave(self) -> Phase[None]:
         """Wait until all give the attempt up, for the same reasons.
@@ -275,8 +294,6 @@ class OpeningMember(CommittingMember):
         Raises:
             AttemptFailed: the others draw other conclusions.
         """
-        if self._gave_up is None:
-            self._gave_up = self._lost
         messages = yield from self._last_broadcast("void", self._compared)
         self._check_compared(list(messages.values()))
 

@@ -17,6 +17,7 @@ Step = tuple[int, int]  # (attempt, phase), see `Transport.swap`
 
 RECOVERY_PHASE = 0
 MESSAGE: Step = (2**32 - 1, 1)  # the step of messages from one participant to one other, outside of swaps
+END: Step = (2**32 - 2, 1)  # the step of the last frame of a participant that ends the run
 AHEAD_BYTES = 1 << 20  # memory of all frames of one peer that were read before they were asked for
 FRAME_BYTES = 512  # memory that such a frame takes in addition to its content, at most
 MAX_OTHERS = 16  # other frames that a peer may send after the deadline, before the one that is due
@@ -24,6 +25,10 @@ MAX_OTHERS = 16  # other frames that a peer may send after the deadline, before 
 
 class Gone(Exception):
     """A peer that no longer answers, and why."""
+
+
+class Ahead(Gone):
+    """A peer that is in a later attempt, or has ended the run."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +114,10 @@ class FrameReader:
                 if header.step == self._last and header.step[1] != RECOVERY_PHASE:
                     raise Gone(f"{self._name} sent step {header.step} twice")
                 return None
+            elif header.step == END:
+                raise Ahead(f"{self._name} has ended the run; its own messages say why")
             elif header.step[0] > attempt:
-                raise Gone(f"{self._name} is at step {header.step}, not at {due.step}")
+                raise Ahead(f"{self._name} is at step {header.step}, not at {due.step}")
             else:
                 self._discard(header, end)
         raise Gone(f"{self._name} sent {others} other frames, and none of step {due.step} in time")

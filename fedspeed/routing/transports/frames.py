@@ -1,5 +1,6 @@
 """The base of transports that can send to one peer at a time: swaps that go on without lost peers."""
 
+import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -9,9 +10,11 @@ from functools import partial
 import numpy as np
 
 from fedspeed.routing.transport import Payload, PeersLost, as_bytes
-from fedspeed.routing.transports.frame_reader import MESSAGE, Due, FrameReader, Gone, Header, Step
+from fedspeed.routing.transports.frame_reader import END, MESSAGE, Ahead, Due, FrameReader, Gone, Header, Step
 
 __all__ = ["MESSAGE", "Frame", "FrameTransport", "Gone", "Header", "Read", "Received", "Step", "result_of"]
+
+END_S = 1.0  # for the message that ends the run to leave
 
 # What was read from a peer: the content, None from one that recovers, or why there is none.
 Received = Payload | Gone | None
@@ -65,6 +68,7 @@ class FrameTransport(ABC):
         self.bytes_sent = 0
         self.names = tuple(names) or tuple(f"participant {i}" for i in range(size))
         self._gone: dict[int, str] = {}  # why a peer is lost
+        self._ahead: set[int] = set()  # peers that are lost because they are in a later attempt
         self._readers = {
             peer: FrameReader(self, peer, name) for peer, name in enumerate(self.names) if peer != rank
         }
@@ -91,12 +95,21 @@ class FrameTransport(ABC):
                 recovering = True
             elif isinstance(received, Gone):
                 lost[peer] = str(received)
+                if isinstance(received, Ahead):
+                    self._ahead.add(peer)
             else:
                 arrived[peer] = received if isinstance(own, list) else as_bytes(received)
         self._gone.update(lost)
         if lost or recovering:
-            raise PeersLost(frozenset(lost), list(lost.values()), recovering, arrived)
+            ahead = frozenset(self._ahead & lost.keys())
+            raise PeersLost(frozenset(lost), list(lost.values()), recovering, arrived, ahead=ahead)
         return arrived
+
+    def end_run(self) -> None:
+        """See `Transport.end_run`."""
+        for peer in self._readers:
+            with contextlib.suppress(Gone):
+                self.send_frame(peer, Frame.of(END, b"!"), END_S)
 
     def _send_all(self, parts: Sequence[Payload], step: Step, end: float) -> None:
         """Send all parts of a swap to the peers that are not lost; note those that are lost by now."""

@@ -116,6 +116,9 @@ class GlooTransport:
         except RuntimeError as error:  # gloo raises the same for a timeout and a broken connection
             raise TransportError(connection_text(error)) from error
 
+    def end_run(self) -> None:
+        """See `Transport.end_run`."""
+
     def close(self) -> None:
         """See `Transport.close`."""
         self._group = None
