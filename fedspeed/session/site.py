@@ -48,6 +48,9 @@ LOCAL_KEYS = (
     "routing.step_deadline_s",
     "routing.message_mib",
 )
+# Settings that decide what sites exchange after a round. They must be equal in a start and may differ in the
+# next one, so that no certificate of a state depends on them.
+START_KEYS = ("checkpoint.every", "federation.patience", "federation.rounds")
 EPOCH_FILE = "roster-epoch"  # in a run's folder
 MAX_LISTED = 8  # differences in an error message
 MAX_SETTINGS = 1 << 20  # bytes of the settings that a site sends
@@ -83,6 +86,13 @@ class Site:
             "data.max_tokens": json.dumps(self.config.data.max_tokens),
             **content(self.config),
         }
+
+    @property
+    def settings_of_start(self) -> dict[str, str]:
+        """`settings`, and those that need only be equal on all sites in one start."""
+        values = as_dict(self.config)
+        keys = (key.partition(".") for key in START_KEYS)
+        return self.settings | {f"{a}.{b}": json.dumps(values[a][b]) for a, _, b in keys}
 
     @cached_property
     def digest(self) -> bytes:
@@ -144,7 +154,7 @@ class Site:
         return open_session(group, roster.digest, self.digest)
 
     def _compare_settings(self, transport: Transport, deadline_s: float) -> None:
-        own = json.dumps(self.settings, sort_keys=True).encode()
+        own = json.dumps(self.settings_of_start, sort_keys=True).encode()
         head = np.array([len(own)], np.uint64)
         sizes = [int(length) for length in all_gather(transport, head, deadline_s)[:, 0]]
         if max(sizes) > MAX_SETTINGS:
@@ -154,7 +164,8 @@ class Site:
         texts = transport.swap([own] * transport.size, sizes, deadline_s)
         differing = []
         for card, text in zip(self.membership.roster.members, texts, strict=True):
-            differing += differences(self.settings, _parsed(card.name, as_bytes(text).tobytes()), card.name)
+            theirs = _parsed(card.name, as_bytes(text).tobytes())
+            differing += differences(self.settings_of_start, theirs, card.name)
         if differing:
             more = f" (and {len(differing) - MAX_LISTED} more)" if len(differing) > MAX_LISTED else ""
             raise FedSpeedError(

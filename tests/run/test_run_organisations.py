@@ -75,17 +75,24 @@ def test_sites_that_mean_different_runs_are_reported_before_training(three):
         federation.workshop.start_run(
             *arguments, "run.name=differing", config=federation.config(i), env=SLOW_SENDS
         )
-        for i, arguments in enumerate([(), ("train.lr=0.1",), ("adapter.lora_rank=4", "adapter.alpha=99")])
+        for i, arguments in enumerate([
+            (),
+            ("train.lr=0.1", "checkpoint.every=2"),
+            ("adapter.alpha=99", "federation.rounds=9", "federation.patience=3"),
+        ])
     ]
     ended = [s.wait() for s in started]
     for i, e in enumerate(ended):
         assert e.code == 2 and "Traceback" not in e.text, e.text
         assert "the sites are about to run different things" in e.text
-    assert (
-        "train.lr: 0.003 here, 0.1 at site1" in ended[0].text
-        and "adapter.alpha: " in ended[0].text
-        and "at site2" in ended[0].text
-    )
+    for difference in (
+        "train.lr: 0.003 here, 0.1 at site1",
+        "checkpoint.every: 1 here, 2 at site1",
+        "adapter.alpha: 16.0 here, 99.0 at site2",
+        "federation.rounds: 4 here, 9 at site2",
+        "federation.patience: 0 here, 3 at site2",
+    ):
+        assert difference in ended[0].text, ended[0].text
     assert not any((federation.folder / f"runs{i}" / "differing" / "journal").exists() for i in range(3))
 
 
