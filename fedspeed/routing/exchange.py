@@ -187,7 +187,8 @@ class Exchange(ABC):
 
     def bounds_of(self, vector: np.ndarray, tensor_lengths: Sequence[int]) -> np.ndarray:
         """Return the norm bounds of an update, which participants sum exactly before they `start` its sum:
-        [k] float64, none of them negative, k equal on all participants. They are drawn anew in every call.
+        [k] float64, none of them negative, k equal on all participants. The same vector has the same ones in
+        every call.
 
         Empty for an exchange that needs none.
 

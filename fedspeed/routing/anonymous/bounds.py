@@ -3,8 +3,9 @@
 An update travels as fixed-point integers, whose range must hold every member's values and every sum of
 values. A range taken from the last round's update fits neither the first round nor one in which other tensors
 train. So before each update the members sum, exactly and masked, a norm bound for each block of values: the
-block's Euclidean norm, times a factor between 1 and 2 that each member draws anew. The sum of all norm bounds
-is the bound of the block: no value and no sum of values is above it. A largest value is never revealed.
+block's Euclidean norm, times a secret factor between 1 and 2 that each member derives from its key and its
+update, so that a repeated round has the same one. The sum of all norm bounds is the bound of the block: no
+value and no sum of values is above it. A largest value is never revealed.
 
 The factor hides the summands: had they a grid (say powers of two), each could be read from the sum. And if a
 member is lost between the two sums, the difference tells no more than the order of magnitude of its norms.

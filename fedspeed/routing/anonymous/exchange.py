@@ -5,7 +5,6 @@ has agreed on the bounds before (`bounds`). A float64 vector (counts, losses) is
 """
 
 import math
-import secrets
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from fedspeed.errors import FedSpeedError
 from fedspeed.routing.anonymous import ring
 from fedspeed.routing.anonymous.attempts import Attempts, Summand
 from fedspeed.routing.anonymous.bounds import MAX_NORM_BOUND, blocks_of, norm_bounds
-from fedspeed.routing.anonymous.crypto import CIPHERS, KEY, Cipher, derive_key, fill_key_stream, public_bytes
+from fedspeed.routing.anonymous.crypto import CIPHERS, derive_key, fill_key_stream, public_bytes
 from fedspeed.routing.anonymous.settlement import MemoryMarks, SettledMarks, vector_digest
 from fedspeed.routing.buffer_pool import BUFFERS
 from fedspeed.routing.config import RoutingConfig
@@ -63,6 +62,7 @@ class AnonymousExchange(Exchange):
         self._marks = marks or MemoryMarks()
         self._marks_without_label = MemoryMarks()  # of this start only: numbers begin anew in each
         self._digest_key = derive_key(identity.private_bytes_raw(), b"digest of vectors")
+        self._random_key = derive_key(identity.private_bytes_raw(), b"random bits of vectors")
         super().__init__(transport, config.deadline_s, arrivals)
 
     def close(self) -> None:
@@ -80,7 +80,7 @@ class AnonymousExchange(Exchange):
     def bounds_of(self, vector: np.ndarray, tensor_lengths: Sequence[int]) -> np.ndarray:
         blocks = blocks_of(tensor_lengths)
         random_bits = np.empty(len(blocks), np.uint32)
-        _random(CIPHERS[self._config.cipher])(random_bits)
+        self._random(b"norm bounds", vector_digest(self._digest_key, vector, 0.0))(random_bits)
         return norm_bounds(vector, blocks, random_bits)
 
     @property
@@ -138,13 +138,19 @@ class AnonymousExchange(Exchange):
                 f"{float(bounds[wrong][0])}: an update is beyond {MAX_NORM_BOUND:.3g}, or somebody sends an "
                 "invalid bound; lower train.lr, or set train.clip"
             )
+        own_digest = vector_digest(self._digest_key, vector, weight)
+
+        def encode() -> np.ndarray:
+            random = self._random(b"rounding", own_digest)
+            return self._encode(vector, weight, blocks, bounds=bounds, random=random)
+
         summand = Summand(
             number=number,
             label=request.label or f"exchange {number}",
             state=request.state,
             length=n + 2 * ring.LIMBS,
-            integers=lambda: self._encode(vector, weight, blocks, bounds),
-            vector=vector_digest(self._digest_key, vector, weight),
+            integers=encode,
+            vector=own_digest,
             marks=self._marks if request.label else self._marks_without_label,
         )
         agreed = self._attempts.agree(summand)
@@ -166,26 +172,39 @@ class AnonymousExchange(Exchange):
         )
 
     def _encode(
-        self, vector: np.ndarray, weight: float, blocks: list[slice], bounds: np.ndarray
+        self,
+        vector: np.ndarray,
+        weight: float,
+        blocks: list[slice],
+        *,
+        bounds: np.ndarray,
+        random: ring.RandomStream,
     ) -> np.ndarray:
         """Return what this participant adds to the sum: the update's fixed-point integers, then the limbs of
         its weight and of the number of values that were clipped.
+
+        Args:
+            random: source of the bits by which values are rounded.
         """
         n = len(vector)
         integers = BUFFERS.take(n + 2 * ring.LIMBS, dtype=np.uint32)
-        random = _random(CIPHERS[self._config.cipher])
         clipped = sum(
             ring.encode(vector[block], bound, random, integers[block]) for block, bound in zip(blocks, bounds)
         )
         integers[n:] = ring.encode_exact(np.array([weight, clipped]))
         return integers
 
+    def _random(self, purpose: bytes, vector: bytes) -> ring.RandomStream:
+        """Return a source of bits that are random for all others, and the same whenever this participant sums
+        the same vector: a round that is repeated gives the same sum, to the last bit.
 
-def _random(cipher: type[Cipher]) -> ring.RandomStream:
-    """Return a source of random bits: key streams under a random key of the operating system."""
-    key = secrets.token_bytes(KEY)
-    number = iter(range(2**32))
-    return lambda out: fill_key_stream(cipher, key, next(number), out)
+        Args:
+            vector: digest of the vector.
+        """
+        cipher = CIPHERS[self._config.cipher]
+        key = derive_key(self._random_key, purpose, vector)
+        number = iter(range(2**32))
+        return lambda out: fill_key_stream(cipher, key, next(number), out)
 
 
 def exchange_public_keys(transport: Transport, deadline_s: float, identity: Ed25519PrivateKey) -> list[bytes]:
