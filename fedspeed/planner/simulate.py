@@ -28,7 +28,9 @@ RELAYS = 2  # that the cells of a masked update pass through
 # other participant. Least squares fit to the 3, 9 and 16 clients of benchmarks/results/anonymous.md.
 MASK_S = 1.3e-9
 STREAM_S = 0.22e-9
-STATES = 11  # of the protocol of an anonymous exchange, each with a message between any two participants
+PHASES = 11  # of an anonymous sum with two relays, each with a message between any two participants
+SUMS = 2  # of a masked round: its header and its update
+MESSAGES = SUMS * PHASES + 1  # between any two participants in a round; the last one signs the round's state
 MESSAGE_S = 5e-5  # of each such message
 
 
@@ -206,8 +208,8 @@ class Scale:
 
     Attributes:
         plain: seconds of an exchange in the clear.
-        masked: seconds of a masked exchange.
-        masked_cpu: CPU-seconds of a masked exchange for each client.
+        masked: seconds of a round's two masked exchanges, of its header and of its update.
+        masked_cpu: CPU-seconds of them for each client.
         round: seconds of a round whose masked exchange follows the training.
         hidden: seconds of a round whose masked exchange is hidden behind the next round's training.
         rate: tokens/s of all clients together with the latter.
@@ -233,7 +235,7 @@ def scale(task: Task, strategy: Strategy, link_rate: float, clients: int) -> Sca
     train = task.local_steps * strategy.seconds
     plain = 2 * (clients - 1) / clients * nbytes / link_rate + 2 * clients * MESSAGE_S
     cpu = nbytes * (MASK_S + STREAM_S * clients)
-    masked = (RELAYS + 2) * nbytes / link_rate + STATES * clients * MESSAGE_S + cpu
+    masked = (RELAYS + 2) * nbytes / link_rate + MESSAGES * clients * MESSAGE_S + cpu
     hidden = max(train, masked)
     return Scale(
         clients,

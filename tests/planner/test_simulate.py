@@ -11,10 +11,12 @@ from fedspeed.models.catalogue import shape_of
 from fedspeed.planner.pipeline.division import client_traffic
 from fedspeed.planner.pipeline.forecast import LATENCY_S, client_pipeline, cluster_pipeline, times_of
 from fedspeed.planner.plan import Task
-from fedspeed.planner.simulate import SCALES, TASKS, Strategy, outcome, scale, strategies
+from fedspeed.planner.simulate import PHASES, RELAYS, SCALES, TASKS, Strategy, outcome, scale, strategies
+from fedspeed.routing.anonymous.lockstep import play
 from fedspeed.schedule.layout import stages
 from tests.planner.cases import HUB, laid, one_host, one_profile
 from tests.planner.test_plan_command import run_fedspeed
+from tests.routing.anonymous.parties import Parties
 
 SMALL = f"{HUB}Qwen-1.5B"
 LARGE = f"{HUB}Qwen-14B"
@@ -172,3 +174,9 @@ def test_the_text_and_one_model():
 def test_bad_input(arguments, message):
     done = run_fedspeed("simulate", "--hostfile", "hostfiles/hetero10", *arguments)
     assert done.returncode == 2 and message in done.stderr
+
+
+def test_the_phases_of_a_sum_are_those_of_the_protocol():
+    seen = set()
+    play(Parties(RELAYS + 1, relays=RELAYS).attempt(), lambda phase, messages: seen.add(phase))
+    assert len(seen) == PHASES
