@@ -1,4 +1,4 @@
-"""`fedspeed audit`: measure what a coalition learns of single clients in the anonymous modes."""
+"""`fedspeed audit`: measure what a coalition, also one that lies, learns of single clients."""
 
 import argparse
 
@@ -13,10 +13,13 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "audit",
         allow_abbrev=False,
-        help="measure what a coalition learns of single clients in the anonymous modes",
+        help="measure what a coalition, also one that lies, learns of single clients in the anonymous modes",
         description="Trains the clients of a configuration in one process, plays the exchange over their "
         "updates, and lets attackers with the "
-        "views of a coalition pair the updates of one round with those of the next.",
+        "views of a coalition pair the updates of one round with those of the next. Then the coalition lies: "
+        "it plays attacks on the sum of the last round, and the command prints how close it comes to one "
+        "honest update, what becomes of the sum, and whom honest clients name. Clients lie that are named by "
+        "--relays or --clients, or else by --owners; by default all but two.",
     )
     parser.add_argument(
         "--config",

@@ -31,9 +31,8 @@ from fedspeed.federation.updates.base import make_transforms
 from fedspeed.models.positions import check_length
 from fedspeed.models.tokenizer import load_tokenizer
 from fedspeed.monitor.clock import StageClock
-from fedspeed.routing.anonymous import ring
 from fedspeed.routing.anonymous.bounds import norm_bound
-from fedspeed.routing.anonymous.crypto import AesGcm, fill_key_stream, public_bytes
+from fedspeed.routing.anonymous.crypto import public_bytes
 from fedspeed.routing.anonymous.lockstep import play
 from fedspeed.routing.anonymous.parameters import PublicParameters
 from fedspeed.routing.anonymous.protocol import Member
@@ -49,7 +48,16 @@ from fedspeed.routing.audit.adversary import (
     traced_share,
 )
 from fedspeed.routing.audit.linkers import LINKERS
+from fedspeed.routing.audit.payload import encoded
 from fedspeed.routing.config import MODES
+from fedspeed.session.audit_lies import (
+    LiesFinding,
+    LossFinding,
+    liars_of,
+    measure_loss,
+    play_lies,
+    render_lies,
+)
 from fedspeed.session.engine_spec import engine_spec
 from fedspeed.session.numeric_type import with_local_dtype
 from fedspeed.session.request import RunRequest
@@ -85,13 +93,22 @@ class Finding:
 
 @dataclass
 class Audit:
-    """The result of an audit: its size, and a finding for each mode."""
+    """The result of an audit.
+
+    Attributes:
+        clients, rounds, values, task: its size.
+        findings: by mode, of a coalition that only looks on.
+        lies: by mode that hides anything, of one that lies; empty if fewer than two clients are honest.
+        loss: what two rounds tell of a client that is lost between them; None without two rounds.
+    """
 
     clients: int
     rounds: int
     values: int
     task: str
     findings: list[Finding] = field(default_factory=list)
+    lies: list[LiesFinding] = field(default_factory=list)
+    loss: LossFinding | None = None
 
 
 def audit(
@@ -127,6 +144,7 @@ def audit(
             f"federation.method={config.federation.method.name} has a server, which an audit does not "
             "simulate; choose another method"
         )
+    liars = liars_of(coalition, config.data.clients)
     coalition = coalition or Coalition(frozenset(range(config.data.clients)))
     unknown = sorted(
         m for m in coalition.owners | coalition.relays | coalition.clients if not 0 <= m < config.data.clients
@@ -137,27 +155,30 @@ def audit(
         )
     loaded = with_local_dtype(loaded)
     check_length(config.model.base, config.data.max_tokens)
-    updates = train(loaded, rounds, values, seed)
+    updates, weights = train(loaded, rounds, values, seed)
     found = Audit(
         config.data.clients, rounds, updates[0].shape[1], f"{config.data.task}, split {config.data.split}"
     )
     for mode in modes:
         found.findings.append(play_all(mode, updates, coalition, config, seed))
+        if liars and MODES[mode].anonymous:
+            found.lies.append(play_lies(mode, updates[-1], weights, config.routing, liars))
+    found.loss = measure_loss(updates, liars, config.routing)
     return found
 
 
-def train(loaded: Loaded, rounds: int, values: int, seed: int) -> list[np.ndarray]:
-    """Train the clients of a run, and return the values that they exchange.
+def train(loaded: Loaded, rounds: int, values: int, seed: int) -> tuple[list[np.ndarray], list[float]]:
+    """Train the clients of a run, and return the values that they exchange, and their weights.
 
     Args:
         rounds: number of rounds. values: number of coordinates of each client's vector, at most all of them.
         seed: of the choice of coordinates, which is the same in every exchange.
 
     Returns:
-        for each exchange [clients, values] float32.
+        for each exchange [clients, values] float32, already multiplied by the weights; weights by client.
     """
     from fedspeed.engine.build import EngineContext, build_engine
-    from fedspeed.federation.rank_components import run_method
+    from fedspeed.federation.rank_components import run_method, weights_of
 
     config = loaded.config
     tokenizer = load_tokenizer(config.model)
@@ -180,7 +201,8 @@ def train(loaded: Loaded, rounds: int, values: int, seed: int) -> list[np.ndarra
                 method = run_method(config, engine)
                 least = min(method.values(number) for number in range(1, rounds + 1))
                 chosen = np.sort(np.random.default_rng(seed).permutation(least)[:values])
-                return list(_sent(config, engine, method, data, rounds=rounds, chosen=chosen))
+                updates = list(_sent(config, engine, method, data, rounds=rounds, chosen=chosen))
+                return updates, list(weights_of(RankRole(clients=data)).values())
     finally:
         leave_world()
 
@@ -271,7 +293,7 @@ def play_all(
             threshold=n // 2 + 1,
         )
         span = sum(norm_bound(row) for row in update)
-        payloads = [_encoded(row, span) for row in update]
+        payloads = [encoded(row, span) for row in update]
         return [Member(parameters, i, identities[i], partial(payloads.__getitem__, i)) for i in range(n)]
 
     views: list[View] = []
@@ -296,14 +318,6 @@ def play_all(
         timing=timing_auc(views),
         even=_even(members, updates),
     )
-
-
-def _encoded(values: np.ndarray, span: float) -> np.ndarray:
-    out = np.empty(len(values), np.uint32)
-    part = iter(range(2**32))
-    key = os.urandom(32)
-    ring.encode(values, span, lambda bits: fill_key_stream(AesGcm, key, next(part), bits), out)
-    return out
 
 
 def _even(members: Callable[[int, np.ndarray], list[Member]], updates: Sequence[np.ndarray]) -> bool:
@@ -364,4 +378,5 @@ def render(found: Audit, coalition: Coalition | None) -> str:
             "  bytes between members are those that the public plan gives, for updates and for none: "
             f"{'yes' if finding.even else 'NO'}"
         )
+    lines += render_lies(found.lies, found.loss)
     return "\n".join(lines)

@@ -44,6 +44,11 @@ def test_an_audit_of_real_updates(workshop):
     assert best["mix"] > 0.5 and all(
         finding["even"] and finding["traced"] == 0.0 for finding in found["findings"]
     )
+    assert [lies["mode"] for lies in found["lies"]] == ["mix", "mix+mask"]
+    for lies in found["lies"]:
+        assert lies["liars"] == [0] and len(lies["attacks"]) > 10 and len(lies["headers"]) > 5
+        assert all(result["limit"] for result in (*lies["attacks"], *lies["headers"]) if result["succeeded"])
+    assert 0.0 < found["loss"]["correlation"] <= found["loss"]["highest"] <= 1.0
 
 
 def test_a_coalition_with_all_relays_follows_every_cell(workshop):
@@ -67,6 +72,7 @@ def test_a_coalition_with_all_relays_follows_every_cell(workshop):
     )
     assert done.returncode == 0, done.stderr
     assert "cells traced from their source by the coalition's relays: 1.000 (formula 1.000)" in done.stdout
+    assert "no lies are played" in done.stdout  # nobody is honest
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ SKIPPED = "skipped"
 ENDED = "the run ended"
 WRONG = "WRONG"
 DIFFERENT = "DIFFERENT for honest members"
-_READ = 0.5  # of the error of the sum alone: an attack that comes closer than that has read an update
 
 
 @dataclass(frozen=True)
@@ -89,15 +88,17 @@ ATTACKS = (
     ),
     Attack(
         "two contributions",
-        "Commits to another contribution to the beacon for one member, so that paths differ.",
+        "Commits to another contribution to the beacon for one member; paths differ.",
         Lies(liars.TwoContributions),
     ),
     Attack(
         "two marks",
-        "Claims to all but one member that the update was settled before, so that one alone adds its own.",
+        "Claims a settled mark to all but one member, so that this one alone adds its update.",
         Lies(liars.TwoMarks),
     ),
-    Attack("a false mark", "Claims to all that the update was settled before.", Lies(liars.FalseMark)),
+    Attack(
+        "a false mark", "Claims a settled mark to all, so that nobody adds an update.", Lies(liars.FalseMark)
+    ),
     Attack(
         "a late contribution",
         "Reveals another contribution to the beacon than it has committed to.",
@@ -105,7 +106,7 @@ ATTACKS = (
     ),
     Attack(
         "a ground beacon",
-        "Spoils attempts by false complaints until the first chunk goes through its own relays only.",
+        "Spoils attempts by false complaints until all relays of a chunk collude.",
         Lies(liars.BeaconGrinder, persistent=True),
         mixed=True,
     ),
@@ -144,7 +145,7 @@ ATTACKS = (
     Attack("two-faced sums", "Opens its chunks falsely to one member.", Lies(liars.TwoFacedOpener)),
     Attack(
         "retried after a loss",
-        "Opens a sum alone while a member is lost, and lets the others retry without that one.",
+        "Opens a sum alone when a member is lost, and lets the others retry without it.",
         Lies(liars.KeptSecrets, together=True, death="unmask"),
         masked=True,
     ),
@@ -216,6 +217,7 @@ def _play(
         sums.append(PlayedSum(participants, Lies(), b"second", frozenset({participants.victim})))
     attempts = [attempt for played in sums for attempt in played.attempts]
     near = closest(learned(attempts), updates)
+    has_read = near.beyond_sum and not looking.beyond_sum
     end = end_of(sums[-1])
     named = _named(sums)
     is_slander = any(len(group) == 1 and group[0] not in participants.liars for group in named)
@@ -227,7 +229,7 @@ def _play(
         attempts=len(attempts),
         named=tuple(named),
         silent=tuple(_silent(sums)),
-        succeeded=near.error < _READ * looking.error or end in (WRONG, DIFFERENT) or is_slander,
+        succeeded=has_read or end in (WRONG, DIFFERENT) or is_slander,
         limit=attack.limit,
     )
 

@@ -6,7 +6,7 @@ of their chunks. Differences of what they know from two attempts count too. The 
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -16,6 +16,8 @@ from fedspeed.routing.anonymous.masks import remove_self_masks
 from fedspeed.routing.anonymous.phases import AgreedSum
 from fedspeed.routing.audit.liars import Colluder
 from fedspeed.routing.audit.rehearsal import Attempt
+
+_READ = 0.5  # of the error of the sum
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,14 @@ class Closest:
             divided by the norm of the update; 1 if it knows nothing.
         correlation: of the two, 0 if it knows nothing.
         share: of the update's values that it knows something about.
+        beyond_sum: whether something that it knows is closer to an update than the sum of all honest ones, by
+            more than a factor of two in the same values.
     """
 
     error: float = 1.0
     correlation: float = 0.0
     share: float = 0.0
+    beyond_sum: bool = False
 
 
 def learned(attempts: Sequence[Attempt]) -> list[np.ndarray]:
@@ -44,20 +49,29 @@ def learned(attempts: Sequence[Attempt]) -> list[np.ndarray]:
 
 
 def closest(known: Iterable[np.ndarray], updates: Sequence[np.ndarray]) -> Closest:
-    """Return the closest that any known vector comes to any update [length]."""
+    """Return the closest that any known vector comes to any honest update [length]."""
+    total: np.ndarray = np.sum(updates, axis=0, dtype=np.float64)
     best = Closest()
+    is_beyond = False
     for vector in known:
         mask = ~np.isnan(vector)
-        guess = vector[mask]
-        square = float(guess @ guess)
-        for update in updates if square else ():
+        for update in updates:
             true = update[mask].astype(np.float64)
-            norm = float(np.linalg.norm(true))
-            product = float(guess @ true)
-            error = float(np.linalg.norm(guess * (product / square) - true)) / norm if norm else 1.0
+            error = _error(vector[mask], true)
+            is_beyond |= error < _READ * _error(total[mask], true)
             if error < best.error:
-                best = Closest(error, product / norm / square**0.5, float(mask.mean()))
-    return best
+                correlation = float(vector[mask] @ true / np.linalg.norm(vector[mask]) / np.linalg.norm(true))
+                best = Closest(error, correlation, float(mask.mean()))
+    return replace(best, beyond_sum=is_beyond)
+
+
+def _error(guess: np.ndarray, true: np.ndarray) -> float:
+    """Return the relative error of the best multiple of a guess; 1 where one of the two is zero."""
+    square = float(guess @ guess)
+    norm = float(np.linalg.norm(true))
+    if not square or not norm:
+        return 1.0
+    return float(np.linalg.norm(guess * (float(guess @ true) / square) - true)) / norm
 
 
 def _honest_sum(attempt: Attempt) -> np.ndarray | None:
