@@ -327,8 +327,10 @@ def _even(members: Callable[[int, np.ndarray], list[Member]], updates: Sequence[
         present = members(0, update)
         seen: dict[str, dict[Any, int]] = {}
 
-        def count(state: str, messages: Mapping[Any, bytes], seen: dict[str, dict[Any, int]] = seen) -> None:
-            seen[state] = {pair: len(text) for pair, text in messages.items()}
+        def count(
+            state: str, messages: Mapping[Any, bytes | None], seen: dict[str, dict[Any, int]] = seen
+        ) -> None:
+            seen[state] = {pair: len(text or b"") for pair, text in messages.items()}
 
         play(present, count)
         expected = traffic(present[0].parameters, present[0].plan)

@@ -50,7 +50,7 @@ def learned(attempts: Sequence[Attempt]) -> list[np.ndarray]:
 
 def closest(known: Iterable[np.ndarray], updates: Sequence[np.ndarray]) -> Closest:
     """Return the closest that any known vector comes to any honest update [length]."""
-    total: np.ndarray = np.sum(updates, axis=0, dtype=np.float64)
+    total = np.stack(updates).sum(axis=0, dtype=np.float64)
     best = Closest()
     is_beyond = False
     for vector in known:

@@ -35,6 +35,13 @@ class Colluder(Member):
     colluders: frozenset[int] = frozenset()
     kept: Mapping[int, bytes] = {}
 
+    def run(self) -> Phase[AgreedSum]:
+        """Play the attempt; leave without a word where an honest member would say that it ends the run."""
+        try:
+            return (yield from super().run())
+        except AttemptFailed as failure:
+            raise AttemptFailed(str(failure), failure.lost, failure.blamed) from failure
+
     @property
     def honest(self) -> list[int]:
         """The numbers of the other members."""
@@ -238,7 +245,7 @@ class Leaver(Colluder):
     """Leaves once the set is committed, before its secret does."""
 
     def _open(self) -> Phase[AgreedSum]:
-        raise AttemptFailed("it has left", fatal=True)
+        raise AttemptFailed("it has left")
         yield  # never reached: it makes this a generator, as a phase is
 
 
