@@ -2,7 +2,8 @@
 small tokens, so that all behaviours of a liar can be explored (`agreement_search`).
 
 A member is a `State`, and `after` is what it does with the messages of a phase: None stands for a message
-that does not arrive, RECOVERING for a sign that its sender is in another phase. Signatures are facts (phase,
+that does not arrive, RECOVERING for a sign that its sender is in another phase, ENDED for one that it has
+ended the run. Signatures are facts (phase,
 member, content). Who is at fault or contradicted, and whether a sum is skipped, is decided by the real code.
 
 Contents: in every phase 0 is the right one and 1 another one. A list with the content SPOILED lacks the cells
@@ -17,6 +18,7 @@ from fedspeed.routing.anonymous.recovery import NO_CHUNK, NO_LISTS, contradictio
 from fedspeed.routing.anonymous.unmasking import owner_without_backup
 
 RECOVERING = "recovering"
+ENDED = "ended"
 SPOILED = 2
 CHUNKS = 2
 NOBODY: frozenset[int] = frozenset()
@@ -28,6 +30,7 @@ class Sum(NamedTuple):
     """An end with a sum; `value` 0 is the right one."""
 
     value: int
+    lost: frozenset[int]
     blamed: tuple[frozenset[int], ...]
     convicted: frozenset[int]
 
@@ -39,6 +42,12 @@ class Failure(NamedTuple):
     blamed: tuple[frozenset[int], ...]
     fatal: bool = False
     settled: bool = False
+
+
+class Crash(NamedTuple):
+    """The end of a member that has crashed."""
+
+    blamed: tuple[frozenset[int], ...] = ()
 
 
 class Answer(NamedTuple):
@@ -57,6 +66,7 @@ class Rules:
 
     Attributes:
         n, threshold: members, and how many must be left. recoveries: how often a member begins to recover.
+        crashes: how many honest members may crash.
         checkers: members that check the opened sums of the
             liars.
         compares: whether members that give up compare what has arrived.
@@ -64,7 +74,7 @@ class Rules:
         signs_once: whether a member that has signed a wrong total keeps to it when others have left.
         needs_all: whether a certificate needs all signatures.
         ignores_self: whether what a member claims of itself counts for nothing.
-        stays: whether the run ends for a member that was about to give up and then finds others gone.
+        stays: whether the run ends for a member that is still in the attempt when another one has left it.
         marks: whether there are settled marks.
         proofs: whether both contents of a liar are shown to the others.
         pairs: whether an accuser is at fault no less than whom it accuses.
@@ -73,6 +83,7 @@ class Rules:
     n: int = 3
     threshold: int = 2
     recoveries: int = 6
+    crashes: int = 0
     checkers: frozenset[int] = NOBODY
     compares: bool = True
     returns: bool = True
@@ -93,7 +104,7 @@ class State(NamedTuple):
             the phases after `reveal`. lists: digest of the lists.
         total, value: as owners have opened it, and what the attempt ends with.
         rounds, recoveries: how often it has sent `recover`, since it began to and in all.
-        gave_up: whom it had lost when it was first about to give the attempt up.
+        agreeing: members that may have left, since their last message agrees with this one's.
         pending: the end that it gives the attempt up with, once it has left `void`.
     """
 
@@ -118,9 +129,9 @@ class State(NamedTuple):
     chunk: int = NO_CHUNK
     rounds: int = 0
     recoveries: int = 0
-    gave_up: frozenset[int] | None = None
+    agreeing: frozenset[int] = NOBODY
     pending: Failure | None = None
-    end: Sum | Failure | None = None
+    end: Sum | Failure | Crash | None = None
 
     @property
     def convicted(self) -> frozenset[int]:
@@ -184,11 +195,32 @@ def after(state: State, messages: Mapping[int, Any], rules: Rules) -> State:
     missing = frozenset(i for i, message in messages.items() if message is None)
     recovering = not messages or RECOVERING in messages.values()
     ignores = state.phase in LAST and not recovering or state.phase == "void" and not rules.returns
-    if (missing or recovering) and not ignores:
-        return _recover(state._replace(lost=state.lost | missing), rules)
-    heard = {i: m for i, m in messages.items() if m is not None and m != RECOVERING}
+    ahead = frozenset(i for i, message in messages.items() if message == ENDED)
+    heard = {i: m for i, m in messages.items() if m not in (None, RECOVERING, ENDED)}
+    if state.phase in LAST:
+        state = state._replace(agreeing=_agreeing(state, heard))
+    if (missing or recovering or ahead) and (ahead or not ignores):
+        return _lose(state, missing | ahead, ahead, rules)
     everybody = {**heard, state.me: message_of(state, rules)}
     return _STEPS[state.phase](state, dict(sorted(everybody.items())), rules)
+
+
+def _agreeing(state: State, heard: dict[int, Any]) -> frozenset[int]:
+    if state.phase == "done":
+        return frozenset(i for i, (content, _) in heard.items() if content == state.total)
+    return frozenset(i for i, m in heard.items() if state.phase == "redone" or m == state.compared)
+
+
+def _lose(state: State, members: frozenset[int], ahead: frozenset[int], rules: Rules) -> State:
+    if rules.stays and ahead | (members & state.agreeing):
+        return state._replace(end=Failure(state.lost, (), fatal=True, settled=state.settled))
+    return _recover(state._replace(lost=state.lost | members), rules)
+
+
+def _blamed_by(state: State) -> tuple[frozenset[int], ...]:
+    """Return the members that are convicted, alone, and those that a member accuses, with itself."""
+    accused = sorted(state.accused - state.convicted)
+    return (*_alone(state.convicted), *(frozenset({state.me, i}) for i in accused))
 
 
 def _misbehaved(state: State, rules: Rules, *accused: int) -> State:
@@ -286,7 +318,7 @@ def _compared_totals(state: State, messages: dict[int, Any], rules: Rules) -> St
 def _agreed(state: State, groups: list[frozenset[int]]) -> State:
     convicted = state.convicted
     blamed = (*_alone(convicted), *(group for group in groups if not group & convicted))
-    return state._replace(end=Sum(state.value, blamed, convicted))
+    return state._replace(end=Sum(state.value, state.lost, blamed, convicted))
 
 
 def _alone(members: frozenset[int]) -> tuple[frozenset[int], ...]:
@@ -299,21 +331,23 @@ def _alone(members: frozenset[int]) -> tuple[frozenset[int], ...]:
 def _recover(state: State, rules: Rules) -> State:
     """Return a member that begins to recover."""
     if state.recoveries == rules.recoveries:
-        return state._replace(end=Failure(state.lost, (), fatal=True))
+        return state._replace(end=Failure(state.lost, _blamed_by(state), fatal=True, settled=state.settled))
     return _send_answer(state._replace(recoveries=state.recoveries + 1, rounds=0, pending=None), rules)
 
 
 def _send_answer(state: State, rules: Rules) -> State:
     lost = state.lost | state.convicted - {state.me}
-    if rules.stays and state.gave_up is not None and lost - state.gave_up - state.convicted:
-        return state._replace(lost=lost, end=Failure(lost, (), fatal=True))
     if rules.n - len(lost) < rules.threshold:
-        return state._replace(lost=lost, end=Failure(lost, state.pairs, fatal=True))
-    return state._replace(lost=lost, phase="recover", rounds=state.rounds + 1)
+        return state._replace(
+            lost=lost, end=Failure(lost, (*_alone(state.convicted), *state.pairs), fatal=True)
+        )
+    return state._replace(lost=lost, phase="recover")
 
 
 def _answered(state: State, messages: dict[int, Any], rules: Rules) -> State:
     lost = state.lost
+    before = state.convicted
+    state = state._replace(agreeing=NOBODY)
     known = state.known.union(*(answer.statements for answer in messages.values()))
     if not state.bound:
         known = frozenset(s for s in known if s[0] in ("announce", "reveal"))
@@ -329,8 +363,9 @@ def _answered(state: State, messages: dict[int, Any], rules: Rules) -> State:
         if state.certified:
             return _reveal_secret(state)._replace(phase="secrets")
         return _find_faults(state, messages, rules)
-    pairs = tuple(contradictions({i: claim - convicted for i, claim in claims.items()}))
-    state = state._replace(pairs=pairs)
+    pairs = tuple(contradictions(claims))
+    rounds = 0 if convicted - before else state.rounds + 1
+    state = state._replace(pairs=pairs, rounds=rounds)
     if pairs and state.rounds >= 2:
         return state._replace(end=Failure(lost, pairs, fatal=True))
     return _send_answer(state, rules)
@@ -378,8 +413,7 @@ def _end_apart(state: State, rules: Rules) -> State:
 
 def _leave(state: State, blamed: tuple[frozenset[int], ...], *, settled: bool = False) -> State:
     pending = Failure(state.lost, blamed, settled=settled)
-    gave_up = state.lost if state.gave_up is None else state.gave_up
-    return state._replace(phase="void", pending=pending, gave_up=gave_up)
+    return state._replace(phase="void", pending=pending)
 
 
 def _left(state: State, messages: dict[int, Any], rules: Rules) -> State:
@@ -392,7 +426,9 @@ def _shared(state: State, messages: dict[int, Any], rules: Rules) -> State:
     known = state.secrets.union(*messages.values())
     state = state._replace(secrets=known)
     if len(known) < rules.n:
-        return _leave(state, _alone(state.convicted), settled=True)
+        missing = frozenset(range(rules.n)) - known - state.lost
+        state = state._replace(accused=state.accused | missing)
+        return _leave(state, _blamed_by(state), settled=True)
     if owner_without_backup(state.lost, rules.n) is not None:
         return state._replace(end=Failure(state.lost, (), fatal=True, settled=True))
     return state._replace(phase="masked")
@@ -400,7 +436,7 @@ def _shared(state: State, messages: dict[int, Any], rules: Rules) -> State:
 
 def _opened_masked(state: State, messages: dict[int, Any], rules: Rules) -> State:
     if false := {i for i, right in messages.items() if not right}:
-        return _recover(state._replace(lost=state.lost | false), rules)
+        return _lose(state, frozenset(false), NOBODY, rules)
     if state.total:  # another one than the right one, which is 0
         if state.signed and state.lost and rules.signs_once:
             return state._replace(end=Failure(state.lost, (), fatal=True, settled=True))

@@ -12,10 +12,12 @@ from typing import Any
 from fedspeed.routing.anonymous.recovery import NO_CHUNK
 from fedspeed.routing.anonymous.settlement import NO_MARK, reasons_to_skip
 from tests.routing.anonymous.agreement_model import (
+    ENDED,
     NOBODY,
     RECOVERING,
     SPOILED,
     Answer,
+    Crash,
     Failure,
     Rules,
     State,
@@ -98,6 +100,7 @@ def menu(state: State, world: World, rules: Rules, shown: Answer | None = None) 
         "redone": lambda: {"right": NOBODY, **{f"accused {i}": frozenset({i}) for i in others}},
     }[state.phase]()
     messages["nothing"] = None
+    messages["ended"] = ENDED
     if state.phase != "recover":
         messages["recovering"] = RECOVERING
     return messages
@@ -119,13 +122,13 @@ def listeners(world: World) -> list[int]:
 
 def _messages_to(state: State, world: World, rules: Rules) -> dict[int, Any]:
     """Return what the members of a world send one of them. Who has lost it sends it nothing."""
-    return {
-        s.me: message_of(s, rules)
-        if s.end is None and s.phase == state.phase and state.me not in s.lost
-        else None
-        for s in world
-        if s.me not in state.lost | {state.me}
-    }
+    messages: dict[int, Any] = {}
+    for s in world:
+        if s.me not in state.lost | {state.me}:
+            sends = s.end is None and s.phase == state.phase and state.me not in s.lost
+            absent = ENDED if isinstance(s.end, Failure) and s.end.fatal else None
+            messages[s.me] = message_of(s, rules) if sends else absent
+    return messages
 
 
 def next_states(
@@ -248,20 +251,30 @@ def explore(rules: Rules, deviations: int | None = None, only: frozenset[str] | 
         if all(s.end is not None for s in world):
             ends.add(world)
             continue
-        for reached in itertools.product(*(states.items() for states in next_states(world, rules, only))):
-            cost = sum(deviates for _, (deviates, _) in reached)
-            if cost > left:
-                continue
-            following = _canonical(tuple(state for state, _ in reached), rules)
-            remaining = left if deviations is None else left - cost
-            if (known := best.get(following, -1)) >= remaining:
-                continue
-            best[following] = remaining
-            here = (world, tuple(name for _, (_, name) in reached), path)
-            if known < 0 and (what := violation_of(following, rules)):
-                return Found(len(best), ends, Violation(what, tuple(_choices(here))[::-1]))
-            stack.append((following, remaining, here))
+        for before, crashed in _crashing(world, rules):
+            for reached in itertools.product(*(m.items() for m in next_states(before, rules, only))):
+                cost = crashed + sum(deviates for _, (deviates, _) in reached)
+                if cost > left:
+                    continue
+                following = _canonical(tuple(state for state, _ in reached), rules)
+                remaining = left if deviations is None else left - cost
+                if (known := best.get(following, -1)) >= remaining:
+                    continue
+                best[following] = remaining
+                here = (before, tuple(name for _, (_, name) in reached), path)
+                if known < 0 and (what := violation_of(following, rules)):
+                    return Found(len(best), ends, Violation(what, tuple(_choices(here))[::-1]))
+                stack.append((following, remaining, here))
     return Found(len(best), ends)
+
+
+def _crashing(world: World, rules: Rules) -> Iterator[tuple[World, int]]:
+    """Give the members as they are, and with one more that has crashed before it sends anything."""
+    yield world, 0
+    if len(_ends(world, Crash)) < rules.crashes:
+        for i, state in enumerate(world):
+            if state.end is None:
+                yield (*world[:i], state._replace(end=Crash()), *world[i + 1 :]), 1
 
 
 def _choices(path: Any) -> Iterator[tuple[str, Choice]]:
@@ -292,7 +305,7 @@ def _next_set(state: State, rules: Rules) -> frozenset[int]:
 
 
 def _same_result(world: World, rules: Rules) -> bool:
-    return len({(end.value, end.convicted) for end in _ends(world, Sum)}) <= 1
+    return len({(end.value, end.lost, end.convicted) for end in _ends(world, Sum)}) <= 1
 
 
 def _right_where_checked(world: World, rules: Rules) -> bool:
