@@ -4,6 +4,9 @@ A member that waits in vain for one that lies is late for the others, who may be
 They must wait longer than it does, else honest members would take each other for lost. So each wait is longer
 than the one before it. Members need not make the same phases: all that are in an attempt recover together, so
 a recovery begins a new count of waits, and so does an attempt.
+
+One case is not covered: a member that waits for another one to begin a sum (`deadline_s`) is late for those
+that have heard this one, by more than they wait.
 """
 
 _PATIENCE = 1 / 64  # of a deadline, by which each wait is longer than the one before

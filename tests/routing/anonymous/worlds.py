@@ -18,6 +18,8 @@ from fedspeed.routing.config import RoutingConfig
 from tests.routing.anonymous.liars import Liar
 from tests.routing.anonymous.virtual_network import VirtualTransport
 
+# Also for beginning a sum: a member that waits longer for that than the others wait in a phase may be taken
+# for lost (`fedspeed.routing.anonymous.deadlines`).
 STEP_DEADLINE_S = 100.0
 CONFIG = RoutingConfig(
     "mix+mask", cell_kib=1, step_deadline_s=STEP_DEADLINE_S, deadline_s=STEP_DEADLINE_S, min_participants=3
