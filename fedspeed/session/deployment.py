@@ -189,8 +189,15 @@ class SiteDeployment(Deployment):
         return Identity(member.key, member.roster.keys, self._session)
 
     def give_up(self, transport: Transport | None) -> None:
-        """Close the transport. Pending messages are sent first, so that all sites end for the same reason."""
+        """End the run for all sites, and close the transport. Pending messages are sent first, so that all
+        sites end for the same reason.
+
+        Otherwise the others would take this site for lost and go on without it. Members that lie could then
+        make honest sites give up one by one (by a signature that only one of them finds invalid, or by a sum
+        that is below the weight of only one of them), and sum the update of the last one alone.
+        """
         if transport is not None:
+            transport.end_run()
             transport.close()
 
     def renewal(self, is_participant: bool) -> Callable[[], bool]:

@@ -94,8 +94,7 @@ def digests(config: RunConfig, rows: Sequence[ClientRows] | None) -> dict[str, s
 
     Args:
         rows: of all clients of this job, as this machine reads them. One digest covers all of them, so that
-            it
-            tells nothing about a single row.
+            it tells nothing about a single row.
     """
     found: dict[str, str] = {}
     base = _folder(config.model.base)

@@ -54,7 +54,6 @@ START_KEYS = ("checkpoint.every", "federation.patience", "federation.rounds")
 EPOCH_FILE = "roster-epoch"  # in a run's folder
 MAX_LISTED = 8  # differences in an error message
 MAX_SETTINGS = 1 << 20  # bytes of the settings that a site sends
-_READ_BYTES = 1 << 22
 
 
 class Site:
@@ -255,9 +254,6 @@ def _digest(folder: Path, paths: Sequence[Path], settings: str = "") -> str:
 
 
 def _sha256(path: Path) -> bytes:
-    state = hashlib.sha256()
     work = f"the reading of {path.name}, to compare it with the other sites'"
     with activity.during(work), path.open("rb") as file:
-        while piece := file.read(_READ_BYTES):
-            state.update(piece)
-    return state.digest()
+        return hashlib.file_digest(file, "sha256").digest()
