@@ -210,6 +210,8 @@ def federation(
     stop=lambda: False,
     base_partition: str = "cluster",
     val_rows: int = 3,
+    key=None,
+    marks=None,
     **facts,
 ):
     """Build the `Federated` of this rank.
@@ -218,7 +220,8 @@ def federation(
         name: of the run and its exchange, the same on all ranks, and unique.
         carries: clients of each world rank that takes part; neighbours with the same clients are the ranks of
             these clients.
-        watch: wraps the exchange. facts: more fields of this rank's RankRole.
+        watch: wraps the exchange. key, marks: see `exchange_over`.
+        facts: more fields of this rank's RankRole.
     """
     from torch.distributed import PrefixStore
 
@@ -275,7 +278,7 @@ def federation(
                 interfaces=interface_of(LOOPBACK),
             )
         )
-        exchange = watch(exchange_over(transport, config.routing))
+        exchange = watch(exchange_over(transport, config.routing, key, marks))
     role = RankRole(
         clients={c: client_data(c, val_rows) for c in mine},
         worker_index=ranks.index(world.rank),
@@ -313,8 +316,12 @@ def federation(
         exchange.close()
 
 
-def exchange_over(transport, routing):
-    """Return the exchange of a routing mode, plain by default."""
+def exchange_over(transport, routing, key=None, marks=None):
+    """Return the exchange of a routing mode, plain by default.
+
+    Args:
+        key, marks: of a site, whose private key and settled marks outlive a start; None: new ones.
+    """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from fedspeed.routing.anonymous.exchange import AnonymousExchange, exchange_public_keys
@@ -322,10 +329,9 @@ def exchange_over(transport, routing):
 
     if routing.mode in ("auto", "plain"):
         return PlainExchange(transport, DEADLINE_S)
-    key = Ed25519PrivateKey.generate()
-    return AnonymousExchange(
-        transport, routing, key, exchange_public_keys(transport, DEADLINE_S, key), b"run"
-    )
+    key = key or Ed25519PrivateKey.generate()
+    roster = exchange_public_keys(transport, DEADLINE_S, key)
+    return AnonymousExchange(transport, routing, key, roster, b"run", marks=marks)
 
 
 def begin(fed: Federated):
