@@ -2,10 +2,14 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedspeed.cli.arguments import Commands, file_name
 from fedspeed.cli.output import print_result
 from fedspeed.errors import EXIT_OK
+
+if TYPE_CHECKING:
+    from fedspeed.routing.identity import Roster
 
 
 def add(commands: Commands) -> None:
@@ -63,7 +67,9 @@ def add(commands: Commands) -> None:
     roster.add_argument("--out", type=file_name, default=Path("roster.json"), metavar="FILE")
     roster.set_defaults(command=_roster)
     show = actions.add_parser(
-        "show", help="print the public key of a card or a private key's file, to be compared and pinned"
+        "show",
+        help="print the public key of a card or a private key's file, to be compared and pinned, or the "
+        "members of a roster",
     )
     show.add_argument("file", type=file_name)
     show.set_defaults(command=_show)
@@ -93,24 +99,35 @@ def _roster(arguments: argparse.Namespace) -> int:
     write_atomically(
         arguments.out, identity.sign_roster(cards, signer, arguments.epoch, arguments.server).encode()
     )
-    members = "\n".join(
-        f"  {i}  {card.name}  {card.address}  "
-        f"{identity.fingerprint(card.key)}{'  (server)' if card.name == arguments.server else ''}"
-        for i, card in enumerate(cards)
-    )
+    roster = identity.read_roster(arguments.out, identity.fingerprint(public_bytes(signer)))
     print_result(
-        f"{arguments.out}: epoch {arguments.epoch}, {len(cards)} members\n"
-        f"{members}\n"
+        f"{_members(arguments.out, roster)}\n"
         f"every site pins routing.roster_signer={identity.fingerprint(public_bytes(signer))}"
     )
     return EXIT_OK
 
 
+def _members(path: Path, roster: "Roster") -> str:
+    """Return a roster as text, one line for each member."""
+    lines = [f"{path}: epoch {roster.epoch}, {len(roster.members)} members"]
+    for i, card in enumerate(roster.members):
+        server = "  (server)" if i == roster.server else ""
+        lines.append(f"  {i}  {card.name}  {card.address}  {card.key.hex()}{server}")
+    return "\n".join(lines)
+
+
 def _show(arguments: argparse.Namespace) -> int:
-    """Print a public key."""
+    """Print a public key, or the members of a roster."""
     from fedspeed.routing import identity
     from fedspeed.routing.anonymous.crypto import public_bytes
 
+    if arguments.file.suffix == ".json" and (signed := identity.read_roster_to_show(arguments.file)):
+        roster, signer = signed
+        print_result(
+            f"{_members(arguments.file, roster)}\n"
+            f"signed by {signer}; a site takes it only if it has pinned this key (routing.roster_signer)"
+        )
+        return EXIT_OK
     card = arguments.file.suffix == ".json"
     print_result(
         identity.fingerprint(

@@ -124,7 +124,7 @@ class Supervisor:
             else:
                 mended = ", once the cause of the traceback above is mended" if failures else ""
                 self.log(
-                    f"no restart is left ({max_restarts} without a new round); the same command resumes "
+                    f"no restart is left (cluster.max_restarts={max_restarts}); the same command resumes "
                     f"from the journal{mended}"
                 )
                 return code

@@ -69,7 +69,7 @@ class Monitor:
             pronoun = "them" if len(self._lost) > 1 else "it"
             self._progress.note(
                 f"fedspeed: {self._folder / 'rounds.jsonl'}: {lost_rounds_text(self._lost)}; "
-                f"the report is without {pronoun}, the run is not"
+                f"the report lacks {pronoun}, the trained state does not"
             )
         if data is not None:
             self._progress.note(f"fedspeed: {data.table.line()}")
@@ -109,7 +109,7 @@ class Monitor:
             gap = MissingUpdates(record.round, record.missing_count, record.missing)
             self._progress.note(f"missing in {missing_text(gap)}")
         if record.skipped:
-            self._progress.note(f"fedspeed: round {record.round}: {SKIPPED}")
+            self._progress.note(f"fedspeed: round {record.round} is skipped: {SKIPPED}")
         if record.clipped:
             self._progress.note(
                 f"fedspeed: round {record.round}: {record.clipped} values of the updates "
@@ -179,4 +179,6 @@ def _final_line(summary: Summary, path: Path) -> str:
         parts.append(f"best {loss_text(summary.best_val_loss)} in round {summary.best_round}")
     if summary.missing_count:
         parts.append(f"{summary.missing_count} update{'s' if summary.missing_count > 1 else ''} missing")
+    if summary.skipped:
+        parts.append(f"{summary.skipped:.0f} round{'s' if summary.skipped > 1 else ''} skipped")
     return f"{', '.join(parts)}; report: {path}"

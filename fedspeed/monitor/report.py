@@ -31,8 +31,8 @@ CLIPPED = (
     "a participant reported a wrong size of its update, and what exceeded the reported sizes was cut off"
 )
 SKIPPED = (
-    "a masked sum of this round had been settled before, over other participants; its updates are discarded "
-    "and the state stays as it was"
+    "these updates had been summed before, over other participants, and a second sum could reveal a single "
+    "update; so they were discarded, and the state stayed as it was"
 )
 
 
@@ -208,7 +208,7 @@ def _status(summary: Summary, facts: Facts) -> str:
     head = {
         "finished": f"**Finished**: {rounds} {took}.",
         "early stop": f"**Stopped early**, as configured: {rounds} {took}.",
-        "preempted": f"**PREEMPTED** after {rounds} {took}: the scheduler asked the run to end.",
+        "preempted": f"**PREEMPTED** after {rounds} {took}: the run was asked to end.",
         "failed": f"**FAILED** after {rounds} {took}.",
     }[summary.status]
     lines = [head]
@@ -287,8 +287,8 @@ def _what_ran(facts: Facts, routing_mode: str) -> str:
         return text
     if not shows_everything(routing_mode):
         return (
-            f"{text}\n\n{len(facts.hosts)} hosts; "
-            "in this routing mode a report does not describe them one by one."
+            f"{text}\n\n{_count(len(facts.hosts), 'host')}; in this routing mode a report does not describe "
+            "single hosts."
         )
     columns = list(dict.fromkeys(column for host in facts.hosts for column in host))
     rows = [[host.get(column, "-") for column in columns] for host in facts.hosts]
@@ -335,7 +335,8 @@ def _off(predicted: float, measured: float) -> str:
 def _failures(summary: Summary) -> str:
     restarts = f"{_count(summary.restarts, 'restart')}."
     if not summary.missing:
-        return f"Every update of every finished round arrived. {restarts}"
+        discarded = "; those of skipped rounds were discarded" if summary.skipped else ""
+        return f"Every update of every finished round arrived{discarded}. {restarts}"
     gaps = (f"- {missing_text(gap)}" for gap in summary.missing)
     return "\n".join(["These updates are not in the result:\n", *gaps, f"\n{restarts}"])
 

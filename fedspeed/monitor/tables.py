@@ -144,7 +144,8 @@ def _round_cell(metric: Metric, record: RoundRecord, summary: Summary) -> str:
 
 
 def _received_text(value: Value, record: RoundRecord) -> str:
-    return f"{value} of {record.clients}" if record.clients else "-"
+    skipped = ", skipped" if record.skipped else ""
+    return f"{value} of {record.clients}{skipped}" if record.clients else "-"
 
 
 def _error_text(value: Value, record: RoundRecord) -> str:

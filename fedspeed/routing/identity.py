@@ -249,6 +249,23 @@ def read_roster(path: Path, signer: str) -> Roster:
     return Roster(members, body["epoch"], digest(_signed(body)), server)
 
 
+def read_roster_to_show(path: Path) -> tuple[Roster, str] | None:
+    """Return a roster and the public key of whoever has signed it, in hex; None if the file is no roster.
+
+    The key is the one that the file names, so the caller must show it: it is not compared with a pinned one.
+
+    Raises:
+        FedSpeedError: the file is damaged, or not signed by the key that it names.
+    """
+    values = _json(path)
+    if "members" not in values:
+        return None
+    signer = str(values.get("signer"))
+    if signer.endswith(".json"):  # `pinned` would take it for a card's file
+        raise FedSpeedError(f"{path}: not a roster; its signer is no public key")
+    return read_roster(path, signer), signer
+
+
 def membership(config: RoutingConfig) -> tuple[Ed25519PrivateKey, Roster]:
     """Return a site's private key, and the roster that lists it.
 

@@ -137,7 +137,7 @@ def audit(
     if config.data.clients < 3:
         raise ConfigError(
             f"data.clients={config.data.clients}: an audit needs at least 3 clients, or there is nobody to "
-            "confuse a client with"
+            "confuse a client with; add data.clients=3, or more, to the command: the rows are then divided"
         )
     if config.has_server:
         raise ConfigError(

@@ -31,11 +31,13 @@ class Identity:
         members: public keys of all participants in their order, 32 bytes each.
         settings: digest of the settings that must be equal for all participants, and of this start: no
             earlier one had the same.
+        names: of all participants, for messages; empty in a job, where their numbers are enough.
     """
 
     key: Any
     members: Sequence[bytes]
     settings: bytes
+    names: Sequence[str] = ()
 
 
 class Deployment(ABC):
@@ -186,7 +188,8 @@ class SiteDeployment(Deployment):
 
     def identity(self, transport: Transport, fingerprint: str) -> Identity:
         member = self.membership
-        return Identity(member.key, member.roster.keys, self._session)
+        names = [card.name for card in member.roster.members]
+        return Identity(member.key, member.roster.keys, self._session, names)
 
     def give_up(self, transport: Transport | None) -> None:
         """End the run for all sites, and close the transport. Pending messages are sent first, so that all

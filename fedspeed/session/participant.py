@@ -132,6 +132,7 @@ def make_anonymous_exchange(
         identity.key,
         roster=identity.members,
         settings=identity.settings,
+        names=identity.names,
         arrivals=arrivals,
         marks=job.deployment.settled_marks(job.request.folder),
     )

@@ -32,10 +32,10 @@ class FileMarks:
             return
         except (OSError, ValueError) as error:
             raise JournalError(self._problem(str(error))) from error
-        complete, _, _ = text.rpartition("\n")
-        for number, line in enumerate(complete.split("\n") if complete else (), 1):
+        complete = text[: text.rfind("\n") + 1]
+        for number, line in enumerate(complete.split("\n")[:-1], 1):
             self._read_line(number, line)
-        if len(complete) + 1 < len(text):
+        if complete != text:
             self._rewrite(complete)
 
     def _read_line(self, number: int, line: str) -> None:
@@ -57,7 +57,7 @@ class FileMarks:
     def _rewrite(self, complete: str) -> None:
         """Drop an incomplete last line, so that the next one does not continue it."""
         with open(self._path, "r+b") as file:
-            file.truncate(len(complete.encode()) + 1 if complete else 0)
+            file.truncate(len(complete.encode()))
             os.fsync(file.fileno())
 
     def get(self, label: str) -> Mark | None:
@@ -77,7 +77,7 @@ class FileMarks:
             self._append(line.encode() + b"\n")
         except OSError as error:
             raise JournalError(
-                f"{self._path}: cannot be written ({error.strerror}), so that this site keeps its update; "
+                f"{self._path}: cannot be written ({error.strerror}), so this site leaves the sum; "
                 "free some space or mend its permissions: the same command goes on from the journal"
             ) from error
         self._marks[label] = mark

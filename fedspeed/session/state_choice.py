@@ -137,10 +137,13 @@ def _check_fresh(offers: Sequence[Offer], names: Sequence[str]) -> None:
         if offer.certificate is not None or (offer.kind == Kind.UNSIGNED and offer.claim is not None)
     ]
     if fresh and holding:
+        starts = "starts" if len(fresh) == 1 else "start"
+        offers_one = "offers" if len(holding) == 1 else "offer"
         raise FedSpeedError(
-            f"{_listed(fresh, names)} starts anew with --fresh, but {_listed(holding, names)} offers an "
-            "earlier run's state",
-            remedy="give --fresh on all sites, or on none",
+            f"{_listed(fresh, names)} {starts} anew with --fresh, but {_listed(holding, names)} {offers_one} "
+            "an earlier run's state",
+            remedy="give --fresh on all sites, or on none (the folder that --fresh has moved aside must then "
+            "be moved back)",
         )
 
 

@@ -271,8 +271,8 @@ def test_lost_records_are_told_once_on_stderr_and_in_the_report(tmp_path, make_r
     assert monitor.absent == (1,)
     assert (
         err.getvalue()
-        == f"fedspeed: {tmp_path / 'rounds.jsonl'}: the record of round 1 is missing; the report is without "
-        "it, the run is not\n"
+        == f"fedspeed: {tmp_path / 'rounds.jsonl'}: the record of round 1 is missing; the report lacks it, "
+        "the trained state does not\n"
     )
     monitor.round(make_round(3))
     monitor.finish(

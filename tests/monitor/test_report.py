@@ -122,8 +122,9 @@ def test_a_skipped_round_is_reported_at_the_top_and_in_the_table(tmp_path, make_
     records = [make_round(number, skipped=int(number == 2)) for number in range(1, 41)]
     text = report(tmp_path, records, mode="mask", exit_code=1)
     top = text.partition("## Result")[0]
-    assert "1 round skipped" in top and "its updates are discarded and the state stays as it was" in top
-    assert "| rounds that were skipped | 1 |" in text and "\n| 2 |" in text
+    assert "1 round skipped" in top and "they were discarded, and the state stayed as it was" in top
+    assert "| rounds that were skipped | 1 |" in text and "\n| 2 |" in text and ", skipped |" in text
+    assert "Every update of every finished round arrived; those of skipped rounds were discarded." in text
     assert " skipped" not in report(tmp_path, [make_round(1, skipped=0)], mode="mask")
 
 

@@ -202,8 +202,8 @@ def test_a_site_that_waits_reports_for_whom_at_once_and_again(tmp_path, monkeypa
     )
     first = lines[1].replace("Connection refused", "no answer yet")  # as the case may be
     assert (
-        first == f"fedspeed: waiting for site0 ({addresses[0]}: no answer yet); site2 (which dials "
-        f"{addresses[1]}); 1 s left"
+        first == f"fedspeed: waiting for site0 ({addresses[0]}: no answer yet); site2 (connects to this site "
+        f"at {addresses[1]}); 1 s left"
     )
     assert f"site0 ({addresses[0]}: Connection refused)" in lines[-1] and len(lines) > 5
     for transport in sites.all():

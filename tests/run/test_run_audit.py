@@ -113,8 +113,13 @@ def test_keys_are_made_shown_and_signed(tmp_path):
         and "3 members" in signed.stdout
         and "every site pins routing.roster_signer=" in signed.stdout
     )
+    signer = fedspeed("keys", "show", cards[0]).stdout.strip()
+    shown = fedspeed("keys", "show", str(tmp_path / "roster.json")).stdout
+    assert "  2  site2  host2:24302  " in shown and f"signed by {signer};" in shown
+    (tmp_path / "changed.json").write_text((tmp_path / "roster.json").read_text().replace("host2", "host9"))
     for arguments in (
         ("keys", "show", str(tmp_path / "nosuch.json")),
+        ("keys", "show", str(tmp_path / "changed.json")),
         ("keys", "roster", cards[0], cards[0], "--signer", str(tmp_path / "site0.key")),
         ("keys", "new", "site0", "--address", "host:1", "--out", str(tmp_path)),
         ("keys", "new", "x", "--address", "nowhere"),

@@ -34,8 +34,9 @@ def test_an_interrupted_line_is_dropped_and_does_not_spoil_the_next(tmp_path, ke
     assert FileMarks(tmp_path).get("b") == OTHER
 
 
-def test_the_first_line_may_be_the_interrupted_one(tmp_path):
-    (tmp_path / NAME).write_text('{"label": "a", "mem')
+@pytest.mark.parametrize("kept", ["{", '{"label": "a", "mem'])
+def test_the_first_line_may_be_the_interrupted_one(tmp_path, kept):
+    (tmp_path / NAME).write_text(kept)
     FileMarks(tmp_path).put("a", MARK)
     assert FileMarks(tmp_path).get("a") == MARK
 

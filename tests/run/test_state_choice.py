@@ -73,7 +73,7 @@ def test_signatures_of_another_run_of_the_same_settings_do_not_count():
     other = certified(6, run=b"another run".ljust(32))
     choice = choose((certified(2), other, certified(2), other), 0, ROSTER, NAMES)
     assert choice.claim == claim(2) and "of another run" in choice.remarks[0]
-    with pytest.raises(FedSpeedError, match="site0 starts anew with --fresh, but site1, site3 offers"):
+    with pytest.raises(FedSpeedError, match="site0 starts anew with --fresh, but site1, site3 offer"):
         choose((FRESH, other, NONE, other), 0, ROSTER, NAMES)
 
 

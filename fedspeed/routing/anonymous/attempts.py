@@ -52,6 +52,7 @@ class Summand:
 
     Attributes:
         number, label, state: of the exchange; see `Exchange.start`.
+        title: of the exchange, for messages; empty: its number is shown.
         length: how many 32-bit integers are summed. integers: returns this participant's.
         vector: digest of what the integers stand for; empty for exact sums, which have no settled marks.
         marks: where its mark is stored.
@@ -63,7 +64,13 @@ class Summand:
     integers: Callable[[], np.ndarray]
     state: bytes = b""
     vector: bytes = b""
+    title: str = ""
     marks: SettledMarks = field(default_factory=MemoryMarks)
+
+    @property
+    def name(self) -> str:
+        """How messages call the sum."""
+        return self.title or f"exchange {self.number}"
 
     @property
     def subject(self) -> bytes:
@@ -98,6 +105,8 @@ class Attempts:
         identity: Ed25519PrivateKey,
         roster: Sequence[bytes],
         settings: bytes,
+        *,
+        names: Sequence[str] = (),
     ):
         """Begin with all participants of the transport. The arguments are those of `AnonymousExchange`."""
         self.arrived: float | None = None
@@ -107,6 +116,8 @@ class Attempts:
         self._identity = identity
         self._roster = tuple(roster)
         self._settings = settings
+        self._are_named = bool(names)
+        self._all_names = tuple(names) or tuple(map(str, range(transport.size)))
         self._present = list(range(transport.size))  # transport numbers of those that are left
         self._made = 0  # attempts so far
         self._deadlines = Deadlines(config.step_deadline_s, config.deadline_s)
@@ -162,19 +173,19 @@ class Attempts:
             self._made += 1
             try:
                 agreed = self._attempt(summand, threshold)
-                self._note_blame(agreed)
+                self._note_blame(agreed, summand)
                 return agreed
             except AttemptFailed as failure:
                 reasons.append(self._describe(failure))
                 if failure.fatal:
                     break
                 self._exclude(failure)
-                LOG.info(f"exchange {summand.number}: {reasons[-1]}; once more with fresh masks")
+                LOG.info(f"{summand.name}: {reasons[-1]}; once more with fresh masks")
         raise LostPeerError(
             f"the exchange failed: {'; '.join(reasons)}; the same command goes on from the journal"
         )
 
-    def _note_blame(self, agreed: AgreedSum) -> None:
+    def _note_blame(self, agreed: AgreedSum, summand: Summand) -> None:
         """Report who is at fault although there is a sum; leave out whom all take for lost or have convicted.
 
         Those that are only accused stay, even if all accuse them: accusations may have reached some only, and
@@ -184,16 +195,18 @@ class Attempts:
         if agreed.skip_reasons:
             names = self._names(agreed.skip_reasons, ", ")
             LOG.info(
-                f"participants {names} have been in another sum of this update, which somebody may have "
-                "opened: nobody adds an update, since the difference of two sums would be somebody's"
+                f"{summand.name}: participants {names} have taken part in an earlier sum for it, over other "
+                "participants. The difference of two sums could be a single update: nobody adds one now"
             )
         for group in agreed.blamed:
-            LOG.info(f"participants at fault in a sum that is right in spite of it: {self._names(group)}")
+            LOG.info(
+                f"{summand.name}: the sum is right in spite of a fault of participants {self._names(group)}"
+            )
         lost = {self._present[i] for i in agreed.lost}
         self._present = [p for p in self._present if p not in lost]
 
     def _names(self, members: frozenset[int], separator: str = " or ") -> str:
-        return separator.join(str(self._present[i]) for i in sorted(members))
+        return separator.join(self._all_names[self._present[i]] for i in sorted(members))
 
     def _exclude(self, failure: AttemptFailed) -> None:
         """Leave out the participants that were lost, and those that are blamed alone, which is a proof.
@@ -209,12 +222,14 @@ class Attempts:
         self._present = [p for p in self._present if p not in excluded]
 
     def _describe(self, failure: AttemptFailed) -> str:
-        """Return the reason, followed by transport numbers where those of the attempt are different ones."""
+        """Return the reason, followed by the names of those concerned, or by their transport numbers, where
+        those of the attempt are different ones.
+        """
         text = str(failure)
         if failure.lost:
             text += f" (lost: {self._names(failure.lost, ', ')})"
         blamed = " or ".join(self._names(group, "/") for group in failure.blamed)
-        if blamed and self._present != list(range(len(self._roster))):
+        if blamed and (self._are_named or self._present != list(range(len(self._roster)))):
             text += f" (participants {blamed})"
         return text
 

@@ -35,6 +35,7 @@ class AnonymousExchange(Exchange):
         roster: Sequence[bytes],
         settings: bytes,
         *,
+        names: Sequence[str] = (),
         arrivals: ArrivalTracker | None = None,
         marks: SettledMarks | None = None,
     ):
@@ -46,6 +47,7 @@ class AnonymousExchange(Exchange):
             roster: public keys of all participants, in the order of the transport's numbers.
             settings: digest of everything that must be equal on all sites, and of what all have drawn at this
                 start, so that no signature of another start is valid in this one.
+            names: of all participants, for messages; empty: their numbers.
             marks: where settled marks are stored; None: in memory.
 
         Raises:
@@ -58,7 +60,7 @@ class AnonymousExchange(Exchange):
                 f"trust domain, or routing.min_participants={transport.size} if you know what it means"
             )
         self._config = config
-        self._attempts = Attempts(transport, config, identity, roster, settings)
+        self._attempts = Attempts(transport, config, identity, roster, settings, names=names)
         self._marks = marks or MemoryMarks()
         self._marks_without_label = MemoryMarks()  # of this start only: numbers begin anew in each
         self._digest_key = derive_key(identity.private_bytes_raw(), b"digest of vectors")
@@ -94,7 +96,7 @@ class AnonymousExchange(Exchange):
         begin = time.perf_counter()
         self._attempts.arrived = None
         if request.vector.dtype == np.float64:
-            sums = self._sum_exactly(request.number, np.append(request.vector, request.weight))
+            sums = self._sum_exactly(request, np.append(request.vector, request.weight))
             return self._outcome(begin, total=sums[:-1], weight=float(sums[-1]))
         return self._sum_update(request, begin)
 
@@ -109,12 +111,22 @@ class AnonymousExchange(Exchange):
             **values,
         )
 
-    def _sum_exactly(self, number: int, values: np.ndarray) -> np.ndarray:
-        """Return the sums of [n] float64, to 2^-48: NaN where somebody's value is not finite or too large."""
+    def _sum_exactly(self, request: SumRequest, values: np.ndarray) -> np.ndarray:
+        """Return the sums of [n] float64, to 2^-48: NaN where somebody's value is not finite or too large.
+
+        Args:
+            request: whose number and title the sum has.
+        """
         n = len(values)
         wrong = ~(np.abs(values) < ring.EXACT_LIMIT)
         integers = ring.encode_exact(np.concatenate([np.where(wrong, 0.0, values), wrong]))
-        summand = Summand(number=number, label="", length=len(integers), integers=lambda: integers)
+        summand = Summand(
+            number=request.number,
+            label="",
+            title=request.label,
+            length=len(integers),
+            integers=lambda: integers,
+        )
         total = ring.decode_exact(self._attempts.agree(summand).values)
         return np.where(total[n:] > 0.5, np.nan, total[:n])
 
@@ -130,7 +142,7 @@ class AnonymousExchange(Exchange):
         blocks = blocks_of(request.tensor_lengths)
         bounds = request.bounds
         if bounds is None:
-            bounds = self._sum_exactly(number, self.bounds_of(vector, request.tensor_lengths))
+            bounds = self._sum_exactly(request, self.bounds_of(vector, request.tensor_lengths))
         wrong = ~(np.isfinite(bounds) & (bounds >= 0))
         if wrong.any():
             raise FedSpeedError(
@@ -147,6 +159,7 @@ class AnonymousExchange(Exchange):
         summand = Summand(
             number=number,
             label=request.label or f"exchange {number}",
+            title=request.label,
             state=request.state,
             length=n + 2 * ring.LIMBS,
             integers=encode,

@@ -100,7 +100,8 @@ class TlsTransport(FrameTransport):
                 self.close()
                 raise TransportError(
                     f"{', '.join(members[i].name for i in missing)} did not connect within {timeout_s:.0f} "
-                    f"s: {self._describe(missing)}"
+                    f"s: {self._describe(missing)}; start the same run there, or leave a site that is dead "
+                    "out of a newer roster"
                 )
             LOG.info(f"waiting for {self._describe(missing)}; {left_s:.0f} s left")
             with self._changed:
@@ -118,7 +119,7 @@ class TlsTransport(FrameTransport):
         return "; ".join(
             f"{cards[i].name} ({cards[i].address}: {self._failures.get(i, 'no answer yet')})"
             if i < self.rank
-            else f"{cards[i].name} (which dials {cards[self.rank].address})"
+            else f"{cards[i].name} (connects to this site at {cards[self.rank].address})"
             for i in peers
         )
 
