@@ -67,9 +67,7 @@ def add(commands: Commands) -> None:
     roster.add_argument("--out", type=file_name, default=Path("roster.json"), metavar="FILE")
     roster.set_defaults(command=_roster)
     show = actions.add_parser(
-        "show",
-        help="print the public key of a card or a private key's file, to be compared and pinned, or the "
-        "members of a roster",
+        "show", help="print the public key of a card or a private key's file, or the members of a roster"
     )
     show.add_argument("file", type=file_name)
     show.set_defaults(command=_show)
