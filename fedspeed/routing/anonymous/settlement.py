@@ -63,8 +63,10 @@ class MemoryMarks:
 
 
 def set_digest(members: Sequence[bytes]) -> bytes:
-    """Return the digest of a set of members, given by their identity keys in the order of the roster."""
-    return digest(b"set", *members)
+    """Return the digest of a set of members, given by their identity keys in any order: that of the roster
+    may be another one in the next start.
+    """
+    return digest(b"set", *sorted(members))
 
 
 def vector_digest(key: bytes, vector: np.ndarray, weight: float) -> bytes:

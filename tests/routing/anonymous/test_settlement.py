@@ -101,6 +101,12 @@ def test_the_same_set_sums_the_same_again():
         assert a.tobytes() == b.tobytes()
 
 
+def test_the_order_of_the_roster_makes_no_other_set():
+    organisations = Organisations(3)
+    organisations.start([0, 1, 2], b"first")
+    assert not any(skipped for _, _, skipped in organisations.start([2, 0, 1], b"second"))
+
+
 def test_another_vector_of_one_organisation_skips_the_round_for_all():
     organisations = Organisations(3)
     organisations.start([0, 1, 2], b"first")
