@@ -48,9 +48,15 @@ LOCAL_KEYS = (
     "routing.step_deadline_s",
     "routing.message_mib",
 )
-# Settings that decide what sites exchange after a round. They must be equal in a start and may differ in the
-# next one, so that no certificate of a state depends on them.
-START_KEYS = ("checkpoint.every", "federation.patience", "federation.rounds")
+# Settings that decide what sites exchange after a round, and how long they wait for each other. They must be
+# equal in a start and may differ in the next one, so that no certificate of a state depends on them.
+START_KEYS = (
+    "checkpoint.every",
+    "federation.patience",
+    "federation.rounds",
+    "routing.deadline_s",
+    "routing.step_deadline_s",
+)
 EPOCH_FILE = "roster-epoch"  # in a run's folder
 MAX_LISTED = 8  # differences in an error message
 MAX_SETTINGS = 1 << 20  # bytes of the settings that a site sends

@@ -77,7 +77,7 @@ def test_sites_that_mean_different_runs_are_reported_before_training(three):
         )
         for i, arguments in enumerate([
             (),
-            ("train.lr=0.1", "checkpoint.every=2"),
+            ("train.lr=0.1", "checkpoint.every=2", "routing.step_deadline_s=60"),
             ("adapter.alpha=99", "federation.rounds=9", "federation.patience=3"),
         ])
     ]
@@ -88,6 +88,7 @@ def test_sites_that_mean_different_runs_are_reported_before_training(three):
     for difference in (
         "train.lr: 0.003 here, 0.1 at site1",
         "checkpoint.every: 1 here, 2 at site1",
+        "routing.step_deadline_s: 120.0 here, 60.0 at site1",
         "adapter.alpha: 16.0 here, 99.0 at site2",
         "federation.rounds: 4 here, 9 at site2",
         "federation.patience: 0 here, 3 at site2",
