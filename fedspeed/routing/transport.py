@@ -28,6 +28,7 @@ class PeersLost(TransportError):
         recovering: whether a participant that does answer is in another phase (`Transport.swap`).
         arrived: what has arrived from the others in this swap, by participant; empty if that is not known.
         ahead: those of the lost that are in a later attempt, or have ended the run (`Transport.end_run`).
+        silent: those of the lost that may be alive: their processes are not known to be gone.
     """
 
     def __init__(
@@ -38,9 +39,11 @@ class PeersLost(TransportError):
         arrived: Sequence[Payload] = (),
         *,
         ahead: frozenset[int] = frozenset(),
+        silent: frozenset[int] = frozenset(),
     ):
         super().__init__("; ".join(reasons) or "a participant recovers from a loss")
         self.ahead = ahead
+        self.silent = silent
         self.peers = peers
         self.arrived = arrived
         self.recovering = recovering

@@ -45,6 +45,9 @@ PHASES = (
     "void",
 )
 
+# Phases in which a member has all that it needs: one that is silent there ends the next attempt.
+LAST_PHASES = ("done", "redone", "void")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Summand:
@@ -264,6 +267,8 @@ class Attempts:
             try:
                 arrived = self._swap(swap)
             except PeersLost as error:
+                if swap.phase not in LAST_PHASES:
+                    self._check_silent(error)
                 silent = frozenset(self._present.index(p) for p in error.peers)
                 ahead = frozenset(self._present.index(p) for p in error.ahead)
                 heard = [error.arrived[p] for p in self._present] if error.arrived else []
@@ -272,6 +277,24 @@ class Attempts:
                 swap = steps.throw(lost) if lost else steps.send(arrived)
             except StopIteration as stop:
                 return stop.value
+
+    def _check_silent(self, error: PeersLost) -> None:
+        """Refuse to go on without members that may be alive.
+
+        One that is silent may be honest, and wait for a liar that has delayed a message to this one only. If
+        others went on without it, they could be led into a sum in which all but one lie.
+
+        Raises:
+            AttemptFailed: a member is silent, and its process is not known to be gone.
+        """
+        silent = frozenset(self._present.index(p) for p in error.silent)
+        if silent:
+            raise AttemptFailed(
+                f"members {', '.join(map(str, sorted(silent)))} are connected, but did not send what was due "
+                f"({error}). They may wait for others, so that nobody goes on without them",
+                silent,
+                fatal=True,
+            )
 
     def _swap(self, swap: Swap) -> list[Payload]:
         """Exchange messages with the members of the attempt; return what arrived, by member.

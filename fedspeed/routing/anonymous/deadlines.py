@@ -6,7 +6,8 @@ than the one before it. Members need not make the same phases: all that are in a
 a recovery begins a new count of waits, and so does an attempt.
 
 One case is not covered: a member that waits for another one to begin a sum (`deadline_s`) is late for those
-that have heard this one, by more than they wait.
+that have heard this one, by more than they wait. They do not go on without it, but end the run, as wherever a
+member is silent and its process is not known to be gone (`attempts`).
 """
 
 _PATIENCE = 1 / 64  # of a deadline, by which each wait is longer than the one before

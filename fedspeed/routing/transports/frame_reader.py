@@ -27,6 +27,12 @@ class Gone(Exception):
     """A peer that no longer answers, and why."""
 
 
+class Crashed(Gone):
+    """A peer whose process or machine is gone, as the operating system reports. Any other peer may be alive:
+    one that is silent may wait for somebody who is silent towards it only.
+    """
+
+
 class Ahead(Gone):
     """A peer that is in a later attempt, or has ended the run."""
 

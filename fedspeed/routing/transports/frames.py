@@ -10,11 +10,30 @@ from functools import partial
 import numpy as np
 
 from fedspeed.routing.transport import Payload, PeersLost, as_bytes
-from fedspeed.routing.transports.frame_reader import END, MESSAGE, Ahead, Due, FrameReader, Gone, Header, Step
+from fedspeed.routing.transports.frame_reader import (
+    END,
+    MESSAGE,
+    Ahead,
+    Crashed,
+    Due,
+    FrameReader,
+    Gone,
+    Header,
+    Step,
+)
 
-__all__ = ["MESSAGE", "Frame", "FrameTransport", "Gone", "Header", "Read", "Received", "Step", "result_of"]
-
-END_S = 1.0  # for the message that ends the run to leave
+__all__ = [
+    "MESSAGE",
+    "Crashed",
+    "Frame",
+    "FrameTransport",
+    "Gone",
+    "Header",
+    "Read",
+    "Received",
+    "Step",
+    "result_of",
+]
 
 # What was read from a peer: the content, None from one that recovers, or why there is none.
 Received = Payload | Gone | None
@@ -69,6 +88,8 @@ class FrameTransport(ABC):
         self.names = tuple(names) or tuple(f"participant {i}" for i in range(size))
         self._gone: dict[int, str] = {}  # why a peer is lost
         self._ahead: set[int] = set()  # peers that are lost because they are in a later attempt
+        self._crashed: set[int] = set()  # peers that are lost because their process is gone
+        self._deadline_s = 0.0  # of the last swap
         self._readers = {
             peer: FrameReader(self, peer, name) for peer, name in enumerate(self.names) if peer != rank
         }
@@ -78,6 +99,7 @@ class FrameTransport(ABC):
     ) -> list[Payload]:
         """See `Transport.swap`."""
         end = time.monotonic() + deadline_s
+        self._deadline_s = deadline_s
         self._send_all(parts, step, end)
         own = parts[self.rank]
         arrived: list[Payload] = [np.empty(0, np.uint8)] * self.size
@@ -94,22 +116,32 @@ class FrameTransport(ABC):
             if received is None:
                 recovering = True
             elif isinstance(received, Gone):
-                lost[peer] = str(received)
-                if isinstance(received, Ahead):
-                    self._ahead.add(peer)
+                lost[peer] = self._note(peer, received)
             else:
                 arrived[peer] = received if isinstance(own, list) else as_bytes(received)
-        self._gone.update(lost)
         if lost or recovering:
             ahead = frozenset(self._ahead & lost.keys())
-            raise PeersLost(frozenset(lost), list(lost.values()), recovering, arrived, ahead=ahead)
+            silent = frozenset(lost) - ahead - self._crashed
+            reasons = list(lost.values())
+            raise PeersLost(frozenset(lost), reasons, recovering, arrived, ahead=ahead, silent=silent)
         return arrived
+
+    def _note(self, peer: int, gone: Gone) -> str:
+        """Note that a peer is lost, unless that is known; return why it was lost first."""
+        if peer not in self._gone:
+            self._gone[peer] = str(gone)
+            if isinstance(gone, Ahead):
+                self._ahead.add(peer)
+            if isinstance(gone, Crashed):
+                self._crashed.add(peer)
+        return self._gone[peer]
 
     def end_run(self) -> None:
         """See `Transport.end_run`."""
         for peer in self._readers:
             with contextlib.suppress(Gone):
-                self.send_frame(peer, Frame.of(END, b"!"), END_S)
+                # A peer may not read before its own wait for others has ended.
+                self.send_frame(peer, Frame.of(END, b"!"), self._deadline_s)
 
     def _send_all(self, parts: Sequence[Payload], step: Step, end: float) -> None:
         """Send all parts of a swap to the peers that are not lost; note those that are lost by now."""
@@ -121,7 +153,7 @@ class FrameTransport(ABC):
                 self.send_frame(peer, frame, max(0.1, end - time.monotonic()))
                 self.bytes_sent += frame.nbytes
             except Gone as gone:
-                self._gone[peer] = str(gone)
+                self._note(peer, gone)
 
     def _read_all(self, reads: Mapping[int, Read]) -> dict[int, Received]:
         """Make a call for each of some peers, and return the results. A transport that can read from several
@@ -139,7 +171,7 @@ class FrameTransport(ABC):
             self.send_frame(peer, frame, deadline_s)
             self._flush(end)
         except Gone as gone:
-            reason = self._gone.setdefault(peer, str(gone))
+            reason = self._note(peer, gone)
             raise PeersLost(frozenset({peer}), [reason]) from gone
         self.bytes_sent += frame.nbytes
 
@@ -150,8 +182,7 @@ class FrameTransport(ABC):
         read = partial(self._readers[peer].message, max_bytes, time.monotonic() + deadline_s)
         received = self._read_all({peer: read})[peer]
         if isinstance(received, Gone):
-            self._gone[peer] = str(received)
-            raise PeersLost(frozenset({peer}), [str(received)]) from received
+            raise PeersLost(frozenset({peer}), [self._note(peer, received)]) from received
         assert received is not None, "only a swap can find a peer that recovers"
         return as_bytes(received)
 

@@ -8,7 +8,7 @@ import numpy as np
 from fedspeed.routing.buffer_pool import BUFFERS
 from fedspeed.routing.opening import TransportContext
 from fedspeed.routing.transport import Payload
-from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone, Header
+from fedspeed.routing.transports.frames import Crashed, Frame, FrameTransport, Gone, Header
 
 Mailbox = queue.Queue[Frame | None]  # None: its sender has closed
 
@@ -43,7 +43,7 @@ class LocalTransport(FrameTransport):
             raise Gone(f"participant {peer} sent nothing in time") from None
         if frame is None:
             self._mailboxes[self.rank][peer].put(None)  # so that it is found here the next time too
-            raise Gone(f"participant {peer} is gone")
+            raise Crashed(f"participant {peer} is gone")
         self._current[peer] = frame
         return Header(frame.step, frame.nbytes)
 

@@ -16,7 +16,7 @@ from fedspeed.errors import FedSpeedError
 from fedspeed.routing.buffer_pool import BUFFERS
 from fedspeed.routing.opening import TransportContext
 from fedspeed.routing.transport import Payload, as_bytes
-from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone, Header, Step
+from fedspeed.routing.transports.frames import Crashed, Frame, FrameTransport, Gone, Header, Step
 
 # MPI's finalisation has been seen to wait for dead ranks for ever.
 mpi4py.rc.finalize = not mpi_is_fault_tolerant()
@@ -65,7 +65,7 @@ class MpiTransport(FrameTransport):
             try:
                 self._wait(peer, [request for request, _ in sending], end)
             except Gone as gone:
-                self._gone.setdefault(peer, str(gone))
+                self._note(peer, gone)
         self._sending.clear()
 
     def send_frame(self, peer: int, frame: Frame, deadline_s: float) -> None:
@@ -75,7 +75,7 @@ class MpiTransport(FrameTransport):
             for buffer in (header, *_calls(as_bytes(frame.pieces))):
                 self._sending.setdefault(peer, []).append((self._comm.Isend(buffer, peer), buffer))
         except MPI.Exception as error:
-            raise Gone(f"participant {peer}: {_reason(error)}") from error
+            raise Crashed(f"participant {peer}: {_reason(error)}") from error
 
     def receive_header(self, peer: int, end: float) -> Header:
         """See `FrameSource.receive_header`."""
@@ -102,7 +102,7 @@ class MpiTransport(FrameTransport):
         try:
             self._wait(peer, [self._comm.Irecv(buffer, peer) for buffer in buffers], end)
         except MPI.Exception as error:
-            raise Gone(f"participant {peer}: {_reason(error)}") from error
+            raise Crashed(f"participant {peer}: {_reason(error)}") from error
 
     def _wait(self, peer: int, requests: list[MPI.Request], end: float) -> None:
         """Wait for calls to end; cancel them at `end`. Raises Gone if they do not."""
@@ -116,7 +116,7 @@ class MpiTransport(FrameTransport):
                 time.sleep(pause)
                 pause = min(2 * pause, POLL_S[1])
         except MPI.Exception as error:
-            raise Gone(f"participant {peer}: {_reason(error)}") from error
+            raise Crashed(f"participant {peer}: {_reason(error)}") from error
 
     def abort(self, code: int) -> None:
         """End every rank of the job with an exit code: if one rank just left, the others would wait for their

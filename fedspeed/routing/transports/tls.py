@@ -7,6 +7,7 @@ reaches the port without a key of the roster gets no further than the handshake.
 """
 
 import contextlib
+import errno
 import queue
 import socket
 import ssl
@@ -27,7 +28,16 @@ from fedspeed.routing.listen_address import ListenAddress, open_port
 from fedspeed.routing.opening import TransportContext
 from fedspeed.routing.transport import TransportError
 from fedspeed.routing.transports.call_queue import CallQueue
-from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone, Header, Read, Received, result_of
+from fedspeed.routing.transports.frames import (
+    Crashed,
+    Frame,
+    FrameTransport,
+    Gone,
+    Header,
+    Read,
+    Received,
+    result_of,
+)
 
 _HEADER = struct.Struct(">4sIIQ")  # magic, attempt, phase, bytes of the content
 _MAGIC = b"FdS2"
@@ -38,6 +48,8 @@ HANDSHAKE_S = 10.0
 # Connections that may be in their handshake at the same time. One more takes the place of the oldest.
 MAX_HANDSHAKES = 64
 _RETRY_S = 0.3
+# After 50 s without an answer the operating system takes a machine for dead.
+KEEPALIVE = ((socket.TCP_KEEPIDLE, 20), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 6))
 REPORT_S = 15.0  # how often a site that waits for others says so
 CLOSE_S = 5.0  # for what is on its way to leave, and for threads to end
 _DISCARD_BYTES = 1 << 16  # memory for a content that nobody needs
@@ -73,7 +85,8 @@ class TlsTransport(FrameTransport):
         self._outgoing: dict[int, queue.SimpleQueue[_Outgoing | None]] = {
             i: queue.SimpleQueue() for i in peers
         }
-        self._broken: dict[int, str] = {}  # why nothing more can be sent to a peer
+        self._broken: dict[int, Gone] = {}  # why nothing more can be sent to a peer
+        self._leaving_until = 0.0  # when the message that ends the run must have left
         self._workers: dict[socket.socket, threading.Thread] = {}  # the only thread that uses the socket
         self._changed = threading.Condition()
         self._refused: set[tuple[str, str]] = set()  # (address, reason) of refusals that were logged
@@ -237,6 +250,8 @@ class TlsTransport(FrameTransport):
         """
         connections = self._inward if reads else self._outward
         secured.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE:
+            secured.setsockopt(socket.IPPROTO_TCP, option, value)
         secured.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self._changed:
             self._handshakes.pop(secured, None)  # from here on nobody can displace it
@@ -297,9 +312,11 @@ class TlsTransport(FrameTransport):
             receive_into(self._inward[peer], buffer, end)
         except TimeoutError as error:
             few = str(error) if str(error).startswith("only") else "it sent nothing in time"
-            raise Gone(f"{self.names[peer]}: {few}") from None
+            # The same exception where the machine of the peer has not answered the operating system.
+            kind = Crashed if error.errno == errno.ETIMEDOUT else Gone
+            raise kind(f"{self.names[peer]}: {few}") from None
         except (OSError, ValueError) as error:
-            raise Gone(f"{self.names[peer]}: {_reason(error)}") from error
+            raise Crashed(f"{self.names[peer]}: {_reason(error)}") from error
 
     def _write(self, peer: int, secured: ssl.SSLSocket) -> None:
         """Write frames to one peer. If it takes none, that blocks this thread, and no other peer. Once it has
@@ -315,13 +332,21 @@ class TlsTransport(FrameTransport):
                     secured.settimeout(max(0.1, end - time.monotonic()))
                     secured.sendall(data)
             except OSError as error:
-                self._broken[peer] = _reason(error)
+                kind = Gone if isinstance(error, TimeoutError) else Crashed
+                self._broken[peer] = kind(f"{self.names[peer]}: {_reason(error)}")
 
     def send_frame(self, peer: int, frame: Frame, deadline_s: float) -> None:
         """See `FrameTransport.send_frame`."""
         if peer in self._broken:
-            raise Gone(f"{self.names[peer]}: {self._broken[peer]}")
+            raise self._broken[peer]
         self._outgoing[peer].put((frame, time.monotonic() + deadline_s))
+
+    def end_run(self) -> None:
+        """See `Transport.end_run`. From now on `close` waits until peers have received it, for as long as
+        they may be waiting for others: they would take this site for crashed, and go on without it.
+        """
+        super().end_run()
+        self._leaving_until = time.monotonic() + self._deadline_s
 
     def close(self) -> None:
         """Send what is on its way, and close all connections.
@@ -336,7 +361,7 @@ class TlsTransport(FrameTransport):
             reads.close()
         with self._changed:
             workers = dict(self._workers)
-        end = time.monotonic() + CLOSE_S
+        end = max(time.monotonic() + CLOSE_S, self._leaving_until)
         for secured in self._outward.values():
             workers[secured].join(max(0.0, end - time.monotonic()))
         for used in workers:
