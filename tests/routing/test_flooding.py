@@ -18,6 +18,7 @@ import pytest
 
 from fedspeed.routing.transports import tls
 from fedspeed.routing.transports.frame_reader import MESSAGE
+from fedspeed.routing.transports.tls_sockets import ssl_context
 from tests.conftest import ROOT
 from tests.limits import LIMIT_S
 from tests.routing.sites import Sites
@@ -120,7 +121,7 @@ ATTACKS = {
 
 def dialled(sites: Sites, me: int, peer: int, direction: bytes) -> ssl.SSLSocket:
     """Connect as member `me` to one that listens, which may not do so yet."""
-    context = tls._ssl_context(ssl.PROTOCOL_TLS_CLIENT, str(sites.folder / f"site{me}.key"), sites.roster)
+    context = ssl_context(ssl.PROTOCOL_TLS_CLIENT, str(sites.folder / f"site{me}.key"), sites.roster)
     while True:
         with contextlib.suppress(ConnectionRefusedError):
             raw = socket.create_connection(sites.roster.members[peer].host_and_port, LIMIT_S)

@@ -38,6 +38,7 @@ from fedspeed.routing.transports.frames import (
     Received,
     result_of,
 )
+from fedspeed.routing.transports.tls_sockets import reason_of, set_options, ssl_context
 
 _HEADER = struct.Struct(">4sIIQ")  # magic, attempt, phase, bytes of the content
 _MAGIC = b"FdS2"
@@ -48,8 +49,6 @@ HANDSHAKE_S = 10.0
 # Connections that may be in their handshake at the same time. One more takes the place of the oldest.
 MAX_HANDSHAKES = 64
 _RETRY_S = 0.3
-# After 50 s without an answer the operating system takes a machine for dead.
-KEEPALIVE = ((socket.TCP_KEEPIDLE, 20), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 6))
 REPORT_S = 15.0  # how often a site that waits for others says so
 CLOSE_S = 5.0  # for what is on its way to leave, and for threads to end
 _DISCARD_BYTES = 1 << 16  # memory for a content that nobody needs
@@ -76,8 +75,8 @@ class TlsTransport(FrameTransport):
         super().__init__(roster.keys.index(public), len(roster.members), names)
         self._roster = roster
         self._closed = threading.Event()
-        self._server = _ssl_context(ssl.PROTOCOL_TLS_SERVER, key_file, roster)
-        self._client = _ssl_context(ssl.PROTOCOL_TLS_CLIENT, key_file, roster)
+        self._server = ssl_context(ssl.PROTOCOL_TLS_SERVER, key_file, roster)
+        self._client = ssl_context(ssl.PROTOCOL_TLS_CLIENT, key_file, roster)
         self._outward: dict[int, ssl.SSLSocket] = {}  # connections that this site writes, by peer
         self._inward: dict[int, ssl.SSLSocket] = {}  # those that it reads
         peers = [i for i in range(self.size) if i != self.rank]
@@ -159,7 +158,7 @@ class TlsTransport(FrameTransport):
                     connection, server_side=True, do_handshake_on_connect=False
                 )
             except (OSError, ValueError) as error:
-                self._refuse(address, _reason(error), connection)
+                self._refuse(address, reason_of(error), connection)
                 continue
             self._add_handshake(secured)
             try:
@@ -202,7 +201,7 @@ class TlsTransport(FrameTransport):
         except (OSError, ValueError) as error:
             with self._changed:
                 displaced = secured not in self._handshakes
-            self._refuse(address, "too many handshakes at once" if displaced else _reason(error), secured)
+            self._refuse(address, "too many handshakes at once" if displaced else reason_of(error), secured)
         finally:
             with self._changed:
                 self._handshakes.pop(secured, None)
@@ -228,9 +227,12 @@ class TlsTransport(FrameTransport):
                 self._keep(peer, secured, reads=direction == _READS)
                 return
             except (OSError, ValueError) as error:
-                self._failures[peer] = _reason(error)
-                if not isinstance(error, ConnectionRefusedError | socket.timeout) and _reason(error) != last:
-                    last = _reason(error)
+                self._failures[peer] = reason_of(error)
+                if (
+                    not isinstance(error, ConnectionRefusedError | socket.timeout)
+                    and reason_of(error) != last
+                ):
+                    last = reason_of(error)
                     LOG.info(f"connecting to {card.name} at {card.address}: {last}")
                 self._closed.wait(_RETRY_S)
 
@@ -249,10 +251,7 @@ class TlsTransport(FrameTransport):
             greeting: sent to the peer first.
         """
         connections = self._inward if reads else self._outward
-        secured.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in KEEPALIVE:
-            secured.setsockopt(socket.IPPROTO_TCP, option, value)
-        secured.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        set_options(secured)
         with self._changed:
             self._handshakes.pop(secured, None)  # from here on nobody can displace it
             if peer in connections or self._closed.is_set():
@@ -316,7 +315,7 @@ class TlsTransport(FrameTransport):
             kind = Crashed if error.errno == errno.ETIMEDOUT else Gone
             raise kind(f"{self.names[peer]}: {few}") from None
         except (OSError, ValueError) as error:
-            raise Crashed(f"{self.names[peer]}: {_reason(error)}") from error
+            raise Crashed(f"{self.names[peer]}: {reason_of(error)}") from error
 
     def _write(self, peer: int, secured: ssl.SSLSocket) -> None:
         """Write frames to one peer. If it takes none, that blocks this thread, and no other peer. Once it has
@@ -333,7 +332,7 @@ class TlsTransport(FrameTransport):
                     secured.sendall(data)
             except OSError as error:
                 kind = Gone if isinstance(error, TimeoutError) else Crashed
-                self._broken[peer] = kind(f"{self.names[peer]}: {_reason(error)}")
+                self._broken[peer] = kind(f"{self.names[peer]}: {reason_of(error)}")
 
     def send_frame(self, peer: int, frame: Frame, deadline_s: float) -> None:
         """See `FrameTransport.send_frame`."""
@@ -386,25 +385,3 @@ def open_transport(context: TransportContext) -> TlsTransport:
     site = context.member
     assert site is not None, "a site knows its membership before it opens a transport"
     return TlsTransport(site.key_file, site.public, site.roster, context.timeout_s, site.listen)
-
-
-def _ssl_context(side: int, key_file: str, roster: Roster) -> ssl.SSLContext:
-    """Return a TLS 1.3 context that accepts the certificates of the roster, and no others."""
-    context = ssl.SSLContext(side)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False  # a member is its key, wherever it is
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.load_cert_chain(key_file)
-    context.load_verify_locations(cadata="".join(card.certificate for card in roster.members))
-    if side == ssl.PROTOCOL_TLS_SERVER:
-        context.num_tickets = 0  # no resumption: every connection proves its key
-    return context
-
-
-def _reason(error: Exception) -> str:
-    """Return an error's reason as text."""
-    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-        return "the other side has closed the connection"
-    if isinstance(error, ssl.SSLError):
-        return f"no TLS 1.3 with a key of the roster ({(error.reason or 'closed').lower().replace('_', ' ')})"
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
