@@ -227,12 +227,10 @@ class TlsTransport(FrameTransport):
                 self._keep(peer, secured, reads=direction == _READS)
                 return
             except (OSError, ValueError) as error:
-                self._failures[peer] = reason_of(error)
-                if (
-                    not isinstance(error, ConnectionRefusedError | socket.timeout)
-                    and reason_of(error) != last
-                ):
-                    last = reason_of(error)
+                reason = reason_of(error)
+                self._failures[peer] = reason
+                if not isinstance(error, ConnectionRefusedError | socket.timeout) and reason != last:
+                    last = reason
                     LOG.info(f"connecting to {card.name} at {card.address}: {last}")
                 self._closed.wait(_RETRY_S)
 

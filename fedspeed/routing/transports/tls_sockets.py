@@ -7,8 +7,8 @@ import ssl
 
 from fedspeed.routing.identity import Roster
 
-# Seconds until the first keepalive and between others, and how many. After 50 s without an answer the operating
-# system takes a machine for dead.
+# Seconds until the first keepalive and between others, and how many. After 50 s without an answer the
+# operating system takes a machine for dead.
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 20), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 6))
 
 
