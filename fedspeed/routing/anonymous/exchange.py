@@ -16,7 +16,7 @@ from fedspeed.errors import FedSpeedError
 from fedspeed.routing.anonymous import ring
 from fedspeed.routing.anonymous.attempts import Attempts, Summand
 from fedspeed.routing.anonymous.bounds import MAX_NORM_BOUND, blocks_of, norm_bounds
-from fedspeed.routing.anonymous.crypto import CIPHERS, derive_key, fill_key_stream, public_bytes
+from fedspeed.routing.anonymous.crypto import CIPHERS, derive_key, digest, fill_key_stream, public_bytes
 from fedspeed.routing.anonymous.settlement import MemoryMarks, SettledMarks, vector_digest
 from fedspeed.routing.buffer_pool import BUFFERS
 from fedspeed.routing.config import RoutingConfig
@@ -163,7 +163,8 @@ class AnonymousExchange(Exchange):
             state=request.state,
             length=n + 2 * ring.LIMBS,
             integers=encode,
-            vector=own_digest,
+            # Openings of one update with other bounds, each rounded otherwise, would tell more than its sum.
+            vector=digest(b"update", own_digest, bounds.astype(np.float64).tobytes()),
             marks=self._marks if request.label else self._marks_without_label,
         )
         agreed = self._attempts.agree(summand)

@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedspeed.errors import LostPeerError
 from fedspeed.routing.anonymous import settlement
 from fedspeed.routing.anonymous.crypto import public_bytes
-from fedspeed.routing.anonymous.exchange import AnonymousExchange
+from fedspeed.routing.anonymous.exchange import AnonymousExchange, exchange_public_keys
 from fedspeed.routing.anonymous.lockstep import Kill, play
 from fedspeed.routing.anonymous.settlement import NO_MARK, OTHER_VECTOR, Mark, announced_mark, reasons_to_skip
 from fedspeed.routing.config import RoutingConfig
@@ -207,3 +207,23 @@ def test_updates_of_different_states_are_not_summed():
             exchange.start(update(transport.rank), 1.0, label=LABEL, state=state).wait(LIMIT_S)
 
     in_threads(LocalTransport.set_of(3), act)
+
+
+def test_an_update_is_opened_with_one_rounding_only():
+    """With bounds of its choice, a liar could open it often, each time with another rounding: for two honest
+    members, the steps of the two roundings would show both values.
+    """
+
+    def act(transport):
+        identity = Ed25519PrivateKey.generate()
+        roster = exchange_public_keys(transport, LIMIT_S, identity)
+        exchange = AnonymousExchange(transport, CONFIG, identity, roster, b"run")
+        vector = np.full(10, 0.25, np.float32)
+        found = []
+        for bound in (8.0, 8.0, 1e6):
+            handle = exchange.start(vector, 1.0, bounds=np.array([bound]), label="update")
+            found.append((float(handle.wait(LIMIT_S)[0][0]), handle.skipped))
+        return found
+
+    for found in in_threads(LocalTransport.set_of(3), act):
+        assert found[0] == found[1] and not found[0][1] and found[2] == (0.0, True)
