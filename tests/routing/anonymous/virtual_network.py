@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from fedspeed.routing.transports import frames
-from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone, Header
+from fedspeed.routing.transports.frames import Crashed, Frame, FrameTransport, Gone, Header
 
 LATENCY_S = 0.01
 CLOSED = None
@@ -101,7 +101,7 @@ class VirtualTransport(FrameTransport):
             while True:
                 if inbox and inbox[0][0] <= self._clock.now:
                     if inbox[0][1] is CLOSED:
-                        raise Gone(f"participant {peer} is gone")
+                        raise Crashed(f"participant {peer} is gone")
                     self._current[peer] = inbox.popleft()[1]
                     return Header(self._current[peer].step, self._current[peer].nbytes)
                 if self._clock.now >= end:

@@ -47,9 +47,9 @@ class RecordedAttempts(Attempts):
         self._note(failure.blamed)
         return super()._describe(failure)
 
-    def _note_blame(self, agreed):
+    def _note_blame(self, agreed, summand):
         self._note(agreed.blamed)
-        super()._note_blame(agreed)
+        super()._note_blame(agreed, summand)
 
 
 @dataclass
