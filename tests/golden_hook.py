@@ -30,7 +30,8 @@ PATCHES = {
     "fedspeed.monitor.monitor.Monitor.step": "noting_steps",  # each local step of every rank, with its loss
     "fedspeed.monitor.monitor.NoMonitor.step": "noting_steps",
     "fedspeed.monitor.monitor.Monitor.finish": "noting_end",  # the comparison with each client alone
-    "fedspeed.routing.anonymous.exchange._random": "seeded_bits",  # random rounding of masked sums
+    # Random rounding of masked sums.
+    "fedspeed.routing.anonymous.exchange.AnonymousExchange._random": "seeded_bits",
     "fedspeed.federation.pacing.time": "step_clock",  # measures the seconds of a round
     # DeepSpeed supports fp16 only on CPUs with AVX-512 FP16.
     "deepspeed.accelerator.cpu_accelerator.CPU_Accelerator.is_fp16_supported": "always",
@@ -122,9 +123,10 @@ def noting_end(finish):
 
 def seeded_bits(_random):
     """Return a source of random bits like the product's, with keys derived from the rank and a count."""
-    from fedspeed.routing.anonymous.crypto import KEY, fill_key_stream
+    from fedspeed.routing.anonymous.crypto import CIPHERS, KEY, fill_key_stream
 
-    def seeded(cipher):
+    def seeded(self, purpose, vector):
+        cipher = CIPHERS[self._config.cipher]
         key = hashlib.sha256(f"golden {_rank()} {next(_draws)}".encode()).digest()[:KEY]
         part = itertools.count()
         return lambda out: fill_key_stream(cipher, key, next(part), out)

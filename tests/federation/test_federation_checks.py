@@ -249,7 +249,7 @@ def test_an_exchange_of_slices_asks_for_as_many_as_its_fewest_need(slices, monke
         request=SimpleNamespace(deepspeed={}, folder=None),
         deployment=SimpleNamespace(settled_marks=lambda folder: None),
     )
-    own = SimpleNamespace(key=None, members=None, settings=None)
+    own = SimpleNamespace(key=None, members=None, settings=None, names=())
     assert (
         participant.make_anonymous_exchange(job, SimpleNamespace(size=16), own, None).min_participants == 15
     )
