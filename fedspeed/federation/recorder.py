@@ -266,19 +266,16 @@ class Recorder:
         """Return the ledger of a sum's values."""
         return self._ledger(vector)
 
-    def report(
-        self, round: int, clients: Sequence[int], ledger: Ledger, *, absent: int = 0, **values: Any
-    ) -> None:
+    def report(self, round: int, clients: Sequence[int], ledger: Ledger, **values: Any) -> None:
         """Give the monitor the record of a round.
 
         Args:
             clients: sampled for the round. ledger: summed over all ranks.
-            absent: see `round_record`.
             values: of the record that are in no ledger, by name (factor_error, update_norm, ...).
         """
         steps = local_steps_of(self._config.train, self._role.cluster)
         lr = lr_at(self._config.train, max(0, round * steps - 1), self._config.federation.rounds * steps)
-        self._monitor.round(round_record(ledger, round, tuple(clients), absent=absent, lr=lr, **values))
+        self._monitor.round(round_record(ledger, round, tuple(clients), lr=lr, **values))
 
     def _fill(self, ledger: Ledger, stages: Seconds, training: Training | None) -> None:
         """Write this rank's measurements of a round into its slots of a ledger."""

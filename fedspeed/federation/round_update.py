@@ -43,8 +43,6 @@ class RoundUpdate:
         training: seconds and engine figures of the round's local steps.
         clipped: values beyond the range of the exchange, over all participants.
         before: the global state before the round's first exchange was applied.
-        absent: participants that were lost between the header of the round and its update: their counters are
-            in the ledger, their updates are not in the sum.
         skipped: whether the sum of an exchange was settled before and has not been applied.
         summed: what headers have summed of the round's ledger so far: counters of its local steps. `ledger`
             then has what was added since. None where no header carries counters (mode plain).
@@ -62,7 +60,6 @@ class RoundUpdate:
     training: Training = field(default_factory=Training)
     clipped: int = 0
     before: Arrays | None = None
-    absent: int = 0
     skipped: bool = False
     summed: SummedLedger | None = None
     signals: Signals | None = None
@@ -310,7 +307,6 @@ def apply(components: RankComponents, progress: Progress, sent: SentUpdate) -> A
         return AppliedUpdate(update=update, start=trained.start, aggregate=None, weight=0.0, scale=1.0)
     contribution = trained.contribution
     sent.header.check_update(total, own_weight=contribution.weight, place=trained.place)
-    update.absent = max(update.absent, sent.header.participants - total.participants)
     if total.weight <= 0:
         raise FedSpeedError(f"round {round}: no client's update is finite; lower train.lr, or set train.clip")
     scale = components.pace.mean_scale(components.link, contribution, sent.header)
@@ -356,7 +352,6 @@ def report(components: RankComponents, progress: Progress, applied: AppliedUpdat
         update.round,
         update.clients,
         ledger,
-        absent=update.absent,
         update_norm=components.method.update_norm(update.before, progress.state),
         factor_error=None if applied.aggregate is None else applied.aggregate.factor_error,
         factor_error_exact=components.method.factor_error_is_exact,

@@ -41,17 +41,13 @@ class Sums(Protocol):
         ...
 
 
-def round_record(
-    ledger: Sums, number: int, asked: tuple[int, ...], *, absent: int = 0, **same: Value
-) -> RoundRecord:
+def round_record(ledger: Sums, number: int, asked: tuple[int, ...], **same: Value) -> RoundRecord:
     """Make the record of a round.
 
     Args:
         ledger: the sums of the values of all ranks.
         number: of the round; 0 is the evaluation before any training.
         asked: the clients from which an update was requested.
-        absent: participants whose counters are in the sums, and whose updates are not. Each had one update at
-            least.
         same: values of metrics that are equal on all ranks, by name. A metric that is left out has no value.
 
     Raises:
@@ -60,8 +56,6 @@ def round_record(
     values: dict[str, Value] = {}
     for metric in registry.of_round():
         values[metric.name] = metric.value(_amount(metric, ledger, values, same))
-    if absent:
-        values["received"] = max(0.0, float(values["received"] or 0) - absent)
     known = {metric.name for metric in registry.of_round() if metric.reduce == "same"}
     if unknown := sorted(same.keys() - known):
         raise ValueError(f"there is no metric of a round that is called {', '.join(unknown)}")

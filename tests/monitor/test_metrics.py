@@ -181,12 +181,6 @@ def test_a_ledger_of_sums_becomes_the_same_record_without_what_one_rank_or_clien
     assert found == visible(round_record(filled(lambda: Ledger(2, 2)), 3, (0, 1), **SAME), "mask")
 
 
-def test_a_participant_that_is_lost_after_its_counters_were_summed_misses_an_update():
-    whole = round_record(filled(lambda: Ledger(2, 2, sums_only=True)), 3, (0, 1), **SAME)
-    less = round_record(filled(lambda: Ledger(2, 2, sums_only=True)), 3, (0, 1), absent=1, **SAME)
-    assert (less.received, less.missing_count) == (whole.received - 1, whole.missing_count + 1)
-
-
 def test_what_was_not_measured_is_no_number():
     empty = Ledger(1, 1)
     empty.set_rank(0, ranks=1, wall_s=1.0)
