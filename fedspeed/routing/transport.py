@@ -151,7 +151,7 @@ def swap_among(
         parts, sizes: `parts[i]` is sent to participant `present[i]`, which sends `sizes[i]` bytes.
 
     Raises:
-        PeersLost: some do not answer; with their places in `present`.
+        PeersLost: some do not answer; with places in `present` for the numbers of participants.
         TransportError: as `Transport.swap` does.
     """
     everybody: list[Payload] = [b""] * transport.size
@@ -162,8 +162,18 @@ def swap_among(
     try:
         arrived = transport.swap(everybody, due, deadline_s, step)
     except PeersLost as error:
-        places = frozenset(present.index(peer) for peer in error.peers)
-        raise PeersLost(places, [str(error)], error.recovering) from error
+
+        def places(peers: frozenset[int]) -> frozenset[int]:
+            return frozenset(present.index(peer) for peer in peers)
+
+        raise PeersLost(
+            places(error.peers),
+            [str(error)],
+            error.recovering,
+            [error.arrived[number] for number in present] if error.arrived else (),
+            ahead=places(error.ahead),
+            silent=places(error.silent),
+        ) from error
     return [arrived[number] for number in present]
 
 

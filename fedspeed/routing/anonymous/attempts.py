@@ -23,7 +23,7 @@ from fedspeed.routing.anonymous.settlement import (
     set_digest,
 )
 from fedspeed.routing.config import MODES, RoutingConfig
-from fedspeed.routing.transport import PeersLost, Transport
+from fedspeed.routing.transport import PeersLost, Transport, swap_among
 
 # The number of a phase on the wire is its place here. 0 is the recovery: transports tell by it that a peer
 # waits for the others (`Transport.swap`).
@@ -269,10 +269,7 @@ class Attempts:
             except PeersLost as error:
                 if swap.phase not in LAST_PHASES:
                     self._check_silent(error)
-                silent = frozenset(self._present.index(p) for p in error.peers)
-                ahead = frozenset(self._present.index(p) for p in error.ahead)
-                heard = [error.arrived[p] for p in self._present] if error.arrived else []
-                lost = MembersLost(silent, error.recovering, heard, ahead=ahead)
+                lost = MembersLost(error.peers, error.recovering, error.arrived, ahead=error.ahead)
             try:
                 swap = steps.throw(lost) if lost else steps.send(arrived)
             except StopIteration as stop:
@@ -287,12 +284,12 @@ class Attempts:
         Raises:
             AttemptFailed: a member is silent, and its process is not known to be gone.
         """
-        silent = frozenset(self._present.index(p) for p in error.silent)
-        if silent:
+        if error.silent:
+            names = ", ".join(map(str, sorted(error.silent)))
             raise AttemptFailed(
-                f"members {', '.join(map(str, sorted(silent)))} are connected, but did not send what was due "
-                f"({error}). They may wait for others, so that nobody goes on without them",
-                silent,
+                f"members {names} are connected, but did not send what was due ({error}). They may wait for "
+                "others, so that nobody goes on without them",
+                error.silent,
                 fatal=True,
             )
 
@@ -300,21 +297,18 @@ class Attempts:
         """Exchange messages with the members of the attempt; return what arrived, by member.
 
         Raises:
-            PeersLost: some of them do not answer, or have begun to recover.
+            PeersLost: some of them do not answer, or have begun to recover; with numbers of members.
         """
-        size = self._transport.size
-        parts: list[Payload] = [b""] * size
-        sizes = [0] * size
-        for i, p in enumerate(self._present):
-            parts[p] = swap.parts[i]
-            sizes[p] = swap.sizes[i]
         first = swap.phase == "announce" and not self._begun  # the others may still be training
         deadline_s = self._deadlines.next(swap.phase, first=first)
-        arrived = self._transport.swap(parts, sizes, deadline_s, (self._made, PHASES.index(swap.phase)))
+        step = (self._made, PHASES.index(swap.phase))
+        arrived = swap_among(
+            self._transport, self._present, swap.parts, swap.sizes, deadline_s=deadline_s, step=step
+        )
         if self.arrived is None:
             self.arrived = time.perf_counter()
         self._begun = True
-        return [arrived[p] for p in self._present]
+        return arrived
 
 
 def _alone(groups: Sequence[frozenset[int]]) -> frozenset[int]:

@@ -127,14 +127,13 @@ class Member(OpeningMember):
         return self._agreed(total, groups_at_fault(accusations))
 
     def _agreed(self, total: np.ndarray, groups: list[frozenset[int]]) -> AgreedSum:
-        convicted = [frozenset({i}) for i in sorted(self.statements.convicted)]
         others = [group for group in groups if not group & self.statements.convicted]
         return AgreedSum(
             total[: self.parameters.length],
             self.parameters.members,
             skip_reasons=self.skip_reasons,
             lost=self._lost,
-            blamed=(*convicted, *others),
+            blamed=(*self.statements.convictions, *others),
             convicted=frozenset(self.statements.convicted),
         )
 
@@ -186,7 +185,7 @@ class Member(OpeningMember):
         if convicted:
             names = ", ".join(f"member {i}" for i in sorted(convicted))
             self._reason = f"{names} signed different messages for different members"
-            return [frozenset({i}) for i in sorted(convicted)]
+            return self.statements.convictions
         complaints = {i: answer.complaint for i, answer in answers.items()}
         chunk = min(complaints.values())
         if not self._lost and NO_LISTS not in complaints.values() and chunk < self.plan.chunks:
@@ -210,7 +209,7 @@ class Member(OpeningMember):
                 raise AttemptFailed(
                     f"only {left} of {self.n} members are left, {self.parameters.threshold} are needed",
                     self._lost,
-                    [*(frozenset({i}) for i in sorted(self.statements.convicted)), *self._contradictions],
+                    [*self.statements.convictions, *self._contradictions],
                     fatal=True,
                 )
             lost = self._lost

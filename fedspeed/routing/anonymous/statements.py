@@ -84,6 +84,11 @@ class Statements:
         """Return what a member has signed first in a phase; None if this member has no statement of it."""
         return next(iter(self._received.get((label, member), ())), None)
 
+    @property
+    def convictions(self) -> list[frozenset[int]]:
+        """The convicted members, each alone in a set."""
+        return [frozenset({i}) for i in sorted(self.convicted)]
+
     def pack(self) -> bytes:
         """Return all statements as bytes; their number depends on the number of members only."""
         keys = ((label, member) for label in LABELS for member in range(len(self._members)))

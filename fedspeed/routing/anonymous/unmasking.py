@@ -17,14 +17,7 @@ from fedspeed.routing.anonymous.lists import has_sum
 from fedspeed.routing.anonymous.masks import remove_self_masks, restore_self_masks
 from fedspeed.routing.anonymous.parameters import PublicParameters
 from fedspeed.routing.anonymous.paths import PathPlan, backup_of
-from fedspeed.routing.anonymous.phases import (
-    AttemptFailed,
-    MembersLost,
-    Misbehaviour,
-    Payload,
-    Phase,
-    as_message,
-)
+from fedspeed.routing.anonymous.phases import AttemptFailed, MembersLost, Misbehaviour, Phase, as_message
 from fedspeed.routing.anonymous.recovery import MEMBER_SET, pack_members, unpack_members
 from fedspeed.routing.anonymous.settlement import NO_MARK
 from fedspeed.routing.buffer_pool import BUFFERS
@@ -107,24 +100,27 @@ class OpeningMember(CommittingMember):
 
     def _gather_sums(self) -> Phase[np.ndarray]:
         """Open this member's chunks and exchange the sums: [chunks * chunk_length] uint32."""
-        length = self.plan.chunk_length
         owned = [self.plan.owned(i) for i in range(self.n)]
-        own = BUFFERS.take(len(owned[self.me]), length, dtype=np.uint32)
-        for chunk, integers in zip(owned[self.me], own):
-            integers[:] = self.sums[chunk]
-            remove_self_masks(self.cipher, self._self_secrets, chunk, integers)
-        payloads = yield self._swap_with_all(
-            "sums", own.reshape(-1).view(np.uint8), [4 * length * len(chunks) for chunks in owned]
-        )
-        return self._arranged(owned, payloads)
+        return (yield from self._exchange_sums("sums", owned, opened=True))
 
-    def _arranged(self, chunks: Sequence[Sequence[int]], payloads: Sequence[Payload]) -> np.ndarray:
-        """Return the integers of all chunks in their order, from what each member has sent.
+    def _exchange_sums(
+        self, phase: str, chunks: Sequence[Sequence[int]], *, opened: bool
+    ) -> Phase[np.ndarray]:
+        """Send the sums of chunks to all, and return those of all chunks in their order:
+        [chunks * chunk_length] uint32.
 
         Args:
-            chunks: by member, those whose integers it sends.
+            chunks: by member, those whose sums it sends. opened: whether self masks are taken off first.
         """
         length = self.plan.chunk_length
+        own = BUFFERS.take(len(chunks[self.me]), length, dtype=np.uint32)
+        for chunk, integers in zip(chunks[self.me], own):
+            integers[:] = self.sums[chunk]
+            if opened:
+                remove_self_masks(self.cipher, self._self_secrets, chunk, integers)
+        payloads = yield self._swap_with_all(
+            phase, own.reshape(-1).view(np.uint8), [4 * length * len(sent) for sent in chunks]
+        )
         total = BUFFERS.take(self.plan.chunks * length, dtype=np.uint32)
         for i, payload in enumerate(payloads):
             data = as_bytes(payload)
@@ -212,15 +208,8 @@ class OpeningMember(CommittingMember):
         Raises:
             MembersLost: a member has sent another sum than was listed; its backup is asked next.
         """
-        length = self.plan.chunk_length
         chunks = [chunks_to_send(self.plan, i, self._lost) for i in range(self.n)]
-        own = BUFFERS.take(len(chunks[self.me]), length, dtype=np.uint32)
-        for chunk, integers in zip(chunks[self.me], own):
-            integers[:] = self.sums[chunk]
-        payloads = yield self._swap_with_all(
-            "masked", own.reshape(-1).view(np.uint8), [4 * length * len(sent) for sent in chunks]
-        )
-        total = self._arranged(chunks, payloads)
+        total = yield from self._exchange_sums("masked", chunks, opened=False)
         false = {
             i
             for i, sent in enumerate(chunks)
@@ -260,9 +249,8 @@ class OpeningMember(CommittingMember):
 
     def _blamed_by_this_member(self) -> list[frozenset[int]]:
         """Return the members that are convicted, alone, and those that this one accuses, with itself."""
-        convicted = self.statements.convicted
-        accused = sorted(self._accused - convicted)
-        return [*(frozenset({i}) for i in sorted(convicted)), *(frozenset({self.me, i}) for i in accused)]
+        accused = sorted(self._accused - self.statements.convicted)
+        return [*self.statements.convictions, *(frozenset({self.me, i}) for i in accused)]
 
     def _last_broadcast(self, phase: str, message: bytes) -> Phase[dict[int, bytes]]:
         """Send one message to all, and return those that arrive: a member that is lost here no longer

@@ -4,6 +4,7 @@ A liar acts on what its own member knows, and on who belongs to its coalition. W
 all its members together, `audit.knowledge` computes.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
@@ -72,7 +73,7 @@ def altered(steps: Phase[T], change: Callable[[list[Payload]], None]) -> Phase[T
             return stop.value
 
 
-class TwoFacedAnnouncer(Colluder):
+class TwoFacedAnnouncer(Colluder, ABC):
     """Announces other values to some members than to the rest, each announcement with a valid signature."""
 
     def _announce(self) -> Phase[None]:
@@ -88,8 +89,9 @@ class TwoFacedAnnouncer(Colluder):
         """Return the members that get the other announcement."""
         return [self.victim]
 
+    @abstractmethod
     def _other(self, own: Announcement) -> Announcement:
-        raise NotImplementedError
+        """Return the announcement for the deceived."""
 
 
 class TwoOnionKeys(TwoFacedAnnouncer):
