@@ -197,8 +197,6 @@ def train(
                 _add_turn(components, progress, trained, turn, result, slot=slot)
             components.recorder.note_turns(update.ledger, simultaneous)
     components.recorder.end_training(update.training)
-    if exchange == components.trainer.exchanges - 1:
-        components.recorder.note_updates(update.ledger, update.counted)
     return trained
 
 
@@ -302,6 +300,9 @@ def apply(components: RankComponents, progress: Progress, sent: SentUpdate) -> A
     components.recorder.note_exchange(name, total, sent_at=sent.sent_at, waited_s=waited_s)
     if trained.exchange == 0:
         update.before = progress.state
+    # Only now: whoever is lost before the sum has counted its local steps, but no update that arrived.
+    if trained.exchange == components.trainer.exchanges - 1:
+        components.recorder.note_updates(update.ledger, update.counted)
     if total.skipped:
         update.skipped = True
         return AppliedUpdate(update=update, start=trained.start, aggregate=None, weight=0.0, scale=1.0)

@@ -176,6 +176,18 @@ def weighs_less_in_the_update(label, vector, weight):
     return vector, weight - 1.0 if label.startswith("update") and weight == runs.share_of(LIAR) else weight
 
 
+def updates_are_counted_after_their_sum(label, vector, weight):
+    """Check that updates of a round are counted by the next header, which only those send that are left."""
+    from fedspeed.federation.ledger import Ledger
+
+    size = Ledger(3, 3, sums_only=True).vector.size
+    if label.startswith("header"):
+        halves = np.split(vector[5 : 5 + 2 * size], 2)
+        before, after = (Ledger(3, 3, half.copy(), sums_only=True) for half in halves)
+        assert before.total("asked") == 0 and after.total("asked") == float(not label.endswith(" 1")), label
+    return vector, weight
+
+
 def all_runs(world, base, folder):
     from fedspeed.federation.methods.config import METHODS, Entry, variant_of
 
@@ -189,6 +201,7 @@ def all_runs(world, base, folder):
         "plain": (settings(base, train={"lr": 0.01}, federation={"rounds": 2}), {}),
         "honest": (masked(base), {}),
         "overlapped": (masked(base, staleness=1), {}),
+        "counted": (masked(base), {"sent": updates_are_counted_after_their_sum}),
         "every step": (stepping, {}),
         "no better": (masked(base, rounds=9, patience=2, train={"lr": 0.0}), {}),
         "skipped": (masked(base), {"skipped": ("update of round 1",)}),
@@ -229,7 +242,7 @@ TWO_ROUNDS = [
 ]
 
 
-@pytest.mark.parametrize("case", ["honest", "overlapped"])
+@pytest.mark.parametrize("case", ["honest", "overlapped", "counted"])
 def test_a_round_takes_two_exchanges(seen, case):
     for rank in seen:
         assert rank[case][0] == TWO_ROUNDS and rank[case][3] == "finished"
