@@ -17,13 +17,29 @@ SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
 @dataclass(frozen=True)
+class Message:
+    """One message of a conversation; `role` is system, user, assistant or tool."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
 class Row:
-    """One row of text. `input` and `category` are empty where the source has none."""
+    """One row of text. `input` and `category` are empty where the source has none.
+
+    Attributes:
+        messages: a conversation of several turns, whose assistant messages are all trained on. If there is
+            one, instruction and input are empty and `output` is the last assistant message.
+        is_text: whether `output` is a whole text without prompt, which no template is applied to.
+    """
 
     instruction: str
     input: str
     output: str
     category: str
+    messages: tuple[Message, ...] = ()
+    is_text: bool = False
 
 
 @dataclass(frozen=True)
