@@ -30,14 +30,36 @@ def bases(tmp_path_factory):
     return made | {"tied": write_llama(folder / "tied", layers=4, tie_word_embeddings=True)}
 
 
+SAMPLED = {"max_new": MAX_NEW, "temperature": 1.3, "top_p": 0.9, "n": 3, "seed": 7}
+
+
 def asked(client_engine, stop=()):
     """Return all results that are compared, of an engine whose adapter is `stirred`."""
     return {
         "greedy": client_engine.generate(PROMPTS, max_new=MAX_NEW, stop=stop),
-        "sampled": client_engine.generate(PROMPTS, max_new=MAX_NEW, temperature=1.3, top_p=0.9, n=3, seed=7),
+        "sampled": client_engine.generate(PROMPTS, **SAMPLED),
+        "ended": client_engine.generate(PROMPTS, **SAMPLED, is_done=is_done),
         "alone": client_engine.generate(PROMPTS[2:3], max_new=MAX_NEW),
         "logprobs": client_engine.logprobs(SEQUENCES, ASKED),
     }
+
+
+def is_done(tokens):
+    """End an answer after its second token at the earliest, and mostly before the last one that is asked."""
+    return len(tokens) > 1 and sum(tokens) % 4 == 0
+
+
+def ended(answer):
+    """Return an answer up to where `is_done` ends it."""
+    tokens = list(answer)
+    return next((tokens[:end] for end in range(1, len(tokens)) if is_done(tokens[:end])), tokens)
+
+
+def ends_where_it_is_done(found):
+    """Assert that answers which were ended are the beginnings of those that were not."""
+    whole = [[one.tolist() for one in some] for some in found["sampled"]]
+    same_answers(found["ended"], [[ended(one) for one in some] for some in whole])
+    assert len({len(one) for some in found["ended"] for one in some}) > 2
 
 
 def of_tiers(rank, base, kinds, stop, nvme, *, options=None):
@@ -136,6 +158,7 @@ def test_every_tier_answers_as_transformers_does(bases, tmp_path, family):
         same_answers(
             answers["sampled"], [[one.tolist() for one in some] for some in found["zero0"]["sampled"]]
         )
+        ends_where_it_is_done(answers)
         for values, expected in zip(answers["logprobs"], logprobs, strict=True):
             assert np.abs(values - expected).max() < 1e-5
     samples = {tuple(one.tolist()) for one in found["ram"]["sampled"][0]}
@@ -177,7 +200,8 @@ def test_the_ranks_of_a_client_share_the_work_and_all_know_the_answers(bases, tm
     kind, ranks, options = WAYS[way]
     [alone] = run_clusters([1], of_client, bases["gpt2"], "resident", 1, tmp_path)
     for found in run_clusters([ranks], of_client, bases["gpt2"], kind, ranks, tmp_path, options=options):
-        for name in ("greedy", "sampled", "alone"):
+        ends_where_it_is_done(found)
+        for name in ("greedy", "sampled", "alone", "ended"):
             same_answers(found[name], [[one.tolist() for one in some] for some in alone[name]])
         for values, expected in zip(found["logprobs"], alone["logprobs"], strict=True):
             assert np.abs(values - expected).max() < 1e-5
@@ -193,7 +217,7 @@ def uneven(rank, base, kind, clients, nvme, *, options):
         first = client_engine.generate(
             PROMPTS[: 3 if second else 1], max_new=2 if second else MAX_NEW, n=1 if second else 2
         )
-        last = client_engine.generate([] if second else PROMPTS, max_new=3)
+        last = client_engine.generate([] if second else PROMPTS, max_new=MAX_NEW, is_done=is_done)
         scores = client_engine.logprobs(SEQUENCES, ASKED)
         client_engine.close()
         return first, last, scores
@@ -217,7 +241,8 @@ def test_clients_that_share_a_base_ask_each_for_what_they_like(bases, tmp_path, 
     )
     for rank in clients[0]:
         same_answers(answered[rank][0], [[free[0]] * 2])
-        same_answers(answered[rank][1], [[answer[:3]] for answer in free])
+        same_answers(answered[rank][1], [[ended(answer)] for answer in free])
+        assert len({len(answer) for (answer,) in answered[rank][1]}) > 1
     for rank in clients[1]:
         same_answers(answered[rank][0], [[answer[:2]] for answer in other[:3]])
         assert answered[rank][1] == []

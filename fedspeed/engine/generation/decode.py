@@ -4,7 +4,7 @@ Both are generators: they yield the pieces that can be computed now, in any orde
 each, and return their result. So they depend on no engine, no ranks and no weights.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,12 +46,14 @@ class AnswerSettings:
         max_new: tokens of an answer at most. samples: answers a prompt.
         stop: tokens that end an answer and are not part of it.
         sampling: how tokens are chosen.
+        is_done: called with an answer's tokens after each new one; True ends the answer, which keeps them.
     """
 
     max_new: int
     samples: int
     stop: frozenset[int]
     sampling: Sampling
+    is_done: Callable[[Sequence[int]], bool] | None = None
 
 
 class GroupAnswers:
@@ -86,10 +88,7 @@ class GroupAnswers:
 
     def add(self, chosen: np.ndarray) -> None:
         """Add each open row's next token, [open rows] int64; rows that have stopped are dropped."""
-        going = np.array([token not in self._settings.stop for token in chosen.tolist()])
-        for row, token, goes in zip(self._open_rows, chosen.tolist(), going):
-            if goes:
-                self.tokens[row].append(token)
+        going = np.array([self._goes_on(row, token) for row, token in zip(self._open_rows, chosen.tolist())])
         self._last = chosen
         self._position = self._position + 1
         if going.all():
@@ -99,6 +98,14 @@ class GroupAnswers:
         self._behind = self._behind[rows]
         self._last = self._last[rows]
         self._open_rows = [self._open_rows[row] for row in rows]
+
+    def _goes_on(self, row: Row, token: int) -> bool:
+        """Add a token to an answer unless it is a stop token; returns whether the answer goes on."""
+        if token in self._settings.stop:
+            return False
+        tokens = self.tokens[row]
+        tokens.append(token)
+        return self._settings.is_done is None or not self._settings.is_done(tokens)
 
 
 def generate_answers(

@@ -7,7 +7,7 @@ computes nothing. So all of them call together, each with any number of prompts.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ class Generating(ABC):
         n: int = 1,
         seed: int = 0,
         stop: Iterable[int] = (),
+        is_done: Callable[[Sequence[int]], bool] | None = None,
     ) -> list[list[np.ndarray]]:
         """Continue prompts, with a cache of keys and values; what all prompts begin with is computed once.
 
@@ -54,9 +55,13 @@ class Generating(ABC):
             prompts: tokens [t] of each. max_new: tokens of an answer at most. stop: tokens that end one.
             temperature: 0 takes the most likely token. top_p: see `Sampling`. n: answers a prompt.
             seed: of random choices, which depend on nothing else but the numbers of prompt, answer and token.
+            is_done: called with the tokens of an answer after each new one, except a stop token; True ends
+                the answer, which keeps its tokens. Ranks that compute the same answer together each call it,
+                so it must depend on nothing but the tokens.
 
         Returns:
-            For each prompt its n answers, [t] int64: without the prompt, and without the token that ended it.
+            For each prompt its n answers, [t] int64: without the prompt, and without the stop token that
+            ended it.
 
         Raises:
             ModelError: a prompt is empty, or longer than the model's table of positions leaves room for.
@@ -71,6 +76,7 @@ class Generating(ABC):
             samples=n,
             stop=frozenset(stop),
             sampling=Sampling(temperature=temperature, top_p=top_p, seed=seed),
+            is_done=is_done,
         )
         self._check([len(prompt) for prompt in prompts], max_new)
         shares, share = self.data_share
