@@ -41,7 +41,22 @@ def asked(client_engine, stop=()):
         "ended": client_engine.generate(PROMPTS, **SAMPLED, is_done=is_done),
         "alone": client_engine.generate(PROMPTS[2:3], max_new=MAX_NEW),
         "logprobs": client_engine.logprobs(SEQUENCES, ASKED),
+        "likeliest": likeliest(client_engine),
     }
+
+
+def likeliest(client_engine):
+    """Return which tokens are the most likely ones in greedy answers, and in such answers with another token
+    in the middle.
+    """
+    answers = [one for [one] in client_engine.generate(PROMPTS, max_new=3)]
+    answers += [np.array([first, (second + 1) % 260]) for first, second, _ in answers]
+    sequences = [np.concatenate(pair) for pair in zip([*PROMPTS, *PROMPTS], answers)]
+    spans = [(len(prompt), len(sequence)) for prompt, sequence in zip([*PROMPTS, *PROMPTS], sequences)]
+    return [scores.likeliest.tolist() for scores in client_engine.token_scores(sequences, spans)]
+
+
+LIKELIEST = [[True] * 3] * len(PROMPTS) + [[True, False]] * len(PROMPTS)
 
 
 def is_done(tokens):
@@ -159,6 +174,7 @@ def test_every_tier_answers_as_transformers_does(bases, tmp_path, family):
             answers["sampled"], [[one.tolist() for one in some] for some in found["zero0"]["sampled"]]
         )
         ends_where_it_is_done(answers)
+        assert answers["likeliest"] == LIKELIEST
         for values, expected in zip(answers["logprobs"], logprobs, strict=True):
             assert np.abs(values - expected).max() < 1e-5
     samples = {tuple(one.tolist()) for one in found["ram"]["sampled"][0]}
@@ -201,6 +217,7 @@ def test_the_ranks_of_a_client_share_the_work_and_all_know_the_answers(bases, tm
     [alone] = run_clusters([1], of_client, bases["gpt2"], "resident", 1, tmp_path)
     for found in run_clusters([ranks], of_client, bases["gpt2"], kind, ranks, tmp_path, options=options):
         ends_where_it_is_done(found)
+        assert found["likeliest"] == LIKELIEST
         for name in ("greedy", "sampled", "alone", "ended"):
             same_answers(found[name], [[one.tolist() for one in some] for some in alone[name]])
         for values, expected in zip(found["logprobs"], alone["logprobs"], strict=True):

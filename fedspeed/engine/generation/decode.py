@@ -17,7 +17,7 @@ from fedspeed.engine.generation.batches import (
     divide_rows,
 )
 from fedspeed.engine.generation.cache import Segment
-from fedspeed.engine.generation.pieces import Choose, Group, LogProbability, Piece, prefix_piece
+from fedspeed.engine.generation.pieces import Choose, Group, Piece, TokenScore, prefix_piece
 from fedspeed.engine.generation.sampling import Draw, Sampling
 
 # Yields pieces, is sent their values, and returns a list.
@@ -147,8 +147,8 @@ def generate_answers(
 def score_spans(
     sequences: Sequence[tuple[int, np.ndarray, tuple[int, int]]], limits: BatchLimits
 ) -> PieceSeries:
-    """Compute the log-probabilities of spans, given all that stands before each token; returns [(sequence,
-    [b - a] fp32)].
+    """Score the tokens of spans, given all that stands before each; returns [(sequence, values [b - a] of
+    `TokenScore`)].
 
     What several spans follow is computed once, as is what all sequences begin with.
 
@@ -178,7 +178,7 @@ def score_spans(
 
 
 def _score_batch(groups: Sequence[tuple[Group, list[Span]]]) -> PieceSeries:
-    """Compute the log-probabilities of the spans of some groups; returns [(sequence, [t] fp32)]."""
+    """Score the spans of some groups; returns [(sequence, values [t] of `TokenScore`)]."""
     first = yield [_contexts_piece(group, spans) for group, spans in groups]
     longer = [(group, [span for span in spans if len(span.tokens) > 1]) for group, spans in groups]
     longer = [(group, spans) for group, spans in longer if spans]
@@ -204,7 +204,7 @@ def _context_of(context: np.ndarray, spans: Sequence[tuple[int, np.ndarray]]) ->
 def _contexts_piece(group: Group, spans: Sequence[Span]) -> Piece:
     """Make the piece of a group's contexts, which scores the first token of each span."""
     first = np.array([span.tokens[0] for span in spans])
-    return group.begin(np.array([span.context for span in spans]), LogProbability(first), reads_tokens=False)
+    return group.begin(np.array([span.context for span in spans]), TokenScore(first), reads_tokens=False)
 
 
 def _spans_piece(group: Group, spans: Sequence[Span]) -> Piece:
@@ -212,7 +212,7 @@ def _spans_piece(group: Group, spans: Sequence[Span]) -> Piece:
     targets = np.concatenate([span.tokens[1:] for span in spans])
     behind = np.array([span.context for span in spans])
     before_last = [span.tokens[:-1] for span in spans]
-    return group.follow(behind, before_last, LogProbability(targets), reads_tokens=False)
+    return group.follow(behind, before_last, TokenScore(targets), reads_tokens=False)
 
 
 def _prefix(

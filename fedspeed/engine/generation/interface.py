@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from fedspeed.engine.generation.batches import BatchLimits
 from fedspeed.engine.generation.decode import AnswerSettings, PieceSeries, generate_answers, score_spans
-from fedspeed.engine.generation.pieces import Piece
+from fedspeed.engine.generation.pieces import Piece, TokenScores, token_scores
 from fedspeed.engine.generation.sampling import Sampling
 from fedspeed.errors import FedSpeedError, ModelError
 from fedspeed.models.positions import row_limit
@@ -92,14 +92,25 @@ class Generating(ABC):
         return [[row[1 : int(row[0]) + 1].astype(np.int64) for row in answers] for answers in table]
 
     def logprobs(self, tokens: Sequence[np.ndarray], spans: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-        """Compute the log-probability of each token of a span, given all tokens before it. What several spans
-        follow is computed once. Collective as `generate` is.
+        """Compute the log-probability of each token of a span, given all tokens before it; see
+        `token_scores`.
+
+        Returns:
+            [b - a] fp32 of each sequence.
+        """
+        return [scores.logprobs for scores in self.token_scores(tokens, spans)]
+
+    def token_scores(
+        self, tokens: Sequence[np.ndarray], spans: Sequence[tuple[int, int]]
+    ) -> list[TokenScores]:
+        """Score each token of a span, given all tokens before it. What several spans follow is computed once.
+        Collective as `generate` is.
 
         Args:
             tokens: [t] of each sequence. spans: (a, b) of each, from a, at least 1, up to b, at most t.
 
         Returns:
-            [b - a] fp32 of each sequence.
+            For each sequence the scores of the b - a tokens of its span.
 
         Raises:
             ModelError: a span is empty, begins before token 1 or ends behind the sequence, or the table of
@@ -112,7 +123,7 @@ class Generating(ABC):
                     "1 or later "
                     "(nothing stands before token 0), hold a token, and end with the sequence at the latest"
                 )
-        self._check([b for _, b in spans], 0)
+        self._check([b - 1 for _, b in spans], 0)  # a span's last token is not computed
         shares, share = self.data_share
         numbered = list(zip(range(len(tokens)), tokens, spans))[share::shares]
         scored = self._execute_series(score_spans(numbered, self._batch_limits()))
@@ -122,7 +133,7 @@ class Generating(ABC):
             values[ends[i] : ends[i + 1]] = of_span
         if shares > 1:
             values = self.sum_over_client(values)
-        return [values[start:end].astype(np.float32) for start, end in zip(ends, ends[1:])]
+        return [token_scores(values[start:end]) for start, end in zip(ends, ends[1:])]
 
     def _execute_series(self, series: PieceSeries) -> list:
         """Compute the pieces of a series, pass by pass, together with the ranks that share the base; returns

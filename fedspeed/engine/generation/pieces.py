@@ -55,8 +55,10 @@ class Choose:
 
 
 @dataclass(frozen=True)
-class LogProbability:
-    """A reader of logits that takes the log-probability of one token of each.
+class TokenScore:
+    """A reader of logits that takes the log-probability of one token of each, and whether that token is the
+    most likely one. Both are in one value, since a piece has one value for a token: the sign is positive for
+    the most likely token, and negative for any other. `token_scores` separates them.
 
     Attributes:
         targets: these tokens, [k] int64.
@@ -65,8 +67,27 @@ class LogProbability:
     targets: np.ndarray
 
     def __call__(self, logits: torch.Tensor, part: slice) -> torch.Tensor:
-        targets = torch.from_numpy(self.targets[part]).to(logits.device).unsqueeze(-1)
-        return logits.gather(-1, targets).squeeze(-1) - logits.logsumexp(-1)
+        targets = torch.from_numpy(self.targets[part]).to(logits.device)
+        logprobs = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+        return torch.where(logits.argmax(-1) == targets, logprobs.abs(), -logprobs.abs())
+
+
+@dataclass(frozen=True, eq=False)
+class TokenScores:
+    """The scores of the tokens of a span.
+
+    Attributes:
+        logprobs: the log-probability of each token, [t] fp32.
+        likeliest: whether no other token is more likely in its place, [t] bool.
+    """
+
+    logprobs: np.ndarray
+    likeliest: np.ndarray
+
+
+def token_scores(values: np.ndarray) -> TokenScores:
+    """Separate the values that `TokenScore` reads, [t]."""
+    return TokenScores(-np.abs(values).astype(np.float32), ~np.signbit(values))
 
 
 def read_in_parts(piece: Piece, logits_of: Callable[[slice], torch.Tensor], rows: int) -> torch.Tensor:
