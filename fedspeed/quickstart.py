@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from fedspeed.data.batches import collate
 from fedspeed.data.builtin import pretraining_rows
-from fedspeed.data.encode import Example, encode
+from fedspeed.data.config import DataConfig
+from fedspeed.data.encode import Example
+from fedspeed.data.prompt_template import PromptTemplate, template_for
 from fedspeed.data.rows import Row
 from fedspeed.errors import ModelError
 from fedspeed.files import check_writable, follow_umask
@@ -92,7 +94,8 @@ def _train(model: "LlamaForCausalLM", tokenizer: "PreTrainedTokenizerBase", seed
         delay=5.0,
         leave=False,
     )
-    examples = [_encode(row, tokenizer) for row in rows]
+    template = template_for(DataConfig(template="plain", max_tokens=MAX_TOKENS), tokenizer)
+    examples = [_encode(row, template) for row in rows]
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.01)
     with tqdm(range(STEPS), desc="pretraining a tiny base", mininterval=1.0) as steps:
         for step in steps:
@@ -112,10 +115,10 @@ def _train(model: "LlamaForCausalLM", tokenizer: "PreTrainedTokenizerBase", seed
             steps.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
 
 
-def _encode(row: Row, tokenizer: "PreTrainedTokenizerBase") -> Example:
-    example = encode(row, tokenizer, "plain", MAX_TOKENS)
-    assert example is not None, "every row of the built-in task has an answer within the limit"
-    return example
+def _encode(row: Row, template: PromptTemplate) -> Example:
+    examples = template.encode(row).examples
+    assert examples, "every row of the built-in task has an answer within the limit"
+    return examples[0]
 
 
 def _learning_rate(step: int) -> float:

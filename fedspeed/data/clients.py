@@ -1,5 +1,6 @@
 """The data of each client: its training rows and held-out rows, as text and as tokens."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,10 +8,11 @@ import numpy as np
 from fedspeed import activity
 from fedspeed.data import splitters, streams
 from fedspeed.data.config import DataConfig
-from fedspeed.data.encode import Example, Tokenizer, encode
+from fedspeed.data.encode import Encoded, Example, Tokenizer
+from fedspeed.data.prompt_template import template_for
 from fedspeed.data.row_counts import RowCounts
 from fedspeed.data.rows import Row
-from fedspeed.data.tasks import load_rows, template_of
+from fedspeed.data.tasks import load_rows
 from fedspeed.data.templates import text_of
 from fedspeed.errors import DataError
 
@@ -29,17 +31,16 @@ class ClientData:
     """The encoded rows of one client.
 
     Attributes:
-        dropped: number of training and held-out rows that are left out because data.max_tokens removes their
-            whole answer.
+        counts: of the rows, training and held-out ones together.
         pad_id: token id of padding; it is masked everywhere, so any id will do.
         limit: data.max_tokens, which no batch is padded beyond.
     """
 
     train: list[Example]
     val: list[Example]
-    dropped: int
     pad_id: int
     limit: int | None = None
+    counts: RowCounts = RowCounts(0, 0, 0)
 
     @property
     def weight(self) -> float:
@@ -70,22 +71,20 @@ def encode_client(rows: ClientRows, tokenizer: Tokenizer, config: DataConfig) ->
     Raises:
         DataError: no training row keeps an answer within data.max_tokens.
     """
-    template = template_of(config)
+    template = template_for(config, tokenizer)
     all_rows = activity.counted((*rows.train, *rows.val), "the encoding of rows", "row")
-    examples = [encode(row, tokenizer, template, config.max_tokens) for row in all_rows]
-    train = [example for example in examples[: len(rows.train)] if example is not None]
-    val = [example for example in examples[len(rows.train) :] if example is not None]
+    encoded = [template.encode(row) for row in all_rows]
+    train = [example for row in encoded[: len(rows.train)] for example in row.examples]
+    val = [example for row in encoded[len(rows.train) :] for example in row.examples]
     if not train:
         raise DataError(
             f"client {rows.client}: data.max_tokens={config.max_tokens} cuts away the whole answer of each "
-            f"of its {len(rows.train)} training rows (template {template}); raise data.max_tokens"
+            f"of its {len(rows.train)} training rows (template {template.name}); raise data.max_tokens"
         )
     # The pad token of many tokenizers was added beyond the model's vocabulary, so padding uses no id above
     # those of the rows.
     pad_id = min(tokenizer.pad_token_id, max(int(example.input_ids.max()) for example in (*train, *val)))
-    return ClientData(
-        train, val, dropped=len(examples) - len(train) - len(val), pad_id=pad_id, limit=config.max_tokens
-    )
+    return ClientData(train, val, counts=_counts(encoded), pad_id=pad_id, limit=config.max_tokens)
 
 
 def largest_id(data: ClientData) -> int:
@@ -93,11 +92,9 @@ def largest_id(data: ClientData) -> int:
     return max(data.pad_id, *(int(example.input_ids.max()) for example in (*data.train, *data.val)))
 
 
-def row_counts(data: ClientData) -> RowCounts:
-    """Return the numbers of a client's rows, of truncated ones, and of dropped ones."""
-    examples = (*data.train, *data.val)
+def _counts(encoded: Sequence[Encoded]) -> RowCounts:
     return RowCounts(
-        len(examples) + data.dropped, cut=sum(example.cut for example in examples), lost=data.dropped
+        len(encoded), cut=sum(row.cut for row in encoded), lost=sum(not row.examples for row in encoded)
     )
 
 
@@ -122,8 +119,7 @@ def _split(config: DataConfig, rows: list[Row], rng: np.random.Generator) -> lis
 
 def _held_out(client: int, rows: list[Row], config: DataConfig, seed: int) -> ClientRows:
     order = np.random.default_rng([seed, streams.HOLDOUT, client]).permutation(len(rows))
-    template = template_of(config)
-    val = set(splitters.hold_out(order, [text_of(row, template) for row in rows], _n_val(len(rows), config)))
+    val = set(splitters.hold_out(order, [text_of(row) for row in rows], _n_val(len(rows), config)))
     return ClientRows(
         train=tuple(row for i, row in enumerate(rows) if i not in val),
         val=tuple(rows[i] for i in sorted(val)),

@@ -6,6 +6,9 @@ from typing import Literal
 MAX_STEPS = 1_000_000  # of a client in a round; more is taken for a typing mistake
 
 
+TemplateName = Literal["auto", "alpaca", "plain"]
+
+
 @dataclass(frozen=True)
 class DataConfig:
     task: Literal["builtin", "gsm8k", "dolly", "codealpaca", "file"] = field(
@@ -70,7 +73,7 @@ class DataConfig:
     max_tokens: int = field(
         default=512, metadata={"help": "rows are truncated to this many tokens", "min": 8, "max": 1_048_576}
     )
-    template: Literal["auto", "alpaca", "plain"] = field(
+    template: TemplateName = field(
         default="auto",
         metadata={
             "help": (

@@ -1,13 +1,10 @@
-"""Conversion of rows to token ids, with the loss on the answer only."""
+"""Token ids of texts, and examples: token ids with the loss on some of them only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-
-from fedspeed.data.rows import Row
-from fedspeed.data.templates import prompt
 
 IGNORED = -100  # the label that cross entropy skips
 
@@ -40,43 +37,40 @@ class Example:
         input_ids: [T] int32, prompt, answer and end-of-sequence, truncated to the token limit.
         labels_start: index of the first answer token; tokens before it carry no loss.
         cut: whether the end of the answer was truncated. Such a row cannot be answered exactly.
+        later_prompts: spans [start, end) behind labels_start that carry no loss either, in order: of a
+            conversation, everything between two answers. They lie within input_ids.
     """
 
     input_ids: np.ndarray
     labels_start: int
     cut: bool = False
+    later_prompts: tuple[tuple[int, int], ...] = ()
 
     @property
     def answer_tokens(self) -> int:
         """Return the number of tokens that carry loss. The first token of a sequence is never predicted."""
-        return len(self.input_ids) - max(self.labels_start, 1)
+        without_loss = max(self.labels_start, 1) + sum(end - start for start, end in self.later_prompts)
+        return len(self.input_ids) - without_loss
 
     @property
     def labels(self) -> np.ndarray:
-        """Return the labels, [T] int64: the ids of the answer, and -100 on the prompt."""
+        """Return the labels, [T] int64: the ids of the answers, and -100 on all other tokens."""
         labels = self.input_ids.astype(np.int64)
-        labels[: self.labels_start] = IGNORED
+        for start, end in ((0, self.labels_start), *self.later_prompts):
+            labels[start:end] = IGNORED
         return labels
 
 
-def encode(row: Row, tokenizer: Tokenizer, template: str, max_tokens: int) -> Example | None:
-    """Return prompt, answer and end-of-sequence of a row as token ids, truncated to `max_tokens`.
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """The examples of one row; none where nothing of its answers is left within the token limit.
 
-    Prompt and answer are tokenized separately, so that the prompt's ids are the same in training and in
-    generation whatever the answer begins with; a token across the boundary would change them.
-
-    Returns:
-        None where no answer token is left: such a row has no loss, and its mean loss would be 0/0.
+    Attributes:
+        cut: whether data.max_tokens removes the end of an answer, or a whole answer of several.
     """
-    before = prompt_ids(row, tokenizer, template)
-    ids = before + text_ids(row.output, tokenizer) + [tokenizer.eos_token_id]
-    example = Example(np.asarray(ids[:max_tokens], dtype=np.int32), len(before), cut=len(ids) > max_tokens)
-    return example if example.answer_tokens > 0 else None
 
-
-def prompt_ids(row: Row, tokenizer: Tokenizer, template: str) -> list[int]:
-    """Return the token ids of everything before the answer, the same in training and in generation."""
-    return prompt_text_ids(prompt(row, template), tokenizer)
+    examples: tuple[Example, ...]
+    cut: bool = False
 
 
 def prompt_text_ids(text: str, tokenizer: Tokenizer) -> list[int]:
@@ -94,8 +88,8 @@ def text_ids(text: str, tokenizer: Tokenizer) -> list[int]:
     """Return the token ids of a text without special tokens. Where the text has the name of one, such as
     `</s>`, the name is encoded as characters; as a special token it would end an answer in the middle.
     """
-    # Not verbose: otherwise the tokenizer warns of texts longer than the model's positions, which `encode`
-    # truncates.
+    # Not verbose: otherwise the tokenizer warns of texts longer than the model's positions, which are
+    # truncated later.
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
     # The vocabulary of a Unigram tokenizer may have such names as ordinary pieces.
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}

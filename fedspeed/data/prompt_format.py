@@ -1,11 +1,10 @@
 """The format of a run's prompts, which follows from its tokenizer and its data configuration."""
 
 from fedspeed.data.config import DataConfig
-from fedspeed.data.encode import Tokenizer, leading_special_ids, prompt_ids
+from fedspeed.data.encode import Tokenizer, leading_special_ids
+from fedspeed.data.prompt_template import template_for
 from fedspeed.data.prompting import PromptFormat
 from fedspeed.data.rows import Row
-from fedspeed.data.tasks import template_of
-from fedspeed.data.templates import prompt
 
 MAX_NEW_TOKENS = 64  # of the example's answer
 EXAMPLES = {  # invented, so that no row of a client is shown
@@ -18,15 +17,15 @@ EXAMPLE = Row("Name three colours.", "", "", "")
 
 def format_of(tokenizer: Tokenizer, config: DataConfig) -> PromptFormat:
     """Return the format of a run's prompts, with an invented example."""
-    template = template_of(config)
+    template = template_for(config, tokenizer)
     row = EXAMPLES.get(config.task, EXAMPLE)
     leading = leading_special_ids(tokenizer)
-    remaining = config.max_tokens - len(prompt_ids(row, tokenizer, template))
+    remaining = config.max_tokens - len(template.prompt_ids(row))
     return PromptFormat(
-        template,
+        template.name,
         (tuple(leading), "".join(tokenizer.convert_ids_to_tokens(leading))),
         (tokenizer.eos_token_id, tokenizer.eos_token),
         pad_id=tokenizer.pad_token_id,
-        example=(prompt(row, template), min(MAX_NEW_TOKENS, max(1, remaining))),
+        example=(template.prompt_text(row), min(MAX_NEW_TOKENS, max(1, remaining))),
         chat_template=bool(tokenizer.chat_template),
     )

@@ -2,12 +2,11 @@
 clients, so that they reveal nothing of a single one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from fedspeed.data.clients import ClientRows
 from fedspeed.data.config import DataConfig
 from fedspeed.data.rows import Row
-from fedspeed.data.tasks import template_of
 from fedspeed.data.templates import text_of
 
 
@@ -15,7 +14,7 @@ def row_remarks(config: DataConfig, clients: Sequence[ClientRows]) -> list[str]:
     """Return a sentence for each remark on the rows of all clients."""
     rows = [row for client in clients for row in (*client.train, *client.val)]
     remarks = [_blank_answers(rows), _no_category(config, rows), _nothing_held_out(config, clients)]
-    return [text for text in remarks if text] + _copies(config, clients)
+    return [text for text in remarks if text] + _copies(clients)
 
 
 def _blank_answers(rows: Sequence[Row]) -> str:
@@ -48,16 +47,15 @@ def _nothing_held_out(config: DataConfig, clients: Sequence[ClientRows]) -> str:
     )
 
 
-def _copies(config: DataConfig, clients: Sequence[ClientRows]) -> list[str]:
+def _copies(clients: Sequence[ClientRows]) -> list[str]:
     """Return remarks on rows that several clients have. The hold-out separates equal rows of one client, but
     cannot separate those of different clients, which are not compared.
     """
-    template = template_of(config)
-    trained_by: dict[tuple[str, str], set[int]] = {}
+    trained_by: dict[Hashable, set[int]] = {}
     for client in clients:
         for row in client.train:
-            trained_by.setdefault(text_of(row, template), set()).add(client.client)
-    held_out = [text_of(row, template) for client in clients for row in client.val]
+            trained_by.setdefault(text_of(row), set()).add(client.client)
+    held_out = [text_of(row) for client in clients for row in client.val]
     seen = sum(text in trained_by for text in held_out)
     several = sum(len(owners) > 1 for owners in trained_by.values())
     remarks = []

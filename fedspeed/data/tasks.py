@@ -1,4 +1,4 @@
-"""The registry of tasks: where their rows are found, how a record becomes a row, and their prompt template.
+"""The registry of tasks: where their rows are found and how a record becomes a row.
 
 A new published task needs one entry in `TASKS` and its name in `DataConfig.task`.
 """
@@ -50,14 +50,12 @@ class Task:
         source: where a user can download the file.
         edit: changes a row, or returns None to drop it; raises ValueError if the row does not belong to the
             task.
-        template: the prompt template that data.template=auto stands for.
     """
 
     files: tuple[str, ...]
     fields: Fields
     source: str
     edit: Callable[[Row], Row | None] = _unchanged
-    template: str = "alpaca"
 
 
 TASKS = {
@@ -80,15 +78,6 @@ TASKS = {
         edit=_codealpaca_edit,
     ),
 }
-
-
-def template_of(config: DataConfig) -> str:
-    """Return the prompt template of a configuration; for `auto`, that of its task."""
-    if config.template != "auto":
-        return config.template
-    if config.task in TASKS:
-        return TASKS[config.task].template
-    return "plain" if config.task == "builtin" else "alpaca"
 
 
 def load_rows(config: DataConfig, seed: int) -> list[Row]:

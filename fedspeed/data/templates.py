@@ -1,5 +1,7 @@
 """Prompt templates: the text before the answer of a row."""
 
+from collections.abc import Hashable
+
 from fedspeed.data.rows import Row
 
 # The prompts of Stanford Alpaca (Taori et al. 2023), which FederatedScope-LLM trains and evaluates with.
@@ -36,6 +38,7 @@ def prompt(row: Row, template: str) -> str:
     return _TEMPLATES[template](row)
 
 
-def text_of(row: Row, template: str) -> tuple[str, str]:
-    """Return (prompt, answer) of a row. Rows for which these are the same are equal to a model."""
-    return prompt(row, template), row.output
+def text_of(row: Row) -> Hashable:
+    """Return what all templates make the same tokens of: rows with equal texts are equal to a model."""
+    question = " ".join(text for text in (row.instruction, row.input) if text)
+    return question, row.output, row.messages

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from fedspeed import activity
-from fedspeed.checkpoint.card import read_card
+from fedspeed.checkpoint.card import CARD_FILE, read_card
 from fedspeed.checkpoint.journal import Journal
-from fedspeed.data.encode import prompt_ids
+from fedspeed.data.config import DataConfig
+from fedspeed.data.prompt_template import NAMES, PromptTemplate, template_for
 from fedspeed.data.rows import Row
 from fedspeed.errors import FedSpeedError, ModelError
 from fedspeed.models.json_object import read_object
@@ -22,12 +23,12 @@ class Loaded:
     """A trained model with its tokenizer.
 
     Args:
-        model, tokenizer: of transformers. template: name of the prompt template of the training rows.
+        model, tokenizer: of transformers. template: of the training rows.
     """
 
     model: Any
     tokenizer: Any
-    template: str
+    template: PromptTemplate
 
 
 def exported_folder(name: str) -> Path:
@@ -116,7 +117,7 @@ def load(folder: Path) -> Loaded:
             "copy the folder again, or correct base_model_name_or_path in adapter_config.json"
         ) from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Loaded(model.to(device).eval(), tokenizer, template)
+    return Loaded(model.to(device).eval(), tokenizer, _template(template, tokenizer, folder))
 
 
 def answer(loaded: Loaded, row: Row, max_new_tokens: int, temperature: float = 0.0) -> str:
@@ -132,7 +133,7 @@ def answer(loaded: Loaded, row: Row, max_new_tokens: int, temperature: float = 0
 
     tokenizer = loaded.tokenizer
     device = next(loaded.model.parameters()).device
-    tokens = prompt_ids(row, tokenizer, loaded.template)
+    tokens = loaded.template.prompt_ids(row)
     room = loaded.model.config.max_position_embeddings - len(tokens)
     if room < 1:
         raise ModelError(
@@ -149,11 +150,22 @@ def answer(loaded: Loaded, row: Row, max_new_tokens: int, temperature: float = 0
             attention_mask=torch.ones_like(ids),
             max_new_tokens=min(max_new_tokens, room),
             do_sample=temperature > 0,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=sorted(loaded.template.stop_ids),
             pad_token_id=tokenizer.pad_token_id,
             **sampled,
         )
     return tokenizer.decode(output[0, len(tokens) :], skip_special_tokens=True)
+
+
+def _template(name: str, tokenizer: Any, folder: Path) -> PromptTemplate:
+    """Return the prompt template that an export's card names."""
+    known = next((template for template in NAMES if template == name), None)
+    if known is None:
+        raise ModelError(
+            f"{folder / CARD_FILE}: template {name!r} is unknown; write {' or '.join(NAMES)}, or install the "
+            "version of FedSpeed that exported the model"
+        )
+    return template_for(DataConfig(template=known), tokenizer)
 
 
 def _base_of(folder: Path) -> str:

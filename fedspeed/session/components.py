@@ -16,7 +16,7 @@ import numpy as np
 from fedspeed.checkpoint.journal import Journal
 from fedspeed.cluster.launch_context import host_of_rank
 from fedspeed.config.show import render
-from fedspeed.data.clients import ClientData, ClientRows, row_counts
+from fedspeed.data.clients import ClientData, ClientRows
 from fedspeed.data.row_counts import DataReport, RowTable, count_values
 from fedspeed.data.row_remarks import row_remarks
 from fedspeed.engine.base.placement import pipeline_tier
@@ -273,10 +273,10 @@ def make_data_report(
     sums_only = config.routing.sums_only or WEIGHTS in hidden_by(config.federation.updates)
     own = np.zeros((1 if sums_only else config.data.clients, 3))
     for client, rows in data.items():
-        own[0 if sums_only else client] += count_values(row_counts(rows))
+        own[0 if sums_only else client] += count_values(rows.counts)
     counted = link.sum(own.reshape(-1), 0.0).vector.tolist()
     table = RowTable.from_values(counted, config.data.max_tokens, sums_only)
-    mine = RowTable.of([row_counts(rows) for rows in data.values()], config.data.max_tokens).total
+    mine = RowTable.of([rows.counts for rows in data.values()], config.data.max_tokens).total
     return DataReport(table, (*job.deployment.own_rows_notes(mine), *row_remarks(config.data, all_clients)))
 
 

@@ -15,7 +15,7 @@ from fedspeed.config.check import notes, problems
 from fedspeed.config.deepspeed import merge
 from fedspeed.config.load import Loaded
 from fedspeed.config.run import RunConfig
-from fedspeed.data.clients import ClientRows, client_rows, encode_client, largest_id, row_counts
+from fedspeed.data.clients import ClientRows, client_rows, encode_client, largest_id
 from fedspeed.data.row_counts import RowTable
 from fedspeed.data.row_remarks import row_remarks
 from fedspeed.engine.base.describe import execution
@@ -227,7 +227,7 @@ def _encoded(loaded: Loaded, clients: Sequence[ClientRows]) -> list[str]:
     for rows in clients:
         data = encode_client(rows, tokenizer, config.data)
         largest = max(largest, largest_id(data))
-        counts.append(row_counts(data))
+        counts.append(data.counts)
         weights.append(data.weight)
     if base is not None:
         check_ids(largest, config.model)

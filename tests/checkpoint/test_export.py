@@ -218,7 +218,7 @@ def asked(target, loaded):
     import torch
 
     from fedspeed.cli import main
-    from fedspeed.data.encode import prompt_ids
+    from fedspeed.data.prompt_template import template_for
     from fedspeed.data.rows import Row
     from fedspeed.models.tokenizer import byte_tokenizer
 
@@ -238,7 +238,7 @@ def asked(target, loaded):
         assert not warned, warned
         answers.append(out.getvalue())
     tokenizer = byte_tokenizer()
-    ids = prompt_ids(Row("reverse", "dabe", "", ""), tokenizer, "plain")
+    ids = template_for(DataConfig(), tokenizer).prompt_ids(Row("reverse", "dabe", "", ""))
     begin = len(ids)
     with torch.no_grad():
         while len(ids) < 40 and ids[-1] != tokenizer.eos_token_id:

@@ -20,9 +20,7 @@ def example(length, labels_start, first=0):
 
 def client_data(n):
     """Example i holds the ids 100 i, 100 i + 1, ..., has 4 to 14 tokens and 1 to 3 of them in the prompt."""
-    return ClientData(
-        [example(4 + i % 11, 1 + i % 3, first=100 * i) for i in range(n)], [], dropped=0, pad_id=9
-    )
+    return ClientData([example(4 + i % 11, 1 + i % 3, first=100 * i) for i in range(n)], [], pad_id=9)
 
 
 @given(st.integers(1, 30), st.integers(1, 17), st.integers(0, 2**32 - 1))

@@ -95,7 +95,7 @@ def test_encoding_counts_what_it_drops(tmp_path):
     config = DataConfig(task="file", path=path, clients=1, val_fraction=0.25, max_tokens=32, template="plain")
     (rows,) = client_rows(config, 0)
     data = encode_client(rows, byte_tokenizer(), config)
-    assert data.dropped == 2
+    assert data.counts.lost == 2
     assert len(data.train) + len(data.val) == 6
     assert len(data.val) == sum(len(row.instruction) == 3 for row in rows.val)
     assert data.pad_id == 256
@@ -152,4 +152,4 @@ def test_fed_gsm8k_3(monkeypatch):
         for row in clients[0].train + clients[0].val
         if 1 + len(prompt(row, "alpaca").encode()) >= config.max_tokens
     ]
-    assert 0 < data.dropped == len(too_long)
+    assert 0 < data.counts.lost == len(too_long)

@@ -7,13 +7,30 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from fedspeed.data.encode import Example, encode
+from fedspeed.data.config import DataConfig
+from fedspeed.data.encode import Example
+from fedspeed.data.prompt_template import template_for
 from fedspeed.data.rows import Row
 from fedspeed.models.config import ModelConfig
 from fedspeed.models.tokenizer import byte_tokenizer, load_tokenizer
 
 ROW = Row("say", "ab", "cd", "")
 PROMPT = [257, *b"say ab "]
+
+
+def encode(row, tokenizer, template, max_tokens):
+    """Return the example of a row, None if it has none."""
+    encoded = template_for(DataConfig(template=template, max_tokens=max_tokens), tokenizer).encode(row)
+    return encoded.examples[0] if encoded.examples else None
+
+
+def test_auto_template():
+    def auto(task, template="auto"):
+        return template_for(DataConfig(task=task, template=template), byte_tokenizer()).name
+
+    tasks = ("builtin", "gsm8k", "dolly", "codealpaca", "file")
+    assert [auto(task) for task in tasks] == ["plain"] + 4 * ["alpaca"]
+    assert auto("builtin", "alpaca") == "alpaca"
 
 
 def test_ids_and_labels():

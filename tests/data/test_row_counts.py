@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fedspeed.config.load import load
-from fedspeed.data.clients import client_rows, encode_client, row_counts
+from fedspeed.data.clients import client_rows, encode_client
 from fedspeed.data.config import DataConfig
 from fedspeed.data.row_counts import RowCounts, RowTable, count_values
 from fedspeed.data.row_remarks import row_remarks
@@ -37,7 +37,7 @@ def file_config(folder, records, **changes) -> DataConfig:
 def test_kept_cut_and_lost_rows_are_counted(tmp_path):
     config = file_config(tmp_path, [CUT] * 3 + [LOST] * 2 + [WHOLE] * 5, val_fraction=0.3)
     (rows,) = client_rows(config, 0)
-    counts = row_counts(encode_client(rows, byte_tokenizer(), config))
+    counts = encode_client(rows, byte_tokenizer(), config).counts
     assert counts == RowCounts(rows=10, cut=3, lost=2)
     assert (counts.kept, counts.harmed) == (8, 0.5)
 

@@ -11,7 +11,7 @@ import pytest
 from fedspeed.data import tasks
 from fedspeed.data.config import DataConfig
 from fedspeed.data.rows import Row
-from fedspeed.data.tasks import TASKS, load_rows, template_of
+from fedspeed.data.tasks import TASKS, load_rows
 from fedspeed.errors import DataError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -37,13 +37,6 @@ def bare(tmp_path, monkeypatch):
 
 def test_config_offers_exactly_the_tasks_there_are():
     assert set(get_args(get_type_hints(DataConfig)["task"])) == {"builtin", "file", *TASKS}
-
-
-def test_auto_template():
-    assert [
-        template_of(DataConfig(task=task)) for task in ("builtin", "gsm8k", "dolly", "codealpaca", "file")
-    ] == ["plain"] + 4 * ["alpaca"]
-    assert template_of(DataConfig(task="builtin", template="alpaca")) == "alpaca"
 
 
 def test_gsm8k_row(bare):

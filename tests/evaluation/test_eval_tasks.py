@@ -167,14 +167,15 @@ def learned(rank, base):
     by its losses.
     """
     from fedspeed.data.batches import StepBatches, eval_batches
-    from fedspeed.data.config import TrainConfig
-    from fedspeed.data.encode import encode
+    from fedspeed.data.config import DataConfig, TrainConfig
+    from fedspeed.data.prompt_template import template_for
     from fedspeed.models.config import AdapterConfig, ModelConfig
     from fedspeed.models.tokenizer import load_tokenizer
     from tests.engine.engines import engine
 
     tokenizer = load_tokenizer(ModelConfig(tokenizer="bytes"))
-    examples = [encode(row, tokenizer, "plain", 64) for row in ROWS]
+    template = template_for(DataConfig(template="plain", max_tokens=64), tokenizer)
+    examples = [template.encode(row).examples[0] for row in ROWS]
     (batch,) = eval_batches(examples[:4], 4, tokenizer.pad_token_id)
     with engine(
         base, "resident", adapter=AdapterConfig(targets="all-linear", lora_rank=16), train=TrainConfig()

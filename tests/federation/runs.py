@@ -40,7 +40,7 @@ def client_data(client: int, val_rows: int = 3) -> ClientData:
         )
 
     return ClientData(
-        [example() for _ in range(ROWS[client])], [example() for _ in range(val_rows)], dropped=0, pad_id=0
+        [example() for _ in range(ROWS[client])], [example() for _ in range(val_rows)], pad_id=0
     )
 
 

@@ -34,7 +34,7 @@ def trainer(kind=LoraAverage, rule="avg_factors", share=0):
     loads = []
     engine = SimpleNamespace(data_share=(2, share), load=lambda *state, **how: loads.append(how))
     method = kind(variant_of("lora_average")(rule=rule), Layout.of(STATE), clients=3, seed=17)
-    role = RankRole(clients={CLIENT: ClientData([], [], dropped=0, pad_id=0)})
+    role = RankRole(clients={CLIENT: ClientData([], [], pad_id=0)})
     return Trainer(config, role, engine, method), loads
 
 

@@ -98,7 +98,7 @@ def test_rows_as_long_as_the_table_are_not_padded_beyond_it():
     from fedspeed.data.encode import Example
 
     rows = [Example(np.arange(length, dtype=np.int32) % 50, 2) for length in (60, 12, 59, 57)]
-    data = ClientData(rows, rows[1:], dropped=0, pad_id=0, limit=60)
+    data = ClientData(rows, rows[1:], pad_id=0, limit=60)
     step = client_step(data, 0, 0, 0, micro_batch=2, accumulation=2, ranks=1, client_rank=0)
     batches = [*step.micro, *eval_batches(rows, 2, 0, data.limit), *eval_batches(data.val, 1, 0, data.limit)]
     assert {batch.input_ids.shape[1] for batch in batches} == {16, 60}
