@@ -1,56 +1,108 @@
-"""The interface of evaluation tasks: they make prompts of rows, and score a model's answers.
+"""The interface of evaluation tasks: they bring their own items, make prompts of them, and score a model's
+answers.
 
 A task knows no model and no engine; `evaluation/scoring.py` evaluates it with an engine.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from fedspeed.data.rows import Row
 
-ALL = "all"  # the category of all rows
+ALL = "all"  # the category of all items
+Item = TypeVar("Item")
+ItemScore = float | Mapping[str, float]  # one score, or several by the names in `EvalTask.metrics`
 
 
 @dataclass(frozen=True)
 class Tally:
-    """The sum of some rows' scores and their number, which can be added up over ranks, clients and
-    categories.
+    """Sums over the scores of some items, from which their mean and its interval follow. Tallies can be added
+    up over ranks, clients and categories.
+
+    Attributes:
+        items: number of items. total: sum of the scores, each times its weight.
+        weight: sum of the weights; a weight is 1 unless the task says otherwise (tokens, for a loss).
+        squares, cross, weight_squares: sums of the squares of weighted scores, of weighted scores times
+            weights, and of the squares of weights.
     """
 
+    items: int = 0
     total: float = 0.0
-    count: int = 0
+    weight: float = 0.0
+    squares: float = 0.0
+    cross: float = 0.0
+    weight_squares: float = 0.0
+
+    @staticmethod
+    def of(scores: Iterable[float]) -> "Tally":
+        """Return the tally of scores of weight 1."""
+        return sum((Tally.of_sum(float(score), 1.0) for score in scores), Tally())
+
+    @staticmethod
+    def of_sum(total: float, weight: float) -> "Tally":
+        """Return the tally of one item, of a weight and the sum of so much (a loss over tokens)."""
+        return Tally(1, total, weight, squares=total**2, cross=total * weight, weight_squares=weight**2)
 
     def __add__(self, other: "Tally") -> "Tally":
-        return Tally(self.total + other.total, self.count + other.count)
+        return Tally(
+            self.items + other.items,
+            self.total + other.total,
+            self.weight + other.weight,
+            squares=self.squares + other.squares,
+            cross=self.cross + other.cross,
+            weight_squares=self.weight_squares + other.weight_squares,
+        )
 
     @property
     def mean(self) -> float:
-        """Return the mean score, NaN without rows."""
-        return self.total / self.count if self.count else float("nan")
+        """Return the mean score, NaN without items."""
+        return self.total / self.weight if self.weight else float("nan")
 
 
 Scores = dict[str, Tally]  # by category, and under ALL
 
 
-class EvalTask(ABC):
-    """A task: a prompt for each row, and a score for the answer to it.
+class EvalTask(ABC, Generic[Item]):
+    """A task: its items, a prompt for each of them, and a score for the answer to it.
 
     Attributes:
         name: of the task, in records and messages.
+        metrics: names of its scores, the main one first.
     """
 
     name: str
+    metrics: tuple[str, ...] = ("accuracy",)
 
     @abstractmethod
-    def prompt(self, row: Row) -> str:
-        """Return the text before the answer, few-shot examples included. The engine computes a common
+    def items(self, limit: int = 0) -> Sequence[Item]:
+        """Load the task's data, and return its items in a fixed order, the first `limit` of them where that
+        is above 0.
+
+        Raises:
+            DataError: the data is absent, with what to do about it; or it is malformed.
+        """
+
+    @abstractmethod
+    def prompt(self, item: Item) -> str | Row:
+        """Return what precedes the answer: a text that goes to the model as it is, few-shot examples
+        included, or a row that is put through the model's own template. The engine computes a common
         beginning of all prompts once.
         """
 
-    def category(self, row: Row) -> str:
-        """Return the category that a row is counted in besides ALL; empty: in none."""
-        return row.category
+    def category(self, item: Item) -> str:
+        """Return the category that an item is counted in besides ALL; empty: in none."""
+        return item.category if isinstance(item, Row) else ""
+
+    def files(self) -> Sequence[Path]:
+        """Return the data files that the items were read from, whose digests are part of a result."""
+        return ()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings of the task for its result, as JSON values."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +110,10 @@ class GenerationSettings:
     """How answers are generated.
 
     Attributes:
-        max_new: largest number of tokens of an answer. samples: answers to each row.
+        max_new: largest number of tokens of an answer. samples: answers to each item.
         temperature: of sampling; 0: greedy decoding. top_p: probability mass of the tokens to sample from.
         seed: of the sampling.
+        stop_texts: an answer ends before the first of these texts that it contains.
     """
 
     max_new: int
@@ -68,9 +121,10 @@ class GenerationSettings:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    stop_texts: tuple[str, ...] = ()
 
 
-class GenerationTask(EvalTask):
+class GenerationTask(EvalTask[Item]):
     """A task whose answers the model generates.
 
     Attributes:
@@ -80,10 +134,14 @@ class GenerationTask(EvalTask):
     settings: GenerationSettings
 
     @abstractmethod
-    def score(self, rows: Sequence[Row], answers: Sequence[Sequence[str]]) -> Sequence[float]:
-        """Return a score for each row from all answers to it. All rows are passed at once, so that slow
+    def score(self, items: Sequence[Item], answers: Sequence[Sequence[str]]) -> Sequence[ItemScore]:
+        """Return a score for each item from all answers to it. All items are passed at once, so that slow
         scoring (in a sandbox, for example) can process them together.
         """
+
+    def describe(self) -> dict[str, Any]:
+        settings = asdict(self.settings)
+        return {**settings, "stop_texts": list(self.settings.stop_texts)}
 
 
 @dataclass(frozen=True)
@@ -94,16 +152,29 @@ class Likelihood:
     tokens: int
 
 
-class ChoiceTask(EvalTask):
+class ChoiceTask(EvalTask[Item]):
     """A task whose answers are chosen from given texts, by their likelihoods under the model."""
 
     @abstractmethod
-    def choices(self, row: Row) -> Sequence[str]:
+    def choices(self, item: Item) -> Sequence[str]:
         """Return the answers to choose from, none of them empty."""
 
     @abstractmethod
-    def score(self, rows: Sequence[Row], likelihoods: Sequence[Sequence[Likelihood]]) -> Sequence[float]:
-        """Return a score for each row from the likelihoods of its choices."""
+    def score(
+        self, items: Sequence[Item], likelihoods: Sequence[Sequence[Likelihood]]
+    ) -> Sequence[ItemScore]:
+        """Return a score for each item from the likelihoods of its choices."""
+
+
+class LossTask(EvalTask[Row]):
+    """A task that needs no scoring of its own: the loss of each row's answer per token (nats), and whether
+    greedy decoding reproduces the answer exactly.
+    """
+
+    metrics = ("loss", "exact")
+
+    def prompt(self, item: Row) -> Row:
+        return item
 
 
 def most_likely(likelihoods: Sequence[Likelihood], *, per_token: bool = False) -> int:
@@ -116,13 +187,17 @@ def most_likely(likelihoods: Sequence[Likelihood], *, per_token: bool = False) -
     return values.index(max(values))
 
 
-def tally(task: EvalTask, rows: Iterable[Row], values: Iterable[float]) -> Scores:
-    """Return the tallies of rows' scores, of all rows and by category."""
-    scores: Scores = {}
-    for row, value in zip(rows, values, strict=True):
-        for category in filter(None, (ALL, task.category(row))):
-            scores[category] = scores.get(category, Tally()) + Tally(float(value), 1)
-    return scores
+def by_metric(task: EvalTask, score: ItemScore) -> dict[str, float]:
+    """Return an item's scores by name, in the order of the task's metrics.
+
+    Raises:
+        ValueError: the names are not those of the task.
+    """
+    if not isinstance(score, Mapping):
+        return {task.metrics[0]: float(score)}
+    if set(score) != set(task.metrics):
+        raise ValueError(f"{task.name} has scores {sorted(score)}, but its metrics are {task.metrics}")
+    return {name: float(score[name]) for name in task.metrics}
 
 
 def added(tables: Iterable[Mapping[str, Tally]]) -> Scores:

@@ -188,10 +188,7 @@ def _in_usual_folders(name: str, task: Task) -> Path:
             "data.task=file needs data.path: a .json, .jsonl or .jsonl.gz file, a folder with one, or a hub "
             "data set owner/name"
         )
-    variable = os.environ.get(FOLDER_VARIABLE)
-    folders = [
-        Path(folder).expanduser() for folder in ([variable] if variable else []) + list(_USUAL_FOLDERS)
-    ]
+    folders = data_folders()
     for folder in folders:
         for file in task.files:
             if (folder / file).is_file():
@@ -201,6 +198,12 @@ def _in_usual_folders(name: str, task: Task) -> Path:
         f"{', '.join(str(folder.resolve()) for folder in folders)}; put the file there, or set data.path, or "
         f"the environment variable {FOLDER_VARIABLE} to its folder{_how_to_get(task)}"
     )
+
+
+def data_folders() -> list[Path]:
+    """Return the folders in which data files are looked for: that of the environment variable first."""
+    variable = os.environ.get(FOLDER_VARIABLE)
+    return [Path(folder).expanduser() for folder in ([variable] if variable else []) + list(_USUAL_FOLDERS)]
 
 
 def _how_to_get(task: Task) -> str:

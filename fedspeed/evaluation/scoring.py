@@ -1,86 +1,292 @@
-"""The scores of a task: prompts for an engine, and what its answers are worth."""
+"""The scores of an evaluation task: prompts for an engine, and what its answers are worth."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
 from fedspeed import activity
-from fedspeed.data.encode import Tokenizer, prompt_text_ids, text_ids
-from fedspeed.data.eval_task import ChoiceTask, EvalTask, GenerationTask, Likelihood, Scores, tally
+from fedspeed.data.batches import eval_batches
+from fedspeed.data.encode import Example, Tokenizer, prompt_text_ids, text_ids
+from fedspeed.data.eval_task import (
+    ALL,
+    ChoiceTask,
+    EvalTask,
+    GenerationSettings,
+    GenerationTask,
+    Likelihood,
+    LossTask,
+    Scores,
+    Tally,
+    by_metric,
+)
 from fedspeed.data.rows import Row
 from fedspeed.engine.client_engine import ClientEngine
 from fedspeed.errors import DataError
 
 
-def score_task(engine: ClientEngine, task: EvalTask, rows: Sequence[Row], tokenizer: Tokenizer) -> Scores:
-    """Score the model in client slot 0 of an engine on some rows.
+class RowTemplate(Protocol):
+    """The members of a prompt template (data.prompt_template) that an evaluation needs."""
 
-    Collective over the ranks of the client, which all pass the same rows, and over the ranks that share the
-    base, which all call it equally often.
+    @property
+    def stop_ids(self) -> frozenset[int]: ...
+
+    def prompt_ids(self, row: Row) -> list[int]: ...
+
+    def prompt_text(self, row: Row) -> str: ...
+
+    def encode(self, row: Row) -> Example | None: ...
+
+
+@dataclass(frozen=True)
+class ScoredItem:
+    """What a model answered to one item.
+
+    Attributes:
+        prompt: as text. category: of the item, or empty.
+        answers: the texts that were generated, or the choices. logprobs: of the choices.
+        tallies: of the item, by metric.
+    """
+
+    prompt: str
+    category: str
+    answers: tuple[str, ...]
+    tallies: Mapping[str, Tally]
+    logprobs: tuple[float, ...] = ()
+
+    def to_json(self, index: int) -> dict[str, Any]:
+        """Return the item for a line of JSON.
+
+        Args:
+            index: of the item in the task.
+        """
+        values: dict[str, Any] = {"index": index, "category": self.category, "prompt": self.prompt}
+        values["answers"] = list(self.answers)
+        if self.logprobs:
+            values["logprobs"] = list(self.logprobs)
+        return values | {"scores": {name: tally.mean for name, tally in self.tallies.items()}}
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """The result of a task on some items.
+
+    Attributes:
+        metrics: scores by category, for each metric; the main one is first.
+        items: what the model answered, in the order of the items.
+    """
+
+    metrics: Mapping[str, Scores] = field(default_factory=dict)
+    items: Sequence[ScoredItem] = ()
+
+    @property
+    def main(self) -> Scores:
+        """Return the scores of the main metric by category; empty if there are none."""
+        return next(iter(self.metrics.values()), {})
+
+
+def score_task(
+    engine: ClientEngine, task: EvalTask, items: Sequence[Any], *, tokenizer: Tokenizer, template: RowTemplate
+) -> TaskScores:
+    """Score the model in client slot 0 of an engine on some items of a task.
+
+    Collective over the ranks of the client, which all pass the same items, and over the ranks that share the
+    base, which all call it equally often, with any number of items.
+
+    Args:
+        template: of the model, for prompts that are rows.
 
     Returns:
-        Scores by category on the first rank of the client, and none on its others, so that scores can be
-        added up over ranks.
+        The scores on the first rank of the client, and nothing on its others, so that scores can be added up
+        over ranks.
 
     Raises:
         ModelError: a prompt with its answer is longer than the model has positions.
         DataError: a choice is empty.
     """
-    with activity.during(f"the evaluation on {task.name}", len(rows), "row"):
-        is_first_rank = engine.groups.client_rank == 0
+    model = _Model(engine, tokenizer, template)
+    with activity.during(f"the evaluation on {task.name}", len(items), "item"):
         if isinstance(task, GenerationTask):
-            answers = generated_answers(engine, task, rows, tokenizer)
-            return tally(task, rows, task.score(rows, answers)) if is_first_rank else {}
-        if isinstance(task, ChoiceTask):
-            likelihoods = choice_likelihoods(engine, task, rows, tokenizer)
-            return tally(task, rows, task.score(rows, likelihoods)) if is_first_rank else {}
-        raise TypeError(f"{type(task).__name__} is neither a GenerationTask nor a ChoiceTask")
+            scored = _generated(model, task, items)
+        elif isinstance(task, ChoiceTask):
+            scored = _chosen(model, task, items)
+        elif isinstance(task, LossTask):
+            scored = _losses(model, task, items)
+        else:
+            raise TypeError(f"{type(task).__name__} is no GenerationTask, ChoiceTask or LossTask")
+    if engine.groups.client_rank:
+        return TaskScores()
+    return TaskScores({metric: _by_category(scored, metric) for metric in task.metrics}, scored)
+
+
+def _by_category(items: Sequence[ScoredItem], metric: str) -> Scores:
+    scores: Scores = {}
+    for item in items:
+        for category in filter(None, (ALL, item.category)):
+            scores[category] = scores.get(category, Tally()) + item.tallies[metric]
+    return scores
+
+
+@dataclass(frozen=True)
+class _Model:
+    """An engine with the tokenizer and the template of its model."""
+
+    engine: ClientEngine
+    tokenizer: Tokenizer
+    template: RowTemplate
+
+    def prompt_ids(self, prompt: str | Row) -> list[int]:
+        if isinstance(prompt, Row):
+            return self.template.prompt_ids(prompt)
+        return prompt_text_ids(prompt, self.tokenizer)
+
+    def prompt_text(self, prompt: str | Row) -> str:
+        return self.template.prompt_text(prompt) if isinstance(prompt, Row) else prompt
+
+
+def _generated(model: _Model, task: GenerationTask, items: Sequence[Any]) -> list[ScoredItem]:
+    prompts = [task.prompt(item) for item in items]
+    answers = generated_answers(model.engine, task.settings, prompts, model.tokenizer, model.template)
+    if model.engine.groups.client_rank:  # scoring may run the answers: once is enough
+        return []
+    return [
+        ScoredItem(model.prompt_text(prompt), task.category(item), tuple(texts), _tallies(task, score))
+        for item, prompt, texts, score in zip(
+            items, prompts, answers, task.score(items, answers), strict=True
+        )
+    ]
+
+
+def _tallies(task: EvalTask, score: float | Mapping[str, float]) -> dict[str, Tally]:
+    return {name: Tally.of([value]) for name, value in by_metric(task, score).items()}
 
 
 def generated_answers(
-    engine: ClientEngine, task: GenerationTask, rows: Sequence[Row], tokenizer: Tokenizer
+    engine: ClientEngine,
+    settings: GenerationSettings,
+    prompts: Sequence[str | Row],
+    tokenizer: Tokenizer,
+    template: RowTemplate,
 ) -> list[list[str]]:
-    """Return the answers that the model generates to each row, as text without special tokens."""
-    settings = task.settings
-    prompts = [np.array(prompt_text_ids(task.prompt(row), tokenizer), dtype=np.int64) for row in rows]
+    """Return the answers that the model generates to each prompt, as text without special tokens, each ended
+    before the first of the stop texts.
+    """
+    model = _Model(engine, tokenizer, template)
     answers = engine.generate(
-        prompts,
+        [np.array(model.prompt_ids(prompt), dtype=np.int64) for prompt in prompts],
         max_new=settings.max_new,
         temperature=settings.temperature,
         top_p=settings.top_p,
         n=settings.samples,
         seed=settings.seed,
-        stop=[tokenizer.eos_token_id],
+        stop=sorted({tokenizer.eos_token_id, *template.stop_ids}),
+        is_done=has_stop_text(tokenizer, settings.stop_texts),
     )
     return [
-        [tokenizer.decode(tokens.tolist(), skip_special_tokens=True) for tokens in samples]
+        [
+            before_stop_text(tokenizer.decode(tokens.tolist(), skip_special_tokens=True), settings.stop_texts)
+            for tokens in samples
+        ]
         for samples in answers
     ]
 
 
-def choice_likelihoods(
-    engine: ClientEngine, task: ChoiceTask, rows: Sequence[Row], tokenizer: Tokenizer
-) -> list[list[Likelihood]]:
-    """Return the likelihoods of each row's choices. The engine computes a prompt once for all of its choices.
+def before_stop_text(text: str, stop_texts: Sequence[str]) -> str:
+    """Return a text up to the first of the stop texts that it contains."""
+    return text[: min((text.find(stop) for stop in stop_texts if stop in text), default=len(text))]
 
-    Raises:
-        DataError: a row has no choices, or an empty one.
+
+def has_stop_text(tokenizer: Tokenizer, stop_texts: Sequence[str]) -> Callable[[Sequence[int]], bool] | None:
+    """Return a function of an answer's tokens that tells whether their end contains a stop text; None if
+    there are none.
+
+    Only as many tokens are decoded as can hold a stop text: a token is at least one byte long.
     """
+    if not stop_texts:
+        return None
+    tail = max(len(text.encode()) for text in stop_texts) + 8
+
+    def is_done(tokens: Sequence[int]) -> bool:
+        text = tokenizer.decode(list(tokens[-tail:]), skip_special_tokens=True)
+        return any(stop in text for stop in stop_texts)
+
+    return is_done
+
+
+def _chosen(model: _Model, task: ChoiceTask, items: Sequence[Any]) -> list[ScoredItem]:
+    prompts = [task.prompt(item) for item in items]
+    choices = [task.choices(item) for item in items]
+    for prompt, texts in zip(prompts, choices):
+        if not all(texts) or not texts:
+            raise DataError(
+                f"{task.name}: an item whose prompt is {model.prompt_text(prompt)[-60:]!r} has no choices, "
+                "or an empty one; give it some text each"
+            )
+    likelihoods = choice_likelihoods(model.engine, prompts, choices, model.tokenizer, model.template)
+    return [
+        ScoredItem(
+            model.prompt_text(prompt),
+            task.category(item),
+            tuple(texts),
+            _tallies(task, score),
+            logprobs=tuple(choice.logprob for choice in of_item),
+        )
+        for item, prompt, texts, of_item, score in zip(
+            items, prompts, choices, likelihoods, task.score(items, likelihoods), strict=True
+        )
+    ]
+
+
+def choice_likelihoods(
+    engine: ClientEngine,
+    prompts: Sequence[str | Row],
+    choices: Sequence[Sequence[str]],
+    tokenizer: Tokenizer,
+    template: RowTemplate,
+) -> list[list[Likelihood]]:
+    """Return the likelihoods of each prompt's choices, none of which is empty. The engine computes a prompt
+    once for all of its choices.
+    """
+    model = _Model(engine, tokenizer, template)
     sequences = []
     spans = []
-    counts = []
-    for row in rows:
-        prompt = prompt_text_ids(task.prompt(row), tokenizer)
-        choices = [text_ids(text, tokenizer) for text in task.choices(row)]
-        if not all(choices) or not choices:
-            raise DataError(
-                f"{task.name}: a row whose prompt is {task.prompt(row)[-60:]!r} has no choices, or an empty "
-                "one; give it some text each"
-            )
-        sequences += [np.array([*prompt, *choice], dtype=np.int64) for choice in choices]
-        spans += [(len(prompt), len(prompt) + len(choice)) for choice in choices]
-        counts.append(len(choices))
+    for prompt, texts in zip(prompts, choices, strict=True):
+        before = model.prompt_ids(prompt)
+        for text in texts:
+            after = text_ids(text, tokenizer)
+            sequences.append(np.array([*before, *after], dtype=np.int64))
+            spans.append((len(before), len(before) + len(after)))
     logprobs = engine.logprobs(sequences, spans)
     likelihoods = [Likelihood(float(values.sum(dtype=np.float64)), len(values)) for values in logprobs]
-    ends = np.cumsum([0, *counts])
+    ends = np.cumsum([0, *map(len, choices)])
     return [likelihoods[start:end] for start, end in zip(ends, ends[1:])]
+
+
+def _losses(model: _Model, task: LossTask, items: Sequence[Row]) -> list[ScoredItem]:
+    """Compute the loss of each row on its own, in a batch of one, so that its sums are known."""
+    engine = model.engine
+    pad_id = model.tokenizer.pad_token_id
+    examples = [model.template.encode(item) for item in items]
+    rows = [(row, example) for row, example in zip(items, examples) if example is not None]
+    # A pad token may lie beyond the model's vocabulary; a batch of one row needs no padding.
+    work = [eval_batches([example], 1, min(pad_id, int(example.input_ids.max()))) for _, example in rows]
+    shares, share = engine.data_share
+    own = work[share::shares]
+    table = np.zeros((len(work), 4))
+    with engine.matched_passes(engine.eval_passes(own), backward=False):
+        for index, sums in enumerate(engine.evaluate(own)):
+            table[share + index * shares] = (sums.loss, sums.tokens, sums.exact, sums.rows)
+    table = engine.sum_over_client(table.reshape(-1)).reshape(table.shape)  # other ranks of a pipeline have 0
+    return [
+        ScoredItem(
+            model.template.prompt_text(row),
+            task.category(row),
+            (row.output,),
+            {
+                "loss": Tally.of_sum(float(loss), float(tokens)),
+                "exact": Tally.of_sum(float(exact), float(count)),
+            },
+        )
+        for (row, _), (loss, tokens, exact, count) in zip(rows, table)
+    ]

@@ -1,10 +1,17 @@
 """Tasks and their scores, with a fake engine and with a real one."""
 
+import importlib
+import importlib.util
+import json
+import sys
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from fedspeed.data.config import DataConfig
+from fedspeed.data.encode import encode, prompt_ids
 from fedspeed.data.eval_task import (
     ALL,
     ChoiceTask,
@@ -12,14 +19,18 @@ from fedspeed.data.eval_task import (
     Likelihood,
     Tally,
     added,
+    by_metric,
     most_likely,
-    tally,
 )
 from fedspeed.data.rows import Row
-from fedspeed.errors import DataError
-from fedspeed.evaluation.answer_choice import AnswerChoice
-from fedspeed.evaluation.exact_match import ExactMatch
-from fedspeed.evaluation.scoring import score_task
+from fedspeed.data.templates import prompt
+from fedspeed.errors import ConfigError, DataError
+from fedspeed.evaluation.config import EVAL_TASKS, EvalTaskEntry
+from fedspeed.evaluation.context import TaskContext, make_task
+from fedspeed.evaluation.scoring import before_stop_text, score_task
+from fedspeed.evaluation.tasks.answer_choice import AnswerChoice
+from fedspeed.evaluation.tasks.exact_match import ExactMatch
+from fedspeed.evaluation.tasks.held_out import HeldOutLoss
 from tests.page_examples import code_of
 from tests.processes import run_clusters
 from tests.tiny import write_llama
@@ -43,12 +54,12 @@ class FakeEngine:
         self.tokenizer = tokenizer
         self.groups = SimpleNamespace(client_rank=client_rank)
 
-    def generate(self, prompts, *, max_new, n, stop, **settings):
-        assert stop == [self.tokenizer.eos_token_id] and settings == {
-            "temperature": 0.5,
-            "top_p": 0.9,
-            "seed": 4,
-        }
+    def generate(self, prompts, *, max_new, n, stop, is_done, **settings):
+        assert (
+            is_done is None
+            and stop == [self.tokenizer.eos_token_id]
+            and settings == {"temperature": 0.5, "top_p": 0.9, "seed": 4}
+        )
         texts = [self.tokenizer.decode(prompt.tolist()).strip()[-4:][::-1] for prompt in prompts]
         return [
             [
@@ -74,20 +85,69 @@ def tokenizer():
     return load_tokenizer(ModelConfig(tokenizer="bytes"))
 
 
-def test_scores_are_counted_by_category_and_add_up():
-    task = ExactMatch("plain", GenerationSettings(max_new=4))
-    scores = tally(task, ROWS, [1, 0, 1, 1, 0, 0.5])
-    assert scores == {
-        ALL: Tally(3.5, 6),
-        "reverse": Tally(1.5, 2),
-        "copy": Tally(1, 2),
-        "double": Tally(0, 1),
+class PlainTemplate:
+    """The template of the builtin task."""
+
+    stop_ids = frozenset()
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+
+    def prompt_ids(self, row):
+        return prompt_ids(row, self._tokenizer, "plain")
+
+    def prompt_text(self, row):
+        return prompt(row, "plain")
+
+    def encode(self, row):
+        return encode(row, self._tokenizer, "plain", 64)
+
+
+def score(engine, task, items, tokenizer):
+    return score_task(engine, task, items, tokenizer=tokenizer, template=PlainTemplate(tokenizer))
+
+
+@pytest.fixture
+def context(tmp_path):
+    """The context of tasks whose held-out rows are ROWS."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(asdict(row)) for row in ROWS))
+    return TaskContext(name="held_out", held_out=path, data=DataConfig(task="file"))
+
+
+def test_tallies_add_up():
+    assert Tally.of([1, 0, 0.5]) + Tally.of([1]) == Tally.of([1, 0, 0.5, 1])
+    assert Tally.of([1, 0.5]).mean == 0.75 and np.isnan(Tally().mean)
+    assert (Tally.of_sum(6.0, 3) + Tally.of_sum(2.0, 1)).mean == 2.0
+    table = {ALL: Tally.of([1, 0])}
+    assert added([table, {}, {ALL: Tally.of([1]), "new": Tally.of([1])}]) == {
+        ALL: Tally.of([1, 0, 1]),
+        "new": Tally.of([1]),
     }
-    assert scores["reverse"].mean == 0.75 and np.isnan(Tally().mean)
-    assert added([scores, {}, {ALL: Tally(1, 1), "new": Tally(1, 1)}]) == scores | {
-        ALL: Tally(4.5, 7),
-        "new": Tally(1, 1),
-    }
+
+
+def test_a_task_has_the_scores_that_it_names():
+    class Several(ExactMatch):
+        metrics = ("pass@1", "pass@2")
+
+    task = Several(TaskContext(name="several"), GenerationSettings(max_new=4))
+    assert by_metric(task, {"pass@2": 1, "pass@1": 0.5}) == {"pass@1": 0.5, "pass@2": 1.0}
+    with pytest.raises(ValueError, match="metrics are"):
+        by_metric(task, {"pass@1": 1})
+
+
+def test_an_unknown_task_is_refused_with_similar_names():
+    with pytest.raises(ConfigError, match="'exactmatch' is no evaluation task; did you mean exact_match"):
+        make_task(TaskContext(name="exactmatch"))
+
+
+@pytest.mark.parametrize("name", EVAL_TASKS)
+def test_every_registered_task_defines_make(name):
+    assert callable(importlib.import_module(EVAL_TASKS[name].module).make)
+
+
+def test_an_answer_ends_before_the_first_stop_text():
+    assert before_stop_text("a Q: b\n", ("\n", "Q:")) == "a " and before_stop_text("a", ("b",)) == "a"
 
 
 def test_the_likeliest_choice_may_be_so_by_token():
@@ -95,31 +155,38 @@ def test_the_likeliest_choice_may_be_so_by_token():
     assert (most_likely(some), most_likely(some, per_token=True)) == (1, 3)
 
 
-def test_all_samples_of_a_row_count_and_the_first_rank_speaks(tokenizer):
-    task = ExactMatch("plain", GenerationSettings(max_new=4, samples=3, temperature=0.5, top_p=0.9, seed=4))
-    scores = score_task(FakeEngine(tokenizer), task, ROWS, tokenizer)
+def test_all_samples_of_a_row_count_and_the_first_rank_speaks(tokenizer, context):
+    settings = GenerationSettings(max_new=4, samples=3, temperature=0.5, top_p=0.9, seed=4)
+    task = ExactMatch(context, settings)
+    assert task.items() == ROWS and task.items(2) == ROWS[:2]
+    scores = score(FakeEngine(tokenizer), task, ROWS, tokenizer).main
     assert scores["reverse"].mean == pytest.approx(
         1 / 3
     )  # of dabe both texts are right, of "ab" none: "ba e"
-    assert scores["copy"].total == 0 and scores[ALL].count == 6
-    assert score_task(FakeEngine(tokenizer, client_rank=1), task, ROWS, tokenizer) == {}
+    assert scores["copy"].total == 0 and scores[ALL].items == 6
+    assert score(FakeEngine(tokenizer, client_rank=1), task, ROWS, tokenizer).main == {}
 
 
-def test_choices_are_ranked_by_likelihood(tokenizer):
-    task = AnswerChoice(ROWS, "plain", count=2)
+def test_choices_are_ranked_by_likelihood(tokenizer, context):
+    task = AnswerChoice(context, count=2)
+    assert task.items() == ROWS
     assert task.choices(ROWS[0]) == ["ebad", "dabe", "fade"] and task.choices(ROWS[5]) == [
         "ba",
         "ebad",
         "dabe",
     ]
-    scores = score_task(FakeEngine(tokenizer), task, ROWS, tokenizer)
+    scores = score(FakeEngine(tokenizer), task, ROWS, tokenizer).main
     # Of texts that are as likely by token, the first one counts.
-    assert scores[ALL] == Tally(4, 6) and scores["copy"] == Tally(2, 2) and scores["reverse"] == Tally(1, 2)
+    assert scores["copy"] == Tally.of([1, 1]) and scores["reverse"] == Tally.of([1, 0])
+    assert (scores[ALL].total, scores[ALL].items) == (4, 6)
 
 
 def test_a_choice_without_text_is_refused(tokenizer):
     class Empty(ChoiceTask):
         name = "empty"
+
+        def items(self, limit=0):
+            raise AssertionError
 
         def prompt(self, row):
             return "which one?"
@@ -131,38 +198,56 @@ def test_a_choice_without_text_is_refused(tokenizer):
             raise AssertionError
 
     with pytest.raises(
-        DataError, match="empty: a row whose prompt is 'which one\\?' has no choices, or an empty one"
+        DataError, match="empty: an item whose prompt is 'which one\\?' has no choices, or an empty one"
     ):
-        score_task(FakeEngine(tokenizer), Empty(), ROWS[:1], tokenizer)
+        score(FakeEngine(tokenizer), Empty(), ROWS[:1], tokenizer)
 
 
-def test_the_example_of_a_new_task(tokenizer):
+def test_the_example_of_a_new_task(tokenizer, tmp_path):
     """As it stands in docs/extending.md."""
-    [code] = code_of("A new evaluation task")
-    made = {}
-    exec(code, made)
+    code, line = code_of("A new evaluation task")
+    module = tmp_path / "last_number.py"
+    module.write_text(code)
+    made = imported(module)
+    entries = eval(f"{{{line}}}", {"EvalTaskEntry": EvalTaskEntry, "_TASKS": "fedspeed.evaluation.tasks"})
+    assert entries["last_number"].module == "fedspeed.evaluation.tasks.last_number"
 
     class Counts(FakeEngine):
-        def generate(self, prompts, *, n, **_settings):
+        def generate(self, prompts, *, n, is_done, **_settings):
             assert all(
-                self.tokenizer.decode(prompt.tolist(), skip_special_tokens=True).startswith(made["EXAMPLE"])
+                self.tokenizer.decode(prompt.tolist(), skip_special_tokens=True).startswith(made.EXAMPLE)
                 for prompt in prompts
             )
-            said = ["1 + 1 = 2", "no", "so -3.5 it is", "2", "3"]
-            return [
-                [np.array(self.tokenizer(text, add_special_tokens=False).input_ids) for text in said[:n]]
-                for _ in prompts
-            ]
+            said = ["1 + 1 = 2", "no", "so -3.5 it is", "2\n\n9", "3"]
+            ids = [self.tokenizer(text, add_special_tokens=False).input_ids for text in said[:n]]
+            assert [is_done(tokens) for tokens in ids] == [False, False, False, True, False]
+            return [[np.array(tokens) for tokens in ids] for _ in prompts]
 
-    rows = [Row("1 + 1?", "", "It is 2", "sum"), Row("1 - 4.5?", "", "-3.5", "difference")]
-    assert score_task(Counts(tokenizer), made["LastNumber"](), rows, tokenizer) == {
-        ALL: Tally(1, 2),
-        "sum": Tally(1, 1),
-        "difference": Tally(0, 1),
+    problems = [("1 + 1?", "It is 2", "sum"), ("1 - 4.5?", "-3.5", "difference"), ("2?", "2", "sum")]
+    lines = [json.dumps({"question": q, "solution": s, "topic": t}) for q, s, t in problems]
+    (tmp_path / "problems.jsonl").write_text("\n".join(lines))
+    task = made.make(TaskContext(name="last_number", folders=(tmp_path / "none", tmp_path)))
+    items = task.items(2)
+    assert len(items) == 2 and len(task.items()) == 3
+    assert score(Counts(tokenizer), task, items, tokenizer).main == {
+        ALL: Tally.of([1, 0]),
+        "sum": Tally.of([1]),
+        "difference": Tally.of([0]),
     }
+    with pytest.raises(DataError, match="last_number: none of problems.jsonl in .*FEDSPEED_DATA"):
+        made.make(TaskContext(name="last_number", folders=(tmp_path / "none",)))
 
 
-def learned(rank, base):
+def imported(path):
+    """Import a module from a file, under its own name, which dataclasses look up."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def learned(rank, base, context):
     """A model that has learned some rows and not others, and what it comes to by generation, by choice, and
     by its losses.
     """
@@ -184,17 +269,23 @@ def learned(rank, base):
         for _ in range(60):
             own.train_step([StepBatches([batch], batch.answer_tokens)], 1e-2)
         exact = [own.evaluate([eval_batches([one], 1, tokenizer.pad_token_id)])[0].exact for one in examples]
+        choice = AnswerChoice(context)
         found = (
-            score_task(own, ExactMatch("plain", GenerationSettings(max_new=8)), ROWS, tokenizer),
-            score_task(own, AnswerChoice(ROWS, "plain"), ROWS, tokenizer),
+            score(own, ExactMatch(context, GenerationSettings(max_new=8)), ROWS, tokenizer).main,
+            score(own, choice, choice.items(), tokenizer).main,
+            score(own, HeldOutLoss(context), ROWS, tokenizer).metrics,
         )
+        single = own.evaluate([eval_batches(examples, 6, tokenizer.pad_token_id)])[0]
         own.close()
-    return exact, *found
+    return exact, single, *found
 
 
-def test_generation_finds_exact_what_the_held_out_evaluation_does(tmp_path):
-    [(exact, generated, chosen)] = run_clusters([1], learned, write_llama(tmp_path / "base"))
+def test_generation_finds_exact_what_the_held_out_evaluation_does(tmp_path, context):
+    base = write_llama(tmp_path / "base")
+    [(exact, sums, generated, chosen, losses)] = run_clusters([1], learned, base, context)
     assert 3 <= sum(exact) < 6, "the model must have learned some rows only, or equality shows little"
-    assert generated[ALL] == Tally(sum(exact), 6)
-    assert generated["copy"] == Tally(exact[1] + exact[2], 2)
+    assert generated[ALL] == Tally.of(exact)
+    assert generated["copy"] == Tally.of(exact[1:3])
     assert chosen[ALL].total >= sum(exact), "what is written is found likeliest"
+    assert losses["exact"][ALL] == Tally.of(exact) and losses["loss"][ALL].weight == sums.tokens
+    assert losses["loss"][ALL].total == pytest.approx(sums.loss, rel=1e-5)

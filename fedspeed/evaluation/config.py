@@ -1,0 +1,49 @@
+"""The registry of evaluation tasks. It imports no task and no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+_TASKS = "fedspeed.evaluation.tasks"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalTaskEntry:
+    """Describe an evaluation task to those that do not load it.
+
+    Attributes:
+        module: defines `make(context: TaskContext) -> EvalTask`.
+        help: one line for `fedspeed eval --list`.
+        options: passed to `make` in the context, so that one module can serve several tasks.
+        unit: of its main score: a share between 0 and 1, or a loss in nats per token.
+        private: whether the items are clients' own rows, so that transforms of updates may have to hide the
+            score.
+        runs_code: whether answers are executed, which needs the sandbox.
+    """
+
+    module: str
+    help: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    unit: Literal["accuracy", "loss"] = "accuracy"
+    private: bool = False
+    runs_code: bool = False
+
+
+EVAL_TASKS: dict[str, EvalTaskEntry] = {
+    "held_out": EvalTaskEntry(
+        module=f"{_TASKS}.held_out",
+        help="loss per token and exact answers on held-out rows of the run, or of --held-out FILE",
+        unit="loss",
+        private=True,
+    ),
+    "exact_match": EvalTaskEntry(
+        module=f"{_TASKS}.exact_match",
+        help="share of generated answers that equal a held-out row's own",
+        private=True,
+    ),
+    "answer_choice": EvalTaskEntry(
+        module=f"{_TASKS}.answer_choice",
+        help="share of held-out rows whose own answer is likelier than those of other rows",
+        private=True,
+    ),
+}

@@ -1,0 +1,66 @@
+"""The held-out rows that evaluation tasks read: those of a run's clients, or of a file."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from fedspeed.data.clients import client_rows
+from fedspeed.data.rows import Row, read_rows
+from fedspeed.data.tasks import edited, task_of
+from fedspeed.errors import DataError
+from fedspeed.evaluation.context import TaskContext
+
+
+def held_out_rows(context: TaskContext, limit: int = 0) -> list[Row]:
+    """Return held-out rows. A row of a run without a category gets the name of its client as one.
+
+    With a limit, the clients' rows are taken in turns, so that every client is represented.
+
+    Args:
+        limit: most rows; 0: all.
+
+    Raises:
+        DataError: there are none, with what to do about it.
+    """
+    if context.held_out is not None:
+        rows = _of_file(context, context.held_out)
+    else:
+        rows = _of_clients(context)
+    return rows[:limit] if limit else rows
+
+
+def held_out_files(context: TaskContext) -> Sequence[Path]:
+    """Return the file that the rows come from, where one was named."""
+    return [context.held_out] if context.held_out is not None else []
+
+
+def _of_file(context: TaskContext, path: Path) -> list[Row]:
+    if context.data is None:
+        raise DataError(f"--held-out {path}: there is no configuration that names the fields of its rows")
+    task = task_of(context.data)
+    pairs = read_rows(path, task.fields)
+    rows = [row for row in (edited(task, where, row) for where, row in pairs) if row is not None]
+    if not rows:
+        raise DataError(f"--held-out {path}: the file has no rows; name another one")
+    return rows
+
+
+def _of_clients(context: TaskContext) -> list[Row]:
+    if context.data is None:
+        raise DataError(
+            f"evaluation task {context.name}: a base has no held-out rows of its own; name a file of rows "
+            "with --held-out, or give the run whose rows are meant"
+        )
+    chosen = [
+        [replace(row, category=row.category or f"client {rows.client}") for row in rows.val]
+        for rows in client_rows(context.data, context.seed)
+        if context.clients is None or rows.client in context.clients
+    ]
+    longest = max(map(len, chosen), default=0)
+    rows = [rows[index] for index in range(longest) for rows in chosen if index < len(rows)]
+    if not rows:
+        raise DataError(
+            f"evaluation task {context.name}: no client holds out rows (data.val_fraction="
+            f"{context.data.val_fraction:g}); raise it, or name a file with --held-out"
+        )
+    return rows
