@@ -31,6 +31,7 @@ EXECUTIONS = {
     "stock, ZeRO-3": ("zero3", 1),
     "layer-major, resident": ("resident", 1),
     "layer-major, from RAM": ("ram", 1),
+    "layer-major, from NVMe": ("nvme", 1),
     "two stages, resident": ("resident", 2),
     "two stages, from RAM": ("ram", 2),
 }
@@ -126,8 +127,9 @@ Logits / losses / LoRA gradients of a step:
 
 {table(families, "family", trained)}
 
-Generation with cached keys and values: cases whose greedy answers are those of transformers without a cache,
-and the largest difference of given tokens' log-probabilities:
+Generation with cached keys and values: cases whose greedy answers, to prompts of several lengths in one batch
+and to each prompt by itself, are both those of transformers' `generate` with padding on the left and those of
+transformers without a cache; and the largest difference of given tokens' log-probabilities:
 
 {table(families, "family", generated)}
 """

@@ -9,6 +9,7 @@ import numpy as np
 from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.data.config import TrainConfig
 from fedspeed.engine.config import EngineConfig
+from fedspeed.engine.generation.batches import right_aligned
 from fedspeed.models.config import AdapterConfig
 from tests.engine.engines import engine
 from tests.engine.family_bases import VOCABULARY, attention_targets, linear_targets
@@ -36,13 +37,16 @@ class Measured:
         losses: summed cross-entropy of the answer tokens, of each micro-batch and of the training step.
         gradients: of the step's mean loss, by the trainable tensor's name.
         logits: of all tokens of SEQUENCES[0], [tokens, vocabulary].
-        greedy: the answer to each of PROMPTS. logprobs: of all but the first token of each of SEQUENCES.
+        greedy: the answers to PROMPTS, which have several lengths, asked for together. alone: each asked for
+            by itself.
+        logprobs: of all but the first token of each of SEQUENCES.
     """
 
     losses: np.ndarray
     gradients: dict[str, np.ndarray]
     logits: np.ndarray
     greedy: list[list[int]]
+    alone: list[list[int]]
     logprobs: np.ndarray
 
 
@@ -113,6 +117,7 @@ def by_engine(
         client_engine.load(start)
         losses = [sums.loss for sums in client_engine.evaluate([[batch] for batch in step.micro])]
         greedy = client_engine.generate(PROMPTS, max_new=MAX_NEW)
+        alone = [client_engine.generate([prompt], max_new=MAX_NEW)[0] for prompt in PROMPTS]
         logprobs = client_engine.logprobs(SEQUENCES, [(1, len(tokens)) for tokens in SEQUENCES])
         logits = client_engine._execute_series(_all_logits(SEQUENCES[0], client_engine.data_share[1] == 0))
         client_engine.load(start)
@@ -124,6 +129,7 @@ def by_engine(
         {name: (start[name].numpy() - value) / RATE for name, value in ended.items()},
         np.concatenate(logits).reshape(-1, VOCABULARY) if logits else np.zeros((0, VOCABULARY)),
         [answers[0].tolist() for answers in greedy],
+        [answers[0].tolist() for answers in alone],
         np.concatenate(logprobs),
     )
 
@@ -181,7 +187,8 @@ def by_transformers(family: str, base: str, targets: str, padded: bool) -> Measu
     model.eval()
     with torch.no_grad():
         logits_of = [model(input_ids=torch.from_numpy(tokens)[None]).logits[0] for tokens in SEQUENCES]
-        greedy = [_greedy(model, prompt) for prompt in PROMPTS]
+        greedy = generated(model, PROMPTS, MAX_NEW)
+        alone = [_without_cache(model, prompt) for prompt in PROMPTS]
     logprobs = [
         logits[:-1].log_softmax(-1).gather(-1, torch.from_numpy(tokens)[1:, None])[:, 0]
         for logits, tokens in zip(logits_of, SEQUENCES)
@@ -191,6 +198,7 @@ def by_transformers(family: str, base: str, targets: str, padded: bool) -> Measu
         {name: p.grad.numpy() for name, p in trained.items()},
         logits_of[0].numpy(),
         greedy,
+        alone,
         torch.cat(logprobs).numpy(),
     )
 
@@ -207,7 +215,23 @@ def _summed_loss(model, batch: Batch):
     )
 
 
-def _greedy(model, prompt: np.ndarray) -> list[int]:
+def generated(model, prompts: Sequence[np.ndarray], max_new: int) -> list[list[int]]:
+    """Answer greedily with transformers' `generate`, all prompts in one batch that is padded on the left."""
+    import torch
+
+    tokens, real = right_aligned(prompts)
+    whole = model.generate(
+        input_ids=torch.from_numpy(tokens),
+        attention_mask=torch.from_numpy(real.astype(np.int64)),
+        max_new_tokens=max_new,
+        do_sample=False,
+        eos_token_id=-1,
+        pad_token_id=0,
+    )
+    return whole[:, tokens.shape[1] :].tolist()
+
+
+def _without_cache(model, prompt: np.ndarray) -> list[int]:
     """Answer greedily without a cache: every token from a forward over all tokens before it."""
     import torch
 
@@ -224,7 +248,8 @@ class Differences:
     (losses: each to its own).
 
     Attributes:
-        same_answers: whether the greedy answers are equal.
+        same_answers: whether the greedy answers are equal: the engine's, asked for together and one by one,
+            those of transformers' `generate` with padding, and those of forward passes without a cache.
     """
 
     logits: float
@@ -249,7 +274,7 @@ def compare(found: Measured, expected: Measured) -> Differences:
         float(np.abs(found.losses / expected.losses - 1).max()),
         _off(_flat(found.gradients), _flat(expected.gradients)),
         _off(found.logprobs, expected.logprobs),
-        found.greedy == expected.greedy,
+        found.greedy == found.alone == expected.greedy == expected.alone,
     )
 
 

@@ -55,15 +55,16 @@ def of_single_ranks(rank, folder) -> dict[str, Differences]:
     found = {}
     bases = {}
     plain = {}
-    for family in WRITTEN:
+    for number, family in enumerate(WRITTEN):
         bases[family] = write_base(family, folder / family)
         plain[family] = by_transformers(family, bases[family], "all-linear", True)
         for kind in ("zero0", "ram"):
             measured = by_engine(bases[family], kind, "all-linear", True)
             found[f"{family} {kind}"] = compare(measured, plain[family])
         tied = write_base(family, folder / f"{family}-tied", tied=True)
-        measured = by_engine(tied, "resident", "attention", False)
-        found[f"{family} tied"] = compare(measured, by_transformers(family, tied, "attention", False))
+        kind = ("nvme", "resident")[number % 2]
+        measured = by_engine(tied, kind, "attention", False, nvme=folder)
+        found[f"{family} tied {kind}"] = compare(measured, by_transformers(family, tied, "attention", False))
     for family in ("smollm3", "gemma3_text"):
         kept = write_kept(bases[family], KEPT, folder / f"{family}-kept")
         expected = by_transformers(family, kept, "all-linear", True)
