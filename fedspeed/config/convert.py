@@ -90,7 +90,8 @@ def _annotated(field: Field) -> Any:
     if (by_name := variants(field.type)) and len(by_name) > 1:
         return _union({name: field.of(variant) for name, variant in by_name.items()}, _name)
     if len(types_ := alternatives(field.type)) > 1 and not by_name:
-        return _union({shape_of(type_): field.of(type_) for type_ in types_}, _shape)
+        by_shape = {shape_of(type_): field.of(type_) for type_ in types_}
+        return _union(by_shape, _shape_of_text if str in types_ else _shape)
     if choices(field.type):
         return Annotated[field.type, pydantic.BeforeValidator(_text)]
     if is_dataclass_type(field.type):
@@ -140,6 +141,12 @@ def _name(value: Any) -> Any:
 
 def _shape(value: Any) -> str | None:
     return next((shape for type_, shape in _SHAPES.items() if isinstance(value, type_)), None)
+
+
+def _shape_of_text(value: Any) -> str | None:
+    """Return the shape of a value where text is accepted, so that a number counts as text."""
+    shape = _shape(value)
+    return "word" if shape == "number" else shape
 
 
 # In this order, because a bool is also an int.

@@ -4,7 +4,7 @@ All problems are collected and raised as one `ConfigError`, so that a user sees 
 """
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 DEFAULT = "default"
+Paths = str | tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,14 @@ class Loaded:
             all its leaves, and each leaf has an entry of its own. So has each leaf of the deepspeed section;
             an empty one has the single entry `deepspeed`.
         path: the YAML file; None if there was none.
-        written: dotted key -> the path as it was written, for inputs that `paths.resolve` has changed.
+        written: dotted key -> the path or paths as they were written, for inputs that `paths` has
+            resolved.
     """
 
     config: RunConfig
     sources: dict[str, str]
     path: Path | None
-    written: dict[str, str] = field(default_factory=dict)
+    written: Mapping[str, Paths] = field(default_factory=dict)
 
     @property
     def as_written(self) -> RunConfig:
@@ -56,7 +58,7 @@ class Loaded:
     @property
     def places(self) -> dict[str, str]:
         """Return dotted key -> absolute path of every input that is an existing file or folder."""
-        return {key: path for key, text in _inputs(self.config) if (path := paths.existing_path(text))}
+        return {key: path for key, value in _inputs(self.config) if (path := paths.existing_paths(value))}
 
     @property
     def folder(self) -> Path:
@@ -128,25 +130,29 @@ def repeated_keys(overrides: Sequence[str]) -> list[str]:
     ]
 
 
-def _inputs(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Yield (dotted key, path as text) of the keys that name files and folders to read."""
+def _inputs(config: RunConfig) -> Iterator[tuple[str, Paths]]:
+    """Yield (dotted key, path or paths) of the keys that name files and folders to read."""
     for key, field_ in FIELDS.items():
-        text = operator.attrgetter(key)(config)
-        if field_.path is not None and text not in field_.path:
-            yield key, text
+        value = operator.attrgetter(key)(config)
+        if field_.path is not None and value not in field_.path:
+            yield key, value
 
 
-def _resolved(config: RunConfig, sources: dict[str, str], path: Path | None) -> dict[str, str]:
-    """Return dotted key -> path of the inputs that `paths.resolve` changes."""
-    changed = {}
-    for key, text in _inputs(config):
-        resolved = paths.resolve(text, None if sources[key] == COMMAND_LINE or path is None else path.parent)
-        if resolved != text:
+def _resolved(config: RunConfig, sources: dict[str, str], path: Path | None) -> dict[str, Paths]:
+    """Return dotted key -> path or paths of the inputs that `paths.resolve` changes."""
+    changed: dict[str, Paths] = {}
+    for key, value in _inputs(config):
+        folder = None if sources[key] == COMMAND_LINE or path is None else path.parent
+        if isinstance(value, str) and FIELDS[key].type is str:
+            resolved: Paths = paths.resolve(value, folder)
+        else:
+            resolved = paths.resolve_inputs(value, folder)
+        if resolved != value:
             changed[key] = resolved
     return changed
 
 
-def with_values(config: RunConfig, values: dict[str, str]) -> RunConfig:
+def with_values(config: RunConfig, values: Mapping[str, Paths]) -> RunConfig:
     """Return the configuration with some values replaced, given by keys SECTION.NAME."""
     for key, value in values.items():
         section, _, name = key.partition(".")

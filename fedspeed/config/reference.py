@@ -135,8 +135,10 @@ def _row(key: str, field: Field, help_: str) -> str:
 
 def _values(key: str, field: Field) -> str:
     """Return the accepted values of a key, with their unit."""
+    if field.path is not None:
+        return "path" if field.type is str else "path or a list of paths"
     if field.type is str:
-        return "text" if field.path is None else "path"
+        return "text"
     unit = next((unit for end, unit in UNITS.items() if key.endswith(end)), "")
     return describe(field) + (f", in {unit}" if unit else "")
 

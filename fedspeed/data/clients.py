@@ -12,14 +12,16 @@ from fedspeed.data.encode import Encoded, Example, Tokenizer
 from fedspeed.data.prompt_template import template_for
 from fedspeed.data.row_counts import RowCounts
 from fedspeed.data.rows import Row
-from fedspeed.data.tasks import load_rows
+from fedspeed.data.tasks import held_out_rows, load_rows
 from fedspeed.data.templates import text_of
 from fedspeed.errors import DataError
 
 
 @dataclass(frozen=True)
 class ClientRows:
-    """The rows of one client. `val` is held out from training; it is empty where data.val_fraction is 0."""
+    """The rows of one client. `val` is what it evaluates: rows of its own that are held out from training, or
+    its share of the rows of data.held_out. It may be empty.
+    """
 
     train: tuple[Row, ...]
     val: tuple[Row, ...]
@@ -54,15 +56,21 @@ def client_rows(config: DataConfig, seed: int) -> list[ClientRows]:
     Rows are assigned to clients first, and each client then holds out some of its own. So a client is
     evaluated on the categories that it trains on, and the federation on those of all clients.
 
+    With data.held_out, all assigned rows are training rows. Row i of data.held_out is evaluated at client
+    i modulo data.clients, so that the sum over all clients counts each row once.
+
     Raises:
         DataError: see `load_rows` and `splitters`; or the split needs categories and the rows have none.
     """
     with activity.during("the reading of rows"):
         rows = load_rows(config, seed)
+        held_out = held_out_rows(config)
     split = _split(config, rows, np.random.default_rng([seed, streams.SPLIT]))
-    return [
-        _held_out(client, [rows[i] for i in indices], config, seed) for client, indices in enumerate(split)
-    ]
+    clients = [[rows[i] for i in indices] for indices in split]
+    if config.held_out:
+        shares = (tuple(held_out[client :: config.clients]) for client in range(config.clients))
+        return [ClientRows(tuple(own), share, c) for c, (own, share) in enumerate(zip(clients, shares))]
+    return [_held_out(client, own, config, seed) for client, own in enumerate(clients)]
 
 
 def encode_client(rows: ClientRows, tokenizer: Tokenizer, config: DataConfig) -> ClientData:

@@ -18,12 +18,25 @@ class DataConfig:
             "jsonl, jsonl.gz or hub data set)"
         },
     )
-    path: str = field(
+    path: str | tuple[str, ...] = field(
         default="",
         metadata={
             "help": (
-                "file, folder or hub data set (owner/name[:configuration]); empty: looked for in "
-                "$FEDSPEED_DATA, ./data and ../shared/data"
+                "files with the rows: a file, a pattern such as rows/*.jsonl, a folder, a list of these "
+                "(or text with commas), or a hub data set (owner/name[:configuration]); empty: looked for "
+                "in $FEDSPEED_DATA, ./data and ../shared/data"
+            ),
+            "path": (),
+        },
+    )
+    held_out: str | tuple[str, ...] = field(
+        default="",
+        metadata={
+            "help": (
+                "files whose rows are all held out, named as in data.path; the clients evaluate them in "
+                "turn (row i at client i modulo data.clients) and hold out none of their own rows, so that "
+                "data.val_fraction and data.max_val_rows have no effect. Empty: each client holds out some "
+                "of its own rows"
             ),
             "path": (),
         },
@@ -82,6 +95,16 @@ class DataConfig:
             )
         },
     )
+
+    @property
+    def source(self) -> str:
+        """Return the key that names the rows, with its value, for messages."""
+        return f"data.path={path_text(self.path)}" if self.path else f"data.task={self.task}"
+
+
+def path_text(value: str | tuple[str, ...]) -> str:
+    """Return the value of data.path or data.held_out as one text, for messages."""
+    return value if isinstance(value, str) else ", ".join(value)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ def row_remarks(config: DataConfig, clients: Sequence[ClientRows]) -> list[str]:
     """Return a sentence for each remark on the rows of all clients."""
     rows = [row for client in clients for row in (*client.train, *client.val)]
     remarks = [_blank_answers(rows), _no_category(config, rows), _nothing_held_out(config, clients)]
-    return [text for text in remarks if text] + _copies(clients)
+    return [text for text in remarks if text] + _copies(config, clients)
 
 
 def _blank_answers(rows: Sequence[Row]) -> str:
@@ -39,15 +39,20 @@ def _no_category(config: DataConfig, rows: Sequence[Row]) -> str:
 
 def _nothing_held_out(config: DataConfig, clients: Sequence[ClientRows]) -> str:
     without = sum(not client.val for client in clients)
-    if not config.val_fraction or not without:
+    if not without or (not config.val_fraction and not config.held_out):
         return ""
+    if config.held_out:
+        return (
+            f"clients that evaluate no row, because data.held_out has fewer rows than there are clients: "
+            f"{without} of {len(clients)}; the held-out loss is that of the others"
+        )
     return (
         f"clients that hold out no row, because they have one only or all of theirs are equal: {without} "
         f"of {len(clients)}; the held-out loss is that of the others"
     )
 
 
-def _copies(clients: Sequence[ClientRows]) -> list[str]:
+def _copies(config: DataConfig, clients: Sequence[ClientRows]) -> list[str]:
     """Return remarks on rows that several clients have. The hold-out separates equal rows of one client, but
     cannot separate those of different clients, which are not compared.
     """
@@ -58,12 +63,13 @@ def _copies(clients: Sequence[ClientRows]) -> list[str]:
     held_out = [text_of(row) for client in clients for row in client.val]
     seen = sum(text in trained_by for text in held_out)
     several = sum(len(owners) > 1 for owners in trained_by.values())
+    owner = "a client" if config.held_out else "another client"
     remarks = []
     if several:
         remarks.append(f"{several} different rows are training rows of more than one client")
     if seen:
         remarks.append(
-            f"{seen} of {len(held_out)} held-out rows are also training rows of another client: the "
+            f"{seen} of {len(held_out)} held-out rows are also training rows of {owner}: the "
             "held-out loss is too good for them; remove the copies from the data"
         )
     return remarks

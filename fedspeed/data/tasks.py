@@ -3,22 +3,17 @@
 A new published task needs one entry in `TASKS` and its name in `DataConfig.task`.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from fedspeed.data import streams
 from fedspeed.data.builtin import DEFAULT_ROWS, builtin_rows
-from fedspeed.data.config import DataConfig
-from fedspeed.data.rows import SUFFIXES, Fields, Row, hub_rows, read_rows
+from fedspeed.data.config import DataConfig, path_text
+from fedspeed.data.rows import Fields, Row, hub_rows, read_rows
+from fedspeed.data.sources import Wanted, files_of, reads_hub, usual_file
 from fedspeed.errors import DataError
-from fedspeed.hub_names import is_hub_name
-
-FOLDER_VARIABLE = "FEDSPEED_DATA"
-_USUAL_FOLDERS = ("data", "../shared/data")
 
 
 def _unchanged(row: Row) -> Row:
@@ -137,73 +132,32 @@ def edited(task: Task, where: str, row: Row) -> Row | None:
         ) from None
 
 
-def _read(config: DataConfig, task: Task) -> list[tuple[str, Row]]:
-    if not config.path:
-        return read_rows(_in_usual_folders(config.task, task), task.fields)
-    path = Path(config.path).expanduser()
-    if path.is_dir():
-        return read_rows(_in_folder(path, config.task, task), task.fields)
-    if reads_hub(config):
-        return hub_rows(config.path, task.fields)
-    if not path.exists():
-        raise DataError(
-            f"data.path={config.path}: no such file or folder (looked for {path.resolve()}); correct the path"
-            f"{_how_to_get(task)}"
-        )
-    return read_rows(path, task.fields)
+def held_out_rows(config: DataConfig) -> list[Row]:
+    """Return all rows of data.held_out, in the order of its files; empty where it is not set.
 
-
-def reads_hub(config: DataConfig) -> bool:
-    """Return whether data.path names a hub data set: it has the form of a name, and is no local file or
-    folder.
+    Raises:
+        DataError: see `load_rows`.
     """
-    name, _, split = config.path.partition(":")
-    if not is_hub_name(name) or "/" in split or Path(config.path).expanduser().exists():
-        return False
-    return not config.path.lower().endswith(SUFFIXES)
+    if not config.held_out:
+        return []
+    task = task_of(config)
+    wanted = Wanted("data.held_out", config.task, remedy=_how_to_get(task))
+    pairs = [pair for file in files_of(config.held_out, wanted) for pair in read_rows(file, task.fields)]
+    return [row for row in (edited(task, where, row) for where, row in pairs) if row is not None]
 
 
-def _in_folder(folder: Path, name: str, task: Task) -> Path:
-    present = sorted(entry.name for entry in folder.iterdir() if entry.name.lower().endswith(SUFFIXES))
-    if task.files:
-        matching = [file for file in task.files if file in present]
-        if not matching:
-            raise DataError(
-                f"data.path={folder}: the folder holds no file of task {name} (none of "
-                f"{', '.join(task.files)}; data files there: {', '.join(present) or 'none'}); name the file "
-                f"itself{_how_to_get(task)}"
-            )
-        return folder / matching[0]
-    if len(present) != 1:
+def _read(config: DataConfig, task: Task) -> list[tuple[str, Row]]:
+    wanted = Wanted("data.path", config.task, task.files, _how_to_get(task))
+    if not config.path and not task.files:
         raise DataError(
-            f"data.path={folder}: task=file needs one data file and the folder holds {len(present)} "
-            f"({', '.join(present) or 'none'}); name the file itself in data.path"
+            "data.task=file needs data.path: a .json, .jsonl or .jsonl.gz file, a pattern, a folder, a list "
+            "of these, or a hub data set owner/name"
         )
-    return folder / present[0]
-
-
-def _in_usual_folders(name: str, task: Task) -> Path:
-    if not task.files:
-        raise DataError(
-            "data.task=file needs data.path: a .json, .jsonl or .jsonl.gz file, a folder with one, or a hub "
-            "data set owner/name"
-        )
-    folders = data_folders()
-    for folder in folders:
-        for file in task.files:
-            if (folder / file).is_file():
-                return folder / file
-    raise DataError(
-        f"no rows for task {name}: none of {', '.join(task.files)} in "
-        f"{', '.join(str(folder.resolve()) for folder in folders)}; put the file there, or set data.path, or "
-        f"the environment variable {FOLDER_VARIABLE} to its folder{_how_to_get(task)}"
-    )
-
-
-def data_folders() -> list[Path]:
-    """Return the folders in which data files are looked for: that of the environment variable first."""
-    variable = os.environ.get(FOLDER_VARIABLE)
-    return [Path(folder).expanduser() for folder in ([variable] if variable else []) + list(_USUAL_FOLDERS)]
+    if not config.path:
+        return read_rows(usual_file(wanted), task.fields)
+    if reads_hub(config):
+        return hub_rows(path_text(config.path), task.fields)
+    return [pair for file in files_of(config.path, wanted) for pair in read_rows(file, task.fields)]
 
 
 def _how_to_get(task: Task) -> str:

@@ -158,10 +158,10 @@ def check_weight(config: RunConfig, weight: float) -> None:
         or WEIGHTS in hidden_by(config.federation.updates)
     ):
         return
-    where = f"data.path={config.data.path}" if config.data.path else f"data.task={config.data.task}"
     raise DataError(
-        f"{where}: the training rows of this participant's clients have {weight:,.0f} answer tokens, and "
-        f"routing.max_weight={routing.max_weight:,.0f} is the most that one participant may have; raise "
+        f"{config.data.source}: the training rows of this participant's clients have {weight:,.0f} answer "
+        f"tokens, and routing.max_weight={routing.max_weight:,.0f} is the most that one participant may "
+        "have; raise "
         "routing.max_weight on all sites, or use fewer rows (data.max_rows)"
     )
 

@@ -3,15 +3,19 @@
 A resumed run must have inputs of the same content, not only of the same name.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fedspeed.checkpoint.journal import Entry, Journal
 from fedspeed.config.run import RunConfig
 from fedspeed.data.clients import ClientRows, client_rows
-from fedspeed.data.tasks import reads_hub
+from fedspeed.data.config import path_text
+from fedspeed.data.rows import Row
+from fedspeed.data.sources import reads_hub
 from fedspeed.errors import DataError, JournalError
 from fedspeed.models import file_digests
 from fedspeed.models.local_config import MORE_TOKENIZER_FILES, TOKENIZER_FILES, local_folder, tokenizer_place
@@ -126,15 +130,14 @@ def changed(config: RunConfig, before: Mapping[str, str], now: Mapping[str, str]
 def descriptions(config: RunConfig) -> dict[str, str]:
     """Return input -> its description in messages."""
     base = config.model.base
-    data = config.data
-    source = f"data.path={data.path}" if data.path else f"data.task={data.task}"
+    held_out = f" and of data.held_out={path_text(config.data.held_out)}" if config.data.held_out else ""
     return {
         BASE_CONFIG: f"the config.json of model.base={base}",
         BASE_WEIGHTS: f"the weights of model.base={base}",
         TOKENIZER: f"the tokenizer in {tokenizer_place(config.model)}",
         MORE_TOKENIZER: f"the tokenizer in {tokenizer_place(config.model)} (its vocabulary or chat template)",
         ADAPTER: f"the adapter in adapter.start_from={config.adapter.start_from}",
-        ROWS: f"the rows of {source}, or their split over clients",
+        ROWS: f"the rows of {config.data.source}{held_out}, or their split over clients",
     }
 
 
@@ -154,5 +157,17 @@ def _rows_digest(clients: Sequence[ClientRows]) -> str:
         for part in (client.train, client.val):
             state.update(f"{client.client}:{len(part)}\n".encode())
             for row in part:
-                state.update(json.dumps([row.instruction, row.input, row.output]).encode() + b"\n")
+                state.update(json.dumps(_digested(row)).encode() + b"\n")
     return state.hexdigest()
+
+
+def _digested(row: Row) -> list[Any]:
+    """Return what the digest of the rows covers of one row. Rows of a prompt and an answer have the same
+    digest as in earlier versions.
+    """
+    fields: list[Any] = [row.instruction, row.input, row.output]
+    if row.messages:
+        fields.append([dataclasses.astuple(message) for message in row.messages])
+    if row.is_text:
+        fields.append("text")
+    return fields

@@ -106,7 +106,7 @@ class RunRequest:
             LOG.info(f"the earlier run is now {target}")
 
 
-def _value(values: Mapping, key: str) -> str:
+def _value(values: Mapping, key: str) -> str | tuple[str, ...]:
     section, _, name = key.partition(".")
     return values[section][name]
 

@@ -47,6 +47,7 @@ def test_every_key_that_names_something_to_read_is_known():
         "model.tokenizer",
         "adapter.start_from",
         "data.path",
+        "data.held_out",
         "federation.public_rows",
         "cluster.probe",
         "routing.identity",
@@ -65,7 +66,10 @@ def test_a_path_in_a_yaml_is_beside_it(project, key, monkeypatch):
     )
     if key == "model.tokenizer":
         text = "model:\n  base: m\n  tokenizer: base\n"
-    extra = {"data.path": ["data.task=file"]}.get(key, [])
+    extra = {
+        "data.path": ["data.task=file"],
+        "data.held_out": ["data.task=file", "data.path=rows.jsonl"],
+    }.get(key, [])
     loaded = load(write(project / "conf", text), extra)
     assert value(loaded, key) == str(project / "conf" / "base")
     assert loaded.written == {key: "base"} and loaded.places[key] == str(project / "conf" / "base")

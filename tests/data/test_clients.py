@@ -7,7 +7,9 @@ import pytest
 
 from fedspeed.data.clients import client_rows, encode_client, largest_id
 from fedspeed.data.config import DataConfig
-from fedspeed.data.tasks import FOLDER_VARIABLE, load_rows
+from fedspeed.data.row_remarks import row_remarks
+from fedspeed.data.sources import FOLDER_VARIABLE
+from fedspeed.data.tasks import load_rows
 from fedspeed.data.templates import prompt
 from fedspeed.errors import DataError
 from fedspeed.models.config import AdapterConfig, ModelConfig
@@ -153,3 +155,31 @@ def test_fed_gsm8k_3(monkeypatch):
         if 1 + len(prompt(row, "alpaca").encode()) >= config.max_tokens
     ]
     assert 0 < data.counts.lost == len(too_long)
+
+
+def test_a_held_out_file_is_evaluated_once_in_all(tmp_path):
+    """Clients hold out none of their own rows, whatever data.val_fraction is."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    path = write(tmp_path / "a", [{"instruction": str(i), "output": "a"} for i in range(30)])
+    held_out = write(tmp_path / "b", [{"instruction": f"h{i}", "output": "a"} for i in range(100)])
+    config = DataConfig(task="file", path=path, held_out=held_out, clients=3, max_rows=20, val_fraction=0.5)
+    clients = client_rows(config, 0)
+    assert sum(len(of.train) for of in clients) == 20
+    assert [len(of.val) for of in clients] == [34, 33, 33]
+    assert [of.val[1].instruction for of in clients] == ["h3", "h4", "h5"]
+    assert len({row for of in clients for row in of.val}) == 100
+    assert row_remarks(config, clients) == []
+    data = encode_client(clients[0], byte_tokenizer(), config)
+    assert (len(data.val), data.weight) == (34, 14.0)  # an answer has one byte and end-of-sequence
+
+
+def test_remarks_on_a_held_out_file(tmp_path):
+    rows = [{"instruction": str(i), "output": "a"} for i in range(30)]
+    path = write(tmp_path, rows)
+    (tmp_path / "held_out").mkdir()
+    held_out = write(tmp_path / "held_out", [rows[0], {"instruction": "x", "output": "a"}])
+    config = DataConfig(task="file", path=path, held_out=held_out, clients=3, val_fraction=0.0)
+    without, copies = row_remarks(config, client_rows(config, 0))
+    assert without.startswith("clients that evaluate no row, because data.held_out has fewer rows")
+    assert copies.startswith("1 of 2 held-out rows are also training rows of a client")

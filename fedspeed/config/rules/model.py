@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from fedspeed.config.rules.conflict import Conflict, chosen_method
 from fedspeed.config.run import RunConfig
 from fedspeed.config.spelling import flow
+from fedspeed.data.config import path_text
 from fedspeed.federation.methods.config import METHODS
 
 MAX_NAME_BYTES = 200  # of a run's name: --fresh renames its folder to NAME.1, and file systems end at 255
@@ -99,11 +100,12 @@ def check_clients(config: RunConfig) -> Iterator[Conflict]:
             f"federation.clients_per_round={sampled} of data.clients={clients}; "
             "choose at most that many, or federation.clients_per_round=0 for all",
         )
-    if config.federation.patience and not config.data.val_fraction:
+    if config.federation.patience and not config.data.val_fraction and not config.data.held_out:
         yield Conflict(
             ("federation.patience", "data.val_fraction"),
             f"federation.patience={config.federation.patience} waits for a better held-out loss, "
-            "but data.val_fraction=0 holds nothing out; set data.val_fraction above 0, or "
+            "but data.val_fraction=0 holds nothing out; set data.val_fraction above 0, give "
+            "data.held_out, or "
             "federation.patience=0",
         )
     if config.data.task == "file" and not config.data.path:
@@ -114,7 +116,14 @@ def check_clients(config: RunConfig) -> Iterator[Conflict]:
     if config.data.task == "builtin" and config.data.path:
         yield Conflict(
             ("data.path", "data.task"),
-            f"data.path={config.data.path} would not be read, because data.task=builtin makes its "
+            f"data.path={path_text(config.data.path)} would not be read, because data.task=builtin makes its "
             "rows; choose data.task=file (or the task that the file belongs to), or leave "
             "data.path out",
+        )
+    if config.data.task == "builtin" and config.data.held_out:
+        yield Conflict(
+            ("data.held_out", "data.task"),
+            f"data.held_out={path_text(config.data.held_out)} would not be read, because data.task=builtin "
+            "makes its rows; choose data.task=file (or the task that the file belongs to), or leave "
+            "data.held_out out",
         )
