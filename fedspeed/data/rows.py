@@ -18,10 +18,16 @@ SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 @dataclass(frozen=True)
 class Message:
-    """One message of a conversation; `role` is system, user, assistant or tool."""
+    """One message of a conversation.
+
+    Attributes:
+        role: system, user, assistant or tool.
+        trained: whether an assistant message carries loss; without meaning for other roles.
+    """
 
     role: str
     content: str
+    trained: bool = True
 
 
 @dataclass(frozen=True)
@@ -29,9 +35,12 @@ class Row:
     """One row of text. `input` and `category` are empty where the source has none.
 
     Attributes:
-        messages: a conversation of several turns, whose assistant messages are all trained on. If there is
-            one, instruction and input are empty and `output` is the last assistant message.
+        messages: a conversation of several turns, which ends with a trained assistant message. If there is
+            one, instruction and input are empty and `output` is that last message. A conversation of one
+            question and one answer has no messages: it is an instruction and an output.
         is_text: whether `output` is a whole text without prompt, which no template is applied to.
+        is_completion: whether `instruction` is the text before `output` as it stands, which
+            data.template=auto applies no template to.
     """
 
     instruction: str
@@ -40,6 +49,7 @@ class Row:
     category: str
     messages: tuple[Message, ...] = ()
     is_text: bool = False
+    is_completion: bool = False
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,6 @@ def _digested(row: Row) -> list[Any]:
     fields: list[Any] = [row.instruction, row.input, row.output]
     if row.messages:
         fields.append([dataclasses.astuple(message) for message in row.messages])
-    if row.is_text:
-        fields.append("text")
+    if row.is_text or row.is_completion:
+        fields.append("text" if row.is_text else "completion")
     return fields
