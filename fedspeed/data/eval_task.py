@@ -159,6 +159,12 @@ class ChoiceTask(EvalTask[Item]):
     def choices(self, item: Item) -> Sequence[str]:
         """Return the answers to choose from, none of them empty."""
 
+    def prompts(self, item: Item) -> Sequence[str | Row]:
+        """Return the prompt of each choice, which is the item's prompt unless the choices differ in what
+        precedes the same continuation.
+        """
+        return [self.prompt(item)] * len(self.choices(item))
+
     @abstractmethod
     def score(
         self, items: Sequence[Item], likelihoods: Sequence[Sequence[Likelihood]]

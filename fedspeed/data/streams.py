@@ -7,3 +7,4 @@ EPOCH = 3  # order of a client's rows in an epoch
 BUILTIN = 4  # rows of the built-in task
 PRETRAIN = 5  # rows for the pretraining of the quickstart's base
 GENERATION = 6  # sampling of generated tokens
+EVAL_ITEMS = 7  # choice of some items of an evaluation task

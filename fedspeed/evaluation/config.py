@@ -6,6 +6,16 @@ from typing import Any, Literal
 
 _TASKS = "fedspeed.evaluation.tasks"
 
+# Sets of questions with given answers, by the name of their task and file: how they are called.
+QA_SETS = {
+    "boolq": "BoolQ, 3 270 yes/no questions on a passage",
+    "arc_easy": "ARC easy, 2 376 science questions",
+    "arc_challenge": "ARC challenge, 1 172 science questions",
+    "piqa": "PIQA, 1 838 questions on everyday actions",
+    "winogrande": "WinoGrande, 1 267 sentences with a pronoun",
+    "copa": "COPA, 100 causes and effects",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvalTaskEntry:
@@ -46,4 +56,27 @@ EVAL_TASKS: dict[str, EvalTaskEntry] = {
         help="share of held-out rows whose own answer is likelier than those of other rows",
         private=True,
     ),
+    "gsm8k": EvalTaskEntry(
+        module=f"{_TASKS}.gsm8k",
+        help="GSM8K, 1 319 word problems after eight worked examples: share of right numbers",
+        options={"few_shot": True},
+    ),
+    "gsm8k_zero_shot": EvalTaskEntry(
+        module=f"{_TASKS}.gsm8k",
+        help="GSM8K through the model's own template, without examples",
+        options={"few_shot": False},
+    ),
+    "qa": EvalTaskEntry(
+        module=f"{_TASKS}.choices",
+        help=f"the {len(QA_SETS)} tasks below together; --limit is that of each",
+        options={"sets": tuple(QA_SETS)},
+    ),
+    **{
+        name: EvalTaskEntry(
+            module=f"{_TASKS}.choices",
+            help=f"{title}: share of questions whose right answer is the likeliest",
+            options={"sets": (name,)},
+        )
+        for name, title in QA_SETS.items()
+    },
 }

@@ -38,9 +38,9 @@ def extract_number(answer: str) -> Decimal | None:
     return _value(numbers[-1]) if numbers else None
 
 
-def same_number(answer: str, expected: Decimal) -> bool:
+def same_number(answer: str, expected: Decimal | None) -> bool:
     """Return whether an answer states a number as its result."""
-    return extract_number(answer) == expected
+    return expected is not None and extract_number(answer) == expected
 
 
 def _value(number: re.Match[str]) -> Decimal:

@@ -141,6 +141,19 @@ class _Model:
             return self.template.prompt_ids(prompt)
         return prompt_text_ids(prompt, self.tokenizer)
 
+    def choice_ids(self, prompt: str | Row, text: str) -> tuple[list[int], list[int]]:
+        """Return the tokens of a prompt, and those of a choice that follows it.
+
+        A choice after a row's prompt is tokenized on its own, as an answer is in training; one after a text
+        together with it, as lm-evaluation-harness does, since some tokenizers divide a text in its middle
+        otherwise than at its beginning.
+        """
+        before = self.prompt_ids(prompt)
+        if isinstance(prompt, Row):
+            return before, text_ids(text, self.tokenizer)
+        after = self.prompt_ids(prompt + text)[len(before) :]
+        return before, after or text_ids(text, self.tokenizer)
+
     def prompt_text(self, prompt: str | Row) -> str:
         return self.template.prompt_text(prompt) if isinstance(prompt, Row) else prompt
 
@@ -223,7 +236,8 @@ def _chosen(model: _Model, task: ChoiceTask, items: Sequence[Any]) -> list[Score
                 f"{task.name}: an item whose prompt is {model.prompt_text(prompt)[-60:]!r} has no choices, "
                 "or an empty one; give it some text each"
             )
-    likelihoods = choice_likelihoods(model.engine, prompts, choices, model.tokenizer, model.template)
+    pairs = [list(zip(task.prompts(item), texts, strict=True)) for item, texts in zip(items, choices)]
+    likelihoods = choice_likelihoods(model.engine, pairs, model.tokenizer, model.template)
     return [
         ScoredItem(
             model.prompt_text(prompt),
@@ -240,23 +254,20 @@ def _chosen(model: _Model, task: ChoiceTask, items: Sequence[Any]) -> list[Score
 
 def choice_likelihoods(
     engine: ClientEngine,
-    prompts: Sequence[str | Row],
-    choices: Sequence[Sequence[str]],
+    choices: Sequence[Sequence[tuple[str | Row, str]]],
     tokenizer: Tokenizer,
     template: RowTemplate,
 ) -> list[list[Likelihood]]:
-    """Return the likelihoods of each prompt's choices, none of which is empty. The engine computes a prompt
-    once for all of its choices.
+    """Return the likelihoods of each item's choices, (prompt, text that is not empty). The engine computes a
+    prompt once for all choices that follow it.
     """
     model = _Model(engine, tokenizer, template)
     sequences = []
     spans = []
-    for prompt, texts in zip(prompts, choices, strict=True):
-        before = model.prompt_ids(prompt)
-        for text in texts:
-            after = text_ids(text, tokenizer)
-            sequences.append(np.array([*before, *after], dtype=np.int64))
-            spans.append((len(before), len(before) + len(after)))
+    for prompt, text in (pair for of_item in choices for pair in of_item):
+        before, after = model.choice_ids(prompt, text)
+        sequences.append(np.array([*before, *after], dtype=np.int64))
+        spans.append((len(before), len(before) + len(after)))
     logprobs = engine.logprobs(sequences, spans)
     likelihoods = [Likelihood(float(values.sum(dtype=np.float64)), len(values)) for values in logprobs]
     ends = np.cumsum([0, *map(len, choices)])
