@@ -57,7 +57,8 @@ def test_what_is_scored(tmp_path, name, record, pairs):
 def test_the_right_choice_must_be_the_likeliest(tmp_path):
     write(tmp_path, "copa", [COPA, COPA])
     copa = task(tmp_path, "copa")
-    better, longer = [Likelihood(-9.0, 3), Likelihood(-8.0, 2)], [Likelihood(-8.0, 3), Likelihood(-9.0, 2)]
+    better = [Likelihood(-9.0, 3), Likelihood(-8.0, 2)]
+    longer = [Likelihood(-8.0, 3), Likelihood(-9.0, 2)]
     assert copa.score(copa.items(), [better, longer]) == [
         {"accuracy": 1.0, "accuracy_by_length": 1.0},
         {"accuracy": 0.0, "accuracy_by_length": 1.0},
