@@ -16,6 +16,7 @@ from fedspeed.cli import (
     chat,
     config_reference,
     doctor,
+    import_base,
     init,
     keys,
     plan,
@@ -30,7 +31,20 @@ from fedspeed.errors import ConfigError, FedSpeedError
 from fedspeed.session.ending import error_ending
 
 # In the order of --help.
-COMMANDS = (run, init, chat, doctor, plan, simulate, probe, audit, keys, pretrain_base, config_reference)
+COMMANDS = (
+    run,
+    init,
+    chat,
+    doctor,
+    plan,
+    simulate,
+    probe,
+    audit,
+    keys,
+    import_base,
+    pretrain_base,
+    config_reference,
+)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -14,8 +14,7 @@ from fedspeed.files import json_value
 from fedspeed.models.families.registry import family_of
 from fedspeed.models.families.shape import ModelShape
 from fedspeed.models.families.values import ConfigValues
-
-QUANTISED_BY = ("quantization_config", "compression_config")
+from fedspeed.models.quantisation import refuse_quantised
 
 
 def from_config(config: Mapping[str, Any], name: str, where: str) -> ModelShape:
@@ -31,13 +30,7 @@ def from_config(config: Mapping[str, Any], name: str, where: str) -> ModelShape:
             or something of the family that FedSpeed cannot train exactly.
     """
     family = family_of(config.get("model_type"), where)
-    for key in QUANTISED_BY:
-        if config.get(key) is not None:
-            raise ModelError(
-                f"{where}: {key} says that the weights are quantised, which FedSpeed does not read; take "
-                "the unquantised original, or dequantise the model in transformers (model.dequantize(), or "
-                "dequantize=True in its quantization config) and write it with save_pretrained"
-            )
+    refuse_quantised(config, name, where)
     values = ConfigValues(config, where)
     if not values.flag("is_causal", True):
         values.refuse(

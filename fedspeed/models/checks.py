@@ -14,7 +14,9 @@ from fedspeed.models.hub import check_hub
 from fedspeed.models.json_object import read_object
 from fedspeed.models.local_config import local_folder
 from fedspeed.models.positions import check_length
+from fedspeed.models.quantisation import import_command
 
+SMOLLM2_BASE = "runs/smollm2-135m"
 QUICKSTART_BASE = "runs/quickstart-base"  # pretrained on the spot where it is missing
 
 
@@ -39,14 +41,15 @@ def _base(loaded: Loaded) -> list[str]:
         if is_hub_name(model.base):
             check_hub(model.base, model.init == "pretrained")
             return [f"model    {model.base}, to be downloaded from the hub when the run starts"]
-        raise ModelError(
-            f"model.base: {model.base} does not exist{loaded.searched('model.base')}; "
-            "give a folder with config.json, or a hub name such as org/model"
-        )
+        remedy = "give a folder with config.json, or a hub name such as org/model"
+        if model.base.endswith(SMOLLM2_BASE):
+            remedy = f"`bash launchers/fetch-smollm2.sh` makes it, or {remedy}"
+        raise ModelError(f"model.base: {model.base} does not exist{loaded.searched('model.base')}; {remedy}")
     if Path(model.base).is_file() and Path(model.base).name != "config.json":
-        raise ModelError(
-            f"model.base: {model.base} is a file; give the folder it is in, or the config.json there"
-        )
+        remedy = "give the folder it is in, or the config.json there"
+        if model.base.lower().endswith(".gguf"):
+            remedy = f"make a folder of it with `{import_command(model.base)}` and give that"
+        raise ModelError(f"model.base: {model.base} is a file; {remedy}")
     config = folder / "config.json"
     kind = family_of(read_object(config, "a model configuration").get("model_type"), str(config)).model_type
     if model.init == "random":

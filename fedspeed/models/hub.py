@@ -6,17 +6,18 @@ from fedspeed.errors import ModelError
 from fedspeed.hub_names import is_hub_name
 from fedspeed.models.families.registry import family_of
 from fedspeed.models.local_config import cached_file, local_folder
+from fedspeed.models.quantisation import refuse_quantised
 from fedspeed.models.stored import other_weights
 
 ANSWER_S = 5.0  # timeout of a request to the hub; its client retries downloads for half a minute
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
-def check_hub(name: str, weights: bool = True) -> None:
+def check_hub(name: str, weights: bool = True, quantised: bool = False) -> None:
     """Ask the hub for a model, without downloading a file of it.
 
     Args:
-        weights: whether its weights are wanted.
+        weights: whether its weights are wanted. quantised: whether they may be quantised.
 
     Raises:
         ModelError: the hub cannot be reached or has no such model, or it is not one that FedSpeed can read.
@@ -37,6 +38,8 @@ def check_hub(name: str, weights: bool = True) -> None:
     kind = (info.config or {}).get("model_type")
     if kind is not None:
         family_of(kind, f"model.base={name}")
+    if weights and not quantised:
+        refuse_quantised(info.config or {}, name, f"model.base={name}")
     files = [sibling.rfilename for sibling in info.siblings or []]
     if weights and not any(file.endswith(".safetensors") for file in files):
         others = other_weights(files)
@@ -64,12 +67,13 @@ def hub_config(name: str) -> Path:
         raise _missing(name, f"its config.json cannot be downloaded ({type(error).__name__})") from error
 
 
-def model_folder(base: str, weights: bool = True, tokenizer: bool = False) -> Path:
+def model_folder(base: str, weights: bool = True, tokenizer: bool = False, quantised: bool = False) -> Path:
     """Return a local folder for `base`: itself, the folder of a config.json, one that FedSpeed ships, or a
     hub name's cached or downloaded snapshot.
 
     Args:
-        weights: whether its weights are wanted. tokenizer: whether its tokenizer is.
+        weights: whether its weights are wanted. tokenizer: whether its tokenizer is. quantised: whether the
+            weights may be quantised.
 
     Raises:
         ModelError: there is none, or the hub cannot be reached.
@@ -83,7 +87,7 @@ def model_folder(base: str, weights: bool = True, tokenizer: bool = False) -> Pa
         )
     from huggingface_hub import snapshot_download
 
-    check_hub(base, weights)
+    check_hub(base, weights, quantised)
     try:
         return Path(snapshot_download(base, allow_patterns=FILES, etag_timeout=ANSWER_S))
     except Exception as error:  # see check_hub

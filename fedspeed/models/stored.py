@@ -10,10 +10,12 @@ from safetensors import SafetensorError, safe_open
 
 from fedspeed.errors import ModelError
 from fedspeed.files import json_value
+from fedspeed.models.quantisation import import_command
 
 BASE_FILE = "model.safetensors"
 # Stored types that hold weights as they are.
 FLOATS = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+_IMPORTED = (".bin", ".gguf")  # formats that import-base reads
 _OTHER_FORMATS = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".ckpt")
 # Files that trainers write in the same formats, and that hold no weights.
 _NO_WEIGHTS = ("optimizer", "scheduler", "scaler", "sampler", "rng_state", "training_args")
@@ -47,10 +49,16 @@ def weight_files(folder: Path, single: str) -> list[Path]:
         return [folder / name for name in sorted(set(_weight_map(index).values()))]
     others = other_weights((path.name for path in folder.glob("*")), single)
     if others:
+        remedy = (
+            "load it in transformers (an adapter in PEFT) and write it with save_pretrained(FOLDER), which "
+            "makes safetensors"
+        )
+        if single == BASE_FILE and others[0].lower().endswith(_IMPORTED):
+            source = folder / others[0] if others[0].lower().endswith(".gguf") else folder
+            remedy = f"`{import_command(source)}`"
         raise ModelError(
             f"{folder}: no {single} and no {index.name}, but {others[0]}, which FedSpeed does not read; "
-            "convert it: load it in transformers (an adapter in PEFT) and write it with "
-            "save_pretrained(FOLDER), which makes safetensors"
+            f"convert it: {remedy}"
         )
     remedy = "give a folder with safetensors weights"
     if single == BASE_FILE:

@@ -1,0 +1,1 @@
+"""Import of a model into a folder that FedSpeed reads: plain safetensors, tokenizer, origin."""
