@@ -31,7 +31,8 @@ def add(commands: Commands) -> None:
         "--data",
         type=file_name,
         metavar="ROWS",
-        help="a .json, .jsonl or .jsonl.gz file, whose fields are found out",
+        help="rows of your own: a file (.jsonl, .json, .csv, .tsv, .parquet), a pattern or a folder "
+        "of files; their format and fields are found out",
     )
     parser.add_argument("--hostfile", type=file_name, help="hosts that the run is for")
     parser.add_argument(

@@ -6,6 +6,7 @@ from typing import Literal
 MAX_STEPS = 1_000_000  # of a client in a round; more is taken for a typing mistake
 
 
+FormatName = Literal["auto", "instruction", "messages", "sharegpt", "prompt_completion", "text"]
 TemplateName = Literal["auto", "alpaca", "plain"]
 
 
@@ -14,8 +15,8 @@ class DataConfig:
     task: Literal["builtin", "gsm8k", "dolly", "codealpaca", "file"] = field(
         default="builtin",
         metadata={
-            "help": "builtin (generated, needs no file), gsm8k, dolly, codealpaca, or file (any json, "
-            "jsonl, jsonl.gz or hub data set)"
+            "help": "builtin (generated, needs no file), gsm8k, dolly, codealpaca, or file (rows of "
+            "your own, docs/data.md)"
         },
     )
     path: str | tuple[str, ...] = field(
@@ -39,6 +40,17 @@ class DataConfig:
                 "of its own rows"
             ),
             "path": (),
+        },
+    )
+    format: FormatName = field(
+        default="auto",
+        metadata={
+            "help": (
+                "task=file: how records are written. instruction: an instruction, an answer and an optional "
+                "input (data.instruction_field and so on); messages: OpenAI's conversations; sharegpt: those "
+                "of ShareGPT; prompt_completion: a prompt and a completion; text: a text that is trained on "
+                "as a whole; auto: by the fields of the first record of each file (docs/data.md)"
+            )
         },
     )
     clients: int = field(default=3, metadata={"help": "number of federated clients", "min": 1, "max": 10_000})

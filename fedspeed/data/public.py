@@ -5,8 +5,7 @@ from pathlib import Path
 from fedspeed.data.clients import ClientData, ClientRows, encode_client
 from fedspeed.data.config import DataConfig
 from fedspeed.data.encode import Tokenizer
-from fedspeed.data.rows import records, to_row
-from fedspeed.data.tasks import edited, task_of
+from fedspeed.data.tasks import rows_of_file, task_of
 from fedspeed.errors import DataError
 
 KEY = "federation.public_rows"
@@ -30,8 +29,7 @@ def public_data(text: str, config: DataConfig, tokenizer: Tokenizer) -> ClientDa
             f"{KEY}={text}: no such file on the server's host (looked for {path.resolve()}); "
             "put it there, or correct the path"
         )
-    pairs = ((where, to_row(record, task.fields, where)) for where, record in records(path))
-    rows = tuple(row for row in (edited(task, where, row) for where, row in pairs) if row is not None)
+    rows = tuple(rows_of_file(path, task, KEY))
     if not rows:
         raise DataError(f"{KEY}={text}: the file holds no rows; name one that has some")
     try:

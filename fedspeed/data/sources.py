@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedspeed.config.paths import is_pattern, path_list
 from fedspeed.data.config import DataConfig, path_text
-from fedspeed.data.rows import SUFFIXES
+from fedspeed.data.files import SUFFIXES
 from fedspeed.errors import DataError
 from fedspeed.hub_names import is_hub_name
 

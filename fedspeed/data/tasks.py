@@ -5,13 +5,17 @@ A new published task needs one entry in `TASKS` and its name in `DataConfig.task
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from fedspeed.data import streams
 from fedspeed.data.builtin import DEFAULT_ROWS, builtin_rows
 from fedspeed.data.config import DataConfig, path_text
-from fedspeed.data.rows import Fields, Row, hub_rows, read_rows
+from fedspeed.data.files import SUFFIXES
+from fedspeed.data.formats import Fields
+from fedspeed.data.read import Layout, hub_rows, read_rows
+from fedspeed.data.rows import Row
 from fedspeed.data.sources import Wanted, files_of, reads_hub, usual_file
 from fedspeed.errors import DataError
 
@@ -42,6 +46,7 @@ class Task:
     Attributes:
         files: possible names of its file in a data folder, the preferred one first.
         fields: names of its records' fields.
+        format: of its records, see `read.Layout`.
         source: where a user can download the file.
         edit: changes a row, or returns None to drop it; raises ValueError if the row does not belong to the
             task.
@@ -51,6 +56,12 @@ class Task:
     fields: Fields
     source: str
     edit: Callable[[Row], Row | None] = _unchanged
+    format: str = "instruction"
+
+    @property
+    def layout(self) -> Layout:
+        """Return how the records of its files are written."""
+        return Layout(self.fields, self.format)
 
 
 TASKS = {
@@ -109,6 +120,7 @@ def task_of(config: DataConfig) -> Task:
     return Task(
         files=(),
         source="",
+        format=config.format,
         fields=Fields(
             instruction=config.instruction_field,
             input=config.input_field,
@@ -142,7 +154,19 @@ def held_out_rows(config: DataConfig) -> list[Row]:
         return []
     task = task_of(config)
     wanted = Wanted("data.held_out", config.task, remedy=_how_to_get(task))
-    pairs = [pair for file in files_of(config.held_out, wanted) for pair in read_rows(file, task.fields)]
+    return [row for file in files_of(config.held_out, wanted) for row in rows_of_file(file, task, wanted.key)]
+
+
+def rows_of_file(path: Path, task: Task, key: str) -> list[Row]:
+    """Return all rows of one file after the task's edit.
+
+    Args:
+        key: the key that names the file, for messages.
+
+    Raises:
+        DataError: see `read_rows` and `edited`.
+    """
+    pairs = read_rows(path, task.layout, key)
     return [row for row in (edited(task, where, row) for where, row in pairs) if row is not None]
 
 
@@ -150,14 +174,14 @@ def _read(config: DataConfig, task: Task) -> list[tuple[str, Row]]:
     wanted = Wanted("data.path", config.task, task.files, _how_to_get(task))
     if not config.path and not task.files:
         raise DataError(
-            "data.task=file needs data.path: a .json, .jsonl or .jsonl.gz file, a pattern, a folder, a list "
-            "of these, or a hub data set owner/name"
+            f"data.task=file needs data.path: a file ({', '.join(SUFFIXES)}), a pattern, a folder, a list of "
+            "these, or a hub data set owner/name"
         )
     if not config.path:
-        return read_rows(usual_file(wanted), task.fields)
+        return read_rows(usual_file(wanted), task.layout)
     if reads_hub(config):
-        return hub_rows(path_text(config.path), task.fields)
-    return [pair for file in files_of(config.path, wanted) for pair in read_rows(file, task.fields)]
+        return hub_rows(path_text(config.path), task.layout)
+    return [pair for file in files_of(config.path, wanted) for pair in read_rows(file, task.layout)]
 
 
 def _how_to_get(task: Task) -> str:

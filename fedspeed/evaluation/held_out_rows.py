@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedspeed.data.clients import client_rows
-from fedspeed.data.rows import Row, read_rows
-from fedspeed.data.tasks import edited, task_of
+from fedspeed.data.rows import Row
+from fedspeed.data.tasks import rows_of_file, task_of
 from fedspeed.errors import DataError
 from fedspeed.evaluation.context import TaskContext
 
@@ -37,9 +37,7 @@ def held_out_files(context: TaskContext) -> Sequence[Path]:
 def _of_file(context: TaskContext, path: Path) -> list[Row]:
     if context.data is None:
         raise DataError(f"--held-out {path}: there is no configuration that names the fields of its rows")
-    task = task_of(context.data)
-    pairs = read_rows(path, task.fields)
-    rows = [row for row in (edited(task, where, row) for where, row in pairs) if row is not None]
+    rows = rows_of_file(path, task_of(context.data), "--held-out")
     if not rows:
         raise DataError(f"--held-out {path}: the file has no rows; name another one")
     return rows

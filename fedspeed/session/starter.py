@@ -58,7 +58,7 @@ def starter(target: Path, task: str, rows: Path | None, hostfile: Path | None, b
 
     Args:
         task: one of TASKS; ignored where there are `rows`.
-        rows: a file with the user's own rows; None for a task.
+        rows: a file with the user's own rows, a pattern or a folder of files; None for a task.
         hostfile: gives the hosts; None where there is none.
         base: model.base as the command gives it; empty for one that suits the task.
 
@@ -73,10 +73,10 @@ def starter(target: Path, task: str, rows: Path | None, hostfile: Path | None, b
         clients, split = TASKS[task]
         data = {"task": task}
     else:
-        found = detect(rows)
+        found = detect(str(rows))
         clients = CLIENTS
         split = "iid"
-        data = {"task": "file", "path": _path_in(rows, target), **_fields(found)}
+        data = {"task": "file", "path": _path_in(rows, target), "format": found.format, **_fields(found)}
         remarks.append(_description(rows, found))
     hosts = read(hostfile).hosts if hostfile else ()
     if hosts and (rows is not None or task == "builtin"):
@@ -133,21 +133,26 @@ def _path_in(path: Path, target: Path) -> str:
 
 def _fields(found: Detected) -> dict[str, str]:
     """Return the keys for fields whose names are not the defaults."""
-    fields = {part: getattr(found.fields, part) for part in ("instruction", "input", "output", "category")}
+    fields: dict[str, str] = {
+        part: getattr(found.fields, part) for part in ("instruction", "input", "output", "category")
+    }
     return {f"{part}_field": name for part, name in fields.items() if name and name != part}
 
 
 def _description(rows: Path, found: Detected) -> str:
     fields = found.fields
-    parts = [
-        f"instruction from {fields.instruction!r}",
-        f"input from {fields.input!r}" if fields.input else "no input",
-        f"answer from {fields.output!r}",
-        f"category from {fields.category!r} ({found.categories} categories)"
-        if fields.category
-        else "no category",
-    ]
-    return f"{rows}: {', '.join(parts)}, by the first {found.rows} rows; correct the YAML if this is not so"
+    parts = [f"format {found.format}"]
+    if found.format == "instruction":
+        parts = [
+            f"instruction from {fields.instruction!r}",
+            f"input from {fields.input!r}" if fields.input else "no input",
+            f"answer from {fields.output!r}",
+        ]
+    category = f"category from {fields.category!r} ({found.categories} categories)"
+    parts.append(category if fields.category else "no category")
+    files = f"{found.files} files" if found.files > 1 else ""
+    seen = f"by the first {found.rows} rows; correct the YAML if this is not so"
+    return f"{rows}: {', '.join(filter(None, [files, *parts]))}, {seen}"
 
 
 def check_target(target: Path) -> None:

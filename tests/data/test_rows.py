@@ -7,7 +7,9 @@ import types
 
 import pytest
 
-from fedspeed.data.rows import Fields, Row, hub_rows, read_rows
+from fedspeed.data.formats import Fields
+from fedspeed.data.read import Layout, hub_rows, read_rows
+from fedspeed.data.rows import Row
 from fedspeed.errors import DataError
 
 RECORDS = [
@@ -36,12 +38,12 @@ def write(folder, name, content):
     ],
 )
 def test_every_format_gives_the_same_rows(tmp_path, name, text):
-    assert [row for _, row in read_rows(write(tmp_path, name, text), Fields())] == ROWS
+    assert [row for _, row in read_rows(write(tmp_path, name, text), Layout())] == ROWS
 
 
 def test_fields_are_mapped(tmp_path):
     path = write(tmp_path, "a.jsonl", '{"q": "1+1", "a": "2", "level": 3}')
-    assert read_rows(path, Fields("q", "", "a", "level")) == [(f"{path}:1", Row("1+1", "", "2", "3"))]
+    assert read_rows(path, Layout(Fields("q", "", "a", "level"))) == [(f"{path}:1", Row("1+1", "", "2", "3"))]
 
 
 GOOD = '{"instruction": "a", "output": "b"}\n'
@@ -100,12 +102,12 @@ GOOD = '{"instruction": "a", "output": "b"}\n'
             '[{"instruction": "a", "output": "b"}, {}]',
             ("a.json, item 1:", "'instruction'", "nothing"),
         ),
-        ("a.csv", "a,b", ("a.csv:", "unknown kind of file", ".jsonl.gz")),
+        ("a.txt", "a,b", ("a.txt:", "unknown kind of file", ".jsonl.gz")),
     ],
 )
 def test_a_fault_names_file_place_and_remedy(tmp_path, name, content, words):
     with pytest.raises(DataError) as error:
-        read_rows(write(tmp_path, name, content), Fields())
+        read_rows(write(tmp_path, name, content), Layout())
     assert str(tmp_path) in str(error.value)
     assert [word for word in words if word not in str(error.value)] == []
 
@@ -119,7 +121,7 @@ def test_truncated_gzip(tmp_path):
     with pytest.raises(
         DataError, match=r"a\.jsonl\.gz: the gzip stream ends after line \d+.*truncated.*download it again"
     ):
-        read_rows(path, Fields())
+        read_rows(path, Layout())
 
 
 @pytest.mark.parametrize(
@@ -129,20 +131,20 @@ def test_damaged_gzip(tmp_path, damage):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(damage(gzip.compress(LINES.encode() * 20)))
     with pytest.raises(DataError, match=r"a\.jsonl\.gz: damaged gzip file"):
-        read_rows(path, Fields())
+        read_rows(path, Layout())
 
 
 def test_unreadable_path(tmp_path):
     (tmp_path / "folder.jsonl").mkdir()
     for name in ("absent.jsonl", "folder.jsonl"):
-        with pytest.raises(DataError, match=name + ": cannot be read.*check data.path"):
-            read_rows(tmp_path / name, Fields())
+        with pytest.raises(DataError, match=name + ": cannot be read.*check the path"):
+            read_rows(tmp_path / name, Layout())
 
 
 def test_hub_without_the_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match="data.path=some/set.*pip install datasets"):
-        hub_rows("some/set", Fields())
+        hub_rows("some/set", Layout())
 
 
 def fake_datasets(monkeypatch, load_dataset):
@@ -152,8 +154,8 @@ def fake_datasets(monkeypatch, load_dataset):
 def test_hub_set_and_its_configuration(monkeypatch):
     calls = []
     fake_datasets(monkeypatch, lambda *args, **kwargs: calls.append((args, kwargs)) or RECORDS)
-    assert [row for _, row in hub_rows("some/set:main", Fields())] == ROWS
-    assert hub_rows("some/set", Fields())[1][0] == "some/set, item 1"
+    assert [row for _, row in hub_rows("some/set:main", Layout())] == ROWS
+    assert hub_rows("some/set", Layout())[1][0] == "some/set, item 1"
     assert calls == [(("some/set", "main"), {"split": "train"}), (("some/set", None), {"split": "train"})]
 
 
@@ -164,7 +166,7 @@ def test_the_real_library_reads_a_set(monkeypatch, tmp_path):
     (folder / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    assert [row for _, row in hub_rows("some/set", Fields())] == ROWS
+    assert [row for _, row in hub_rows("some/set", Layout())] == ROWS
 
 
 def test_hub_that_cannot_be_reached(monkeypatch):
@@ -172,14 +174,16 @@ def test_hub_that_cannot_be_reached(monkeypatch):
         raise ConnectionError("no route")
 
     fake_datasets(monkeypatch, offline)
-    with pytest.raises(DataError, match="data.path=some/set.*ConnectionError: no route.*local .json"):
-        hub_rows("some/set", Fields())
+    with pytest.raises(
+        DataError, match="data.path=some/set.*ConnectionError: no route.*a local file .[.]jsonl"
+    ):
+        hub_rows("some/set", Layout())
 
 
 def test_hub_set_without_rows(monkeypatch):
     fake_datasets(monkeypatch, lambda *args, **kwargs: [])
     with pytest.raises(DataError, match="some/set: the train split.*no rows"):
-        hub_rows("some/set", Fields())
+        hub_rows("some/set", Layout())
 
 
 def test_half_a_character_is_named(tmp_path):
@@ -191,6 +195,6 @@ def test_half_a_character_is_named(tmp_path):
         match=r"a\.jsonl:2: field 'output' holds '\\ud800' at character 1, half of a character; correct the "
         r"record",
     ):
-        read_rows(path, Fields())
+        read_rows(path, Layout())
     path.write_text('{"instruction": "a", "output": "\\ud83d\\ude00"}\n')
-    assert read_rows(path, Fields())[0][1].output == "\U0001f600"
+    assert read_rows(path, Layout())[0][1].output == "\U0001f600"

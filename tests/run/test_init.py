@@ -137,10 +137,10 @@ def test_the_shipped_hostfile_serves(project, capsys):
             {"title": "a", "body": "b"},
             "no field is called as an instruction usually is (instruction, question, ",
         ),
-        ({"prompt": "a", "text": "b"}, "no field is called as an output usually is (output, response, "),
+        ({"prompt": "a", "body": "b"}, "no field is called as an output usually is (output, response, "),
         (
             {"messages": [{"role": "user", "content": "a"}]},
-            "(conversations under 'messages' must be made into pairs first)",
+            "odd.jsonl:1: the conversation has no assistant message to train on (its roles are user)",
         ),
         ([1], "a record must be a JSON object"),
         (None, "the file holds no rows"),
@@ -162,8 +162,8 @@ def test_rows_that_cannot_be_understood_are_reported(project, capsys, row, said)
             ["run.yaml", "--task", "gsm8k", "--data", "rows/mine.jsonl"],
             "a run has the rows of one of them; leave the other out",
         ),
-        (["run.yaml", "--data", "rows/none.jsonl"], "rows/none.jsonl: cannot be read"),
-        (["run.yaml", "--data", "rows"], "unknown kind of file"),
+        (["run.yaml", "--data", "rows/none.jsonl"], "--data=rows/none.jsonl: no such file"),
+        (["run.yaml", "--data", "hosts"], "unknown kind of file"),
         (["run.yaml", "--hostfile", "nowhere"], "nowhere"),
     ],
 )

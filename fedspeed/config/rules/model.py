@@ -111,7 +111,14 @@ def check_clients(config: RunConfig) -> Iterator[Conflict]:
     if config.data.task == "file" and not config.data.path:
         yield Conflict(
             ("data.path", "data.task"),
-            "data.task=file needs data.path; give a json, jsonl or jsonl.gz file, or a hub data set",
+            "data.task=file needs data.path; give a file, a pattern, a folder, a list of these, or a hub "
+            "data set",
+        )
+    if config.data.task != "file" and config.data.format != "auto":
+        yield Conflict(
+            ("data.format", "data.task"),
+            f"data.format={config.data.format} has no effect, because data.task={config.data.task} has a "
+            "format of its own; choose data.task=file, or leave data.format out",
         )
     if config.data.task == "builtin" and config.data.path:
         yield Conflict(

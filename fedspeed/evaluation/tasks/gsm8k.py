@@ -5,7 +5,9 @@ from decimal import Decimal
 from pathlib import Path
 
 from fedspeed.data.eval_task import GenerationSettings, GenerationTask
-from fedspeed.data.rows import Fields, Row, read_rows
+from fedspeed.data.formats import Fields
+from fedspeed.data.read import Layout, read_rows
+from fedspeed.data.rows import Row
 from fedspeed.errors import DataError
 from fedspeed.evaluation.context import TaskContext
 from fedspeed.evaluation.item_choice import chosen_items
@@ -41,7 +43,7 @@ class GSM8K(GenerationTask[Row]):
 
     def items(self, limit: int = 0) -> list[Row]:
         fields = Fields(instruction="question", input="", output="answer", category="")
-        rows = read_rows(self._file, fields)
+        rows = read_rows(self._file, Layout(fields))
         for where, row in rows:
             if RESULT not in row.output or expected_number(row) is None:
                 raise DataError(
