@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedspeed.data.eval_task import ChoiceTask, Likelihood, most_likely
-from fedspeed.data.rows import records
+from fedspeed.data.files import records
 from fedspeed.errors import DataError
 from fedspeed.evaluation.context import TaskContext
 from fedspeed.evaluation.item_choice import chosen_items
