@@ -12,10 +12,14 @@ class PromptTemplate(ABC):
     Attributes:
         name: of the template, a value of data.template other than auto.
         stop_ids: tokens that end an answer.
+        jinja: of a chat template its source, which is exported with the model; else empty.
+        notes: what a user should know about the template, a sentence each.
     """
 
     name: str
     stop_ids: frozenset[int]
+    jinja: str = ""
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def prompt_text(self, row: Row) -> str:
@@ -27,4 +31,8 @@ class PromptTemplate(ABC):
 
     @abstractmethod
     def encode(self, row: Row) -> Encoded:
-        """Return the examples of a row, truncated to data.max_tokens."""
+        """Return the examples of a row within data.max_tokens, by the policy data.too_long.
+
+        Raises:
+            DataError: the template cannot express the row, or it is too long with data.too_long=error.
+        """

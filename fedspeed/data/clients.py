@@ -102,7 +102,11 @@ def largest_id(data: ClientData) -> int:
 
 def _counts(encoded: Sequence[Encoded]) -> RowCounts:
     return RowCounts(
-        len(encoded), cut=sum(row.cut for row in encoded), lost=sum(not row.examples for row in encoded)
+        len(encoded),
+        cut=sum(row.cut for row in encoded),
+        lost=sum(not row.examples and not row.dropped for row in encoded),
+        dropped=sum(row.dropped for row in encoded),
+        kept_end=sum(row.kept_end for row in encoded),
     )
 
 

@@ -7,7 +7,7 @@ MAX_STEPS = 1_000_000  # of a client in a round; more is taken for a typing mist
 
 
 FormatName = Literal["auto", "instruction", "messages", "sharegpt", "prompt_completion", "text"]
-TemplateName = Literal["auto", "alpaca", "plain"]
+TemplateName = Literal["auto", "alpaca", "plain", "chat", "none"]
 
 
 @dataclass(frozen=True)
@@ -96,16 +96,42 @@ class DataConfig:
         default=0, metadata={"help": "most rows of the task to use, 0: all (builtin: 3000)", "min": 0}
     )
     max_tokens: int = field(
-        default=512, metadata={"help": "rows are truncated to this many tokens", "min": 8, "max": 1_048_576}
+        default=512,
+        metadata={"help": "longest example, in tokens; see data.too_long", "min": 8, "max": 1_048_576},
+    )
+    too_long: Literal["cut", "drop", "keep_end", "error"] = field(
+        default="cut",
+        metadata={
+            "help": (
+                "what happens to a row of more than max_tokens tokens. cut: its end is cut off; drop: it is "
+                "left out; keep_end: the beginning of its prompt is cut off, behind a leading bos token "
+                "(conversations of several turns and plain text: as with cut); error: it is refused"
+            )
+        },
     )
     template: TemplateName = field(
         default="auto",
         metadata={
             "help": (
                 "prompt template. alpaca: the Stanford Alpaca prompt; plain: instruction, input and "
-                "answer with spaces between; auto: plain for task=builtin, else alpaca"
+                "answer with spaces between; chat: the tokenizer's chat template; none: the answer follows "
+                "the prompt directly; auto: plain for task=builtin, none for rows of prompt and completion, "
+                "else chat where there is a chat template, and alpaca where there is none. Rows that are "
+                "plain text have no prompt and are trained on as a whole"
             )
         },
+    )
+    chat_template: str = field(
+        default="",
+        metadata={
+            "help": "template=chat: jinja file of a chat template in place of the tokenizer's; it is "
+            "exported with the model",
+            "path": (),
+        },
+    )
+    system_prompt: str = field(
+        default="",
+        metadata={"help": "template=chat: system message of conversations that have none; empty: none"},
     )
 
     @property

@@ -67,10 +67,14 @@ class Encoded:
 
     Attributes:
         cut: whether data.max_tokens removes the end of an answer, or a whole answer of several.
+        dropped: whether the row is left out because data.too_long does not cut its answer.
+        kept_end: whether the beginning of its prompt is removed.
     """
 
     examples: tuple[Example, ...]
     cut: bool = False
+    dropped: bool = False
+    kept_end: bool = False
 
 
 def prompt_text_ids(text: str, tokenizer: Tokenizer) -> list[int]:

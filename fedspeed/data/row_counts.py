@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 WARN_ABOVE = 0.01  # share of rows that lose some of their answer
 CLIENTS_NAMED = 16  # at most, in messages
+COUNTS = 5  # numbers of a client: the fields of RowCounts
 
 
 @dataclass(frozen=True)
@@ -15,24 +16,28 @@ class RowCounts:
         rows: number of rows that were read.
         cut: rows whose answer data.max_tokens truncates. They are used, but cannot be answered exactly.
         lost: rows without any answer token within data.max_tokens. They are not used.
+        dropped: rows that are not used because data.too_long does not cut their answer.
+        kept_end: rows whose prompt lacks its beginning. Their answer is whole.
     """
 
     rows: int
     cut: int
     lost: int
+    dropped: int = 0
+    kept_end: int = 0
 
     def __add__(self, other: "RowCounts") -> "RowCounts":
-        return RowCounts(self.rows + other.rows, self.cut + other.cut, self.lost + other.lost)
+        return RowCounts(*(a + b for a, b in zip(count_values(self), count_values(other))))
 
     @property
     def kept(self) -> int:
         """Return the number of rows that are used."""
-        return self.rows - self.lost
+        return self.rows - self.lost - self.dropped
 
     @property
     def harmed(self) -> float:
         """Return the share of rows that lose some or all of their answer."""
-        return (self.cut + self.lost) / self.rows if self.rows else 0.0
+        return (self.cut + self.lost + self.dropped) / self.rows if self.rows else 0.0
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,10 @@ class RowTable:
         """Return the table from the sum over ranks of their vectors of `count_values`.
 
         Args:
-            values: [3 a client], or [3] over all clients where only sums may be known (`sums_only`).
+            values: [5 a client], or [5] over all clients where only sums may be known (`sums_only`).
         """
         numbers = [round(value) for value in values]
-        clients = [RowCounts(*numbers[start : start + 3]) for start in range(0, len(numbers), 3)]
+        clients = [RowCounts(*numbers[start : start + COUNTS]) for start in range(0, len(numbers), COUNTS)]
         return cls(clients[0], (), max_tokens) if sums_only else cls.of(clients, max_tokens)
 
     def line(self) -> str:
@@ -71,7 +76,7 @@ class RowTable:
 
     def client_lines(self) -> list[str]:
         """Return a line for each of the first clients; none if no row is harmed, or only sums are known."""
-        if not self.total.harmed:
+        if not self.total.harmed and not self.total.kept_end:
             return []
         named = self.clients[:CLIENTS_NAMED]
         lines = [f"client {client}: {counts_text(counts)}" for client, counts in enumerate(named)]
@@ -91,6 +96,8 @@ class RowTable:
             losses.append(f"the end of the answer from {cut}, so that the model does not learn to stop there")
         if total.lost:
             losses.append(f"the whole answer from {_share(total.lost, total.rows)}, which are left out")
+        if total.dropped:
+            losses.append(f"{_share(total.dropped, total.rows)} as a whole (data.too_long)")
         where = ""
         if len(shares) > 1:
             where = f" (most at client {shares.index(max(shares))}: {_percent(max(shares))})"
@@ -115,9 +122,9 @@ class DataReport:
         return [*self.table.warnings(), *self.row_remarks]
 
 
-def count_values(counts: RowCounts) -> tuple[int, int, int]:
-    """Return one client's counts as values of the vector that `RowTable.from_values` reads."""
-    return counts.rows, counts.cut, counts.lost
+def count_values(counts: RowCounts) -> tuple[int, ...]:
+    """Return one client's counts as the COUNTS values of the vector that `RowTable.from_values` reads."""
+    return counts.rows, counts.cut, counts.lost, counts.dropped, counts.kept_end
 
 
 def counts_text(counts: RowCounts, cut: str = "", lost: str = "") -> str:
@@ -126,13 +133,15 @@ def counts_text(counts: RowCounts, cut: str = "", lost: str = "") -> str:
     Args:
         cut, lost: explanations to add in brackets; empty: none.
     """
-    if not counts.harmed:
+    if not counts.harmed and not counts.kept_end:
         return f"{counts.rows} rows, all kept whole"
     cut_note = f" ({cut})" if cut else ""
     lost_note = f" ({lost})" if lost else ""
+    kept_end = f", {counts.kept_end} with the end of the prompt only" if counts.kept_end else ""
+    dropped = f"; {counts.dropped} dropped as too long" if counts.dropped else ""
     return (
-        f"{counts.rows} rows: {counts.kept} kept, {counts.cut} of them cut{cut_note}; "
-        f"{counts.lost} lost{lost_note}"
+        f"{counts.rows} rows: {counts.kept} kept, {counts.cut} of them cut{cut_note}{kept_end}; "
+        f"{counts.lost} lost{lost_note}{dropped}"
     )
 
 

@@ -26,14 +26,19 @@ def _plain(row: Row) -> str:
     return " ".join(text for text in (row.instruction, row.input) if text) + " "
 
 
-_TEMPLATES = {"alpaca": _alpaca, "plain": _plain}
+def _none(row: Row) -> str:
+    return "\n".join(text for text in (row.instruction, row.input) if text)
+
+
+_TEMPLATES = {"alpaca": _alpaca, "plain": _plain, "none": _none}
 
 
 def prompt(row: Row, template: str) -> str:
     """Return the text before the answer of `row`; the answer follows without a separator.
 
     Args:
-        template: "alpaca", or "plain" (instruction, input if there is one, each followed by one space).
+        template: "alpaca"; "plain" (instruction, input if there is one, each followed by one space); or
+            "none" (instruction, and on the next line the input if there is one).
     """
     return _TEMPLATES[template](row)
 

@@ -17,7 +17,7 @@ from fedspeed.checkpoint.journal import Journal
 from fedspeed.cluster.launch_context import host_of_rank
 from fedspeed.config.show import render
 from fedspeed.data.clients import ClientData, ClientRows
-from fedspeed.data.row_counts import DataReport, RowTable, count_values
+from fedspeed.data.row_counts import COUNTS, DataReport, RowTable, count_values
 from fedspeed.data.row_remarks import row_remarks
 from fedspeed.engine.base.placement import pipeline_tier
 from fedspeed.engine.world import import_deepspeed
@@ -271,7 +271,7 @@ def make_data_report(
     """
     config = job.config
     sums_only = config.routing.sums_only or WEIGHTS in hidden_by(config.federation.updates)
-    own = np.zeros((1 if sums_only else config.data.clients, 3))
+    own = np.zeros((1 if sums_only else config.data.clients, COUNTS))
     for client, rows in data.items():
         own[0 if sums_only else client] += count_values(rows.counts)
     counted = link.sum(own.reshape(-1), 0.0).vector.tolist()
