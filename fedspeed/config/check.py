@@ -18,6 +18,7 @@ RULES = (
     federation.check_server,
     model.check_training,
     model.check_clients,
+    model.check_template,
 )
 
 

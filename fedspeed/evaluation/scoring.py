@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from fedspeed import activity
 from fedspeed.data.batches import eval_batches
-from fedspeed.data.encode import Example, Tokenizer, prompt_text_ids, text_ids
+from fedspeed.data.encode import Tokenizer, prompt_text_ids, text_ids
 from fedspeed.data.eval_task import (
     ALL,
     ChoiceTask,
@@ -21,22 +21,10 @@ from fedspeed.data.eval_task import (
     Tally,
     by_metric,
 )
+from fedspeed.data.prompt_template import PromptTemplate
 from fedspeed.data.rows import Row
 from fedspeed.engine.client_engine import ClientEngine
 from fedspeed.errors import DataError
-
-
-class RowTemplate(Protocol):
-    """The members of a prompt template (data.prompt_template) that an evaluation needs."""
-
-    @property
-    def stop_ids(self) -> frozenset[int]: ...
-
-    def prompt_ids(self, row: Row) -> list[int]: ...
-
-    def prompt_text(self, row: Row) -> str: ...
-
-    def encode(self, row: Row) -> Example | None: ...
 
 
 @dataclass(frozen=True)
@@ -87,7 +75,12 @@ class TaskScores:
 
 
 def score_task(
-    engine: ClientEngine, task: EvalTask, items: Sequence[Any], *, tokenizer: Tokenizer, template: RowTemplate
+    engine: ClientEngine,
+    task: EvalTask,
+    items: Sequence[Any],
+    *,
+    tokenizer: Tokenizer,
+    template: PromptTemplate,
 ) -> TaskScores:
     """Score the model in client slot 0 of an engine on some items of a task.
 
@@ -134,7 +127,7 @@ class _Model:
 
     engine: ClientEngine
     tokenizer: Tokenizer
-    template: RowTemplate
+    template: PromptTemplate
 
     def prompt_ids(self, prompt: str | Row) -> list[int]:
         if isinstance(prompt, Row):
@@ -180,7 +173,7 @@ def generated_answers(
     settings: GenerationSettings,
     prompts: Sequence[str | Row],
     tokenizer: Tokenizer,
-    template: RowTemplate,
+    template: PromptTemplate,
 ) -> list[list[str]]:
     """Return the answers that the model generates to each prompt, as text without special tokens, each ended
     before the first of the stop texts.
@@ -256,7 +249,7 @@ def choice_likelihoods(
     engine: ClientEngine,
     choices: Sequence[Sequence[tuple[str | Row, str]]],
     tokenizer: Tokenizer,
-    template: RowTemplate,
+    template: PromptTemplate,
 ) -> list[list[Likelihood]]:
     """Return the likelihoods of each item's choices, (prompt, text that is not empty). The engine computes a
     prompt once for all choices that follow it.
@@ -278,8 +271,7 @@ def _losses(model: _Model, task: LossTask, items: Sequence[Row]) -> list[ScoredI
     """Compute the loss of each row on its own, in a batch of one, so that its sums are known."""
     engine = model.engine
     pad_id = model.tokenizer.pad_token_id
-    examples = [model.template.encode(item) for item in items]
-    rows = [(row, example) for row, example in zip(items, examples) if example is not None]
+    rows = [(row, example) for row in items for example in model.template.encode(row).examples]
     # A pad token may lie beyond the model's vocabulary; a batch of one row needs no padding.
     work = [eval_batches([example], 1, min(pad_id, int(example.input_ids.max()))) for _, example in rows]
     shares, share = engine.data_share

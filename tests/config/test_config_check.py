@@ -121,6 +121,21 @@ def test_defaults_lack_only_a_model():
             "data.path=rows.jsonl would not be read, because data.task=builtin makes its rows",
         ),
         (
+            {
+                "data": {
+                    "task": "file",
+                    "path": "rows.jsonl",
+                    "template": "alpaca",
+                    "system_prompt": "Be brief",
+                }
+            },
+            "data.system_prompt would have no effect, because data.template=alpaca is no chat template; set",
+        ),
+        (
+            {"data": {"chat_template": "x.jinja"}},
+            "data.chat_template would have no effect, because data.template=auto is no chat template for the",
+        ),
+        (
             {"deepspeed": {"fp16": {"enabled": True}}},
             "deepspeed.fp16.enabled is true, but model.dtype is auto",
         ),

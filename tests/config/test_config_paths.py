@@ -48,6 +48,7 @@ def test_every_key_that_names_something_to_read_is_known():
         "adapter.start_from",
         "data.path",
         "data.held_out",
+        "data.chat_template",
         "federation.public_rows",
         "cluster.probe",
         "routing.identity",
@@ -69,6 +70,7 @@ def test_a_path_in_a_yaml_is_beside_it(project, key, monkeypatch):
     extra = {
         "data.path": ["data.task=file"],
         "data.held_out": ["data.task=file", "data.path=rows.jsonl"],
+        "data.chat_template": ["data.template=chat"],
     }.get(key, [])
     loaded = load(write(project / "conf", text), extra)
     assert value(loaded, key) == str(project / "conf" / "base")

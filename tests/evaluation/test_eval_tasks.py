@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from fedspeed.data.config import DataConfig
-from fedspeed.data.encode import encode, prompt_ids
 from fedspeed.data.eval_task import (
     ALL,
     ChoiceTask,
@@ -22,8 +21,8 @@ from fedspeed.data.eval_task import (
     by_metric,
     most_likely,
 )
+from fedspeed.data.prompt_template import template_for
 from fedspeed.data.rows import Row
-from fedspeed.data.templates import prompt
 from fedspeed.errors import ConfigError, DataError
 from fedspeed.evaluation.config import EVAL_TASKS, EvalTaskEntry
 from fedspeed.evaluation.context import TaskContext, make_task
@@ -85,26 +84,14 @@ def tokenizer():
     return load_tokenizer(ModelConfig(tokenizer="bytes"))
 
 
-class PlainTemplate:
-    """The template of the builtin task."""
-
-    stop_ids = frozenset()
-
-    def __init__(self, tokenizer):
-        self._tokenizer = tokenizer
-
-    def prompt_ids(self, row):
-        return prompt_ids(row, self._tokenizer, "plain")
-
-    def prompt_text(self, row):
-        return prompt(row, "plain")
-
-    def encode(self, row):
-        return encode(row, self._tokenizer, "plain", 64)
-
-
 def score(engine, task, items, tokenizer):
-    return score_task(engine, task, items, tokenizer=tokenizer, template=PlainTemplate(tokenizer))
+    return score_task(
+        engine,
+        task,
+        items,
+        tokenizer=tokenizer,
+        template=template_for(DataConfig(template="plain", max_tokens=64), tokenizer),
+    )
 
 
 @pytest.fixture

@@ -134,3 +134,21 @@ def check_clients(config: RunConfig) -> Iterator[Conflict]:
             "makes its rows; choose data.task=file (or the task that the file belongs to), or leave "
             "data.held_out out",
         )
+
+
+def check_template(config: RunConfig) -> Iterator[Conflict]:
+    """Yield the keys of chat templates that data.template does not use."""
+    template = config.data.template
+    if template == "chat" or (template == "auto" and config.data.task != "builtin"):
+        return
+    for key, value in (
+        ("data.chat_template", config.data.chat_template),
+        ("data.system_prompt", config.data.system_prompt),
+    ):
+        if value:
+            yield Conflict(
+                (key, "data.template"),
+                f"{key} would have no effect, because data.template={template} is no chat template"
+                f"{' for the built-in task' if template == 'auto' else ''}; set data.template=chat, or leave "
+                f"{key} out",
+            )
