@@ -18,7 +18,9 @@ from fedspeed.errors import DataError
 
 DATE = date(2024, 7, 26)  # where a template writes today's date; Llama 3's own date where it knows no other
 _DATE_CALL = re.compile(r"""strftime_now\s*\(\s*(["'])(.*?)\1\s*\)""")
-_BEGIN, _END = "\ue0f0", "\ue0f1"  # private characters around the name of a special token in a message
+# Private characters around the name of a special token in a message.
+_BEGIN = "\ue0f0"
+_END = "\ue0f1"
 
 
 @dataclass(frozen=True)
