@@ -19,6 +19,7 @@ from fedspeed.models.folded import as_one_adapter, rank_of
 from fedspeed.models.hub import model_folder
 from fedspeed.models.json_object import read_object
 from fedspeed.models.local_config import local_folder
+from fedspeed.models.provenance import public_name
 from fedspeed.models.stored import BASE_FILE, key_of, stored_tensors
 
 GENERATION_FILE = "generation_config.json"
@@ -98,7 +99,11 @@ def _without_chat_template(tokenizer: Any) -> Any:
 
 
 def lasting_name(base: str) -> str:
-    """Return a name of the base that is valid in any working folder: an absolute path, or the hub name."""
+    """Return a name of the base that is valid in any working folder: the hub name, also that of a base that
+    was imported from the hub, or an absolute path.
+    """
+    if name := public_name(base):
+        return name
     path = Path(base)
     folder = path.parent if path.is_file() else path
     return os.path.abspath(folder) if folder.is_dir() else base

@@ -76,3 +76,10 @@ def public_name(base: str) -> str:
         return base if is_hub_name(base) else ""
     origin = provenance_of(folder)
     return origin.hub_name if origin else ""
+
+
+def origin_text(base: str) -> str:
+    """Return where a base came from, if `import-base` wrote its folder; empty for any other."""
+    folder = Path(base)
+    origin = provenance_of(folder.parent if folder.is_file() else folder)
+    return origin.describe() if origin else ""

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TextIO
 
-from fedspeed.data.row_counts import DataReport
+from fedspeed.data.row_counts import DataReport, RowTable
 from fedspeed.monitor.comparison import Comparison, comparison_text
 from fedspeed.monitor.config import MonitorConfig
 from fedspeed.monitor.metrics.metric import LOSSES, NOTHING
@@ -75,6 +75,11 @@ class Monitor:
             self._progress.note(f"fedspeed: {data.table.line()}")
             for note in data.notes:
                 self._progress.note(f"fedspeed: {note}")
+
+    @property
+    def row_table(self) -> RowTable | None:
+        """The counts of the rows, if this run counted them."""
+        return self._data.table if self._data else None
 
     @property
     def records(self) -> tuple[RoundRecord, ...]:

@@ -13,9 +13,9 @@ from fedspeed.data.prompt_template import NAMES, PromptTemplate, template_for
 from fedspeed.data.rows import Row
 from fedspeed.errors import FedSpeedError, ModelError
 from fedspeed.models.json_object import read_object
+from fedspeed.session.base_of_adapter import RUNS, find_base
 
 KINDS = {"adapter": "adapter_config.json", "model": "config.json"}  # exported folder -> a file of its kind
-RUNS = Path("runs")  # default folder of runs, below the working folder
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,7 @@ def _base_of(folder: Path) -> str:
             f"{path}: does not name its base in base_model_name_or_path; export it again, the command of the "
             "run does so"
         )
+    base = find_base(base, folder)
     remedy = "bring it back, or correct base_model_name_or_path there"
     if Path(base).is_absolute() and not Path(base).is_dir():
         raise ModelError(f"{path}: its base {base} is not there; {remedy}")

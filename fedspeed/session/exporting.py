@@ -7,7 +7,7 @@ carries the client, into the run's folder on that rank's host, and is never sent
 
 import shutil
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,15 +16,19 @@ import numpy as np
 from fedspeed import activity
 from fedspeed.checkpoint.card import Card
 from fedspeed.checkpoint.export import export, lasting_name
+from fedspeed.checkpoint.training_facts import TrainingFacts
 from fedspeed.config.run import RunConfig
 from fedspeed.data.prompt_format import format_of
+from fedspeed.data.row_counts import RowTable
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.folded_layout import shared_layout
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.link import ClientLink
 from fedspeed.federation.named_models import COMMON, has_own_models, is_own_model, models_of, own_model
 from fedspeed.federation.run_progress import Progress
+from fedspeed.models.provenance import origin_text
 from fedspeed.monitor.report import Export
+from fedspeed.session.report_facts import training_facts
 from fedspeed.session.request import Job
 from fedspeed.session.resume import journal_of
 
@@ -45,7 +49,11 @@ class RoundResult:
 
 
 def export_models(
-    job: Job, rank_components: "RankComponents", progress: Progress, tokenizer: Any
+    job: Job,
+    rank_components: "RankComponents",
+    progress: Progress,
+    tokenizer: Any,
+    rows: RowTable | None = None,
 ) -> Export | None:
     """Write the models that this rank is responsible for; on the reporting rank, return what was exported.
 
@@ -54,6 +62,7 @@ def export_models(
 
     Args:
         tokenizer: of the run, a transformers tokenizer.
+        rows: counts of the rows, for the model card; None on ranks that do not report.
     """
     has_more = has_own_models(rank_components.method)
     if not (job.reporter or has_more):
@@ -63,9 +72,11 @@ def export_models(
     best = _best(job, rank_components.link, progress, is_shared=has_more)
     exported = last if best is None else best
     with activity.during(f"the export of the {kind}"):
-        written = _write(job, rank_components, exported, tokenizer, is_last=best is None)
+        facts = training_facts(job.config, progress, rows)
+        written = _write(job, rank_components, exported, tokenizer, is_last=best is None, facts=facts)
         if best is not None:
-            written |= _write(job, rank_components, last, tokenizer, suffix=LAST)
+            facts = replace(facts, held_out_loss=None)  # it is not that of the best round
+            written |= _write(job, rank_components, last, tokenizer, suffix=LAST, facts=facts)
     others = _others(job, rank_components.link, written) if has_more else ()
     if not job.reporter:
         return None
@@ -144,11 +155,13 @@ def _write(
     *,
     suffix: str = "",
     is_last: bool = False,
+    facts: TrainingFacts | None = None,
 ) -> set[str]:
     """Write this rank's models of a round, and return their names.
 
     Args:
         suffix: of the folders' names. is_last: whether this is the last round, so that no other is exported.
+        facts: how the common model was trained, for its card.
     """
     role = rank_components.role
     engine = rank_components.engine
@@ -161,6 +174,8 @@ def _write(
         folder = job.request.folder / folder_of(kind, name, suffix)
         folder.parent.mkdir(parents=True, exist_ok=True)
         card = _card(job, engine, tokenizer, result.round, name=name, has_more=has_more)
+        if name == COMMON:
+            card = replace(card, facts=facts)
         export(
             folder,
             engine.model,
@@ -218,6 +233,7 @@ def _card(
         kind=kind,
         round=round,
         base=lasting_name(config.model.base),
+        origin=origin_text(config.model.base),
         dtype=str(engine.model.config.dtype).removeprefix("torch."),
         format=format_of(tokenizer, config.data),
         drawn=config.model.init == "random",

@@ -266,7 +266,8 @@ def _finish(
     comparison = _compare(job, rank_components, progress, inputs, start=start)
     exported = None
     if progress.done:
-        exported = exporting.export_models(job, rank_components, progress, inputs.tokenizer)
+        rows = monitor.row_table if isinstance(monitor, Monitor) else None
+        exported = exporting.export_models(job, rank_components, progress, inputs.tokenizer, rows)
     if not isinstance(monitor, Monitor):  # another rank reports
         if progress.done:
             return Ending(status=status_of(progress.done), exit_code=EXIT_OK)

@@ -2,10 +2,13 @@
 
 import socket
 
+from fedspeed.checkpoint.training_facts import TrainingFacts
 from fedspeed.config.run import RunConfig
 from fedspeed.config.spelling import flow
+from fedspeed.data.row_counts import RowTable
 from fedspeed.engine.base.describe import execution
 from fedspeed.errors import FedSpeedError
+from fedspeed.federation.run_progress import Progress
 from fedspeed.models.checks import weight_notes
 from fedspeed.models.config import AdapterConfig
 from fedspeed.models.saved_adapter import outside_blocks
@@ -39,6 +42,28 @@ def report_facts(job: Job, exported: Export | None, predicted: Predicted | None 
     if texts := _weight_texts(config):
         run["the base's files"] = "; ".join(texts)
     return Facts(run, tuple(_hosts(job)), exported, predicted=predicted)
+
+
+def training_facts(config: RunConfig, progress: Progress, rows: RowTable | None) -> TrainingFacts:
+    """Return how a run trained its common model, for the model card.
+
+    Args:
+        progress: after the last round. rows: counts of the rows; None if this rank does not know them.
+    """
+    federation = config.federation
+    return TrainingFacts(
+        trained=_trained(config.adapter),
+        method=f"{flow(federation.method)}, server optimizer {federation.server_optimizer}",
+        updates=flow(federation.updates) if federation.updates else "",
+        privacy=config.routing.mode,
+        rounds=progress.round,
+        task=config.data.task,
+        split=config.data.split,
+        clients=config.data.clients,
+        rows=rows.total.kept if rows else None,
+        client_rows=tuple(counts.kept for counts in rows.clients) if rows else (),
+        held_out_loss=float(progress.best_loss) if progress.has_best else None,
+    )
 
 
 def _hosts(job: Job) -> list[dict[str, str]]:
