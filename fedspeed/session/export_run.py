@@ -119,7 +119,7 @@ def _trained(folder: Path) -> Trained:
         if Path(base).is_absolute() and not Path(base).is_dir():
             raise ModelError(f"{folder / CONFIG_FILE}: its base {base} is not there; bring it back")
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    return Trained(folder, adapted, base, public_name(base), tokenizer, config)
+    return Trained(folder, adapted, base, public=public_name(base), tokenizer=tokenizer, config=config)
 
 
 def _write_model(trained: Trained, draft: Path, dtype: str) -> None:

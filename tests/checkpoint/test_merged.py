@@ -174,7 +174,7 @@ def by_engine(rank, base, adapter, ids, count):
 
 def engine_and_export(run, base, ids, count):
     """Return the greedy tokens of our engine, and those of the merged export in plain transformers."""
-    [ours] = run_ranks(1, by_engine, base, run / "adapter", ids, count)
+    [ours] = run_ranks(1, by_engine, base, run / "adapter", ids=ids, count=count)
     printed = fresh(IN_A_FRESH_PROCESS, run / "merged", ",".join(map(str, ids)), count, cwd=run.parent)
     answer, _, rest = printed.partition("] ")
     return ours, json.loads(answer + "]"), rest.strip()
