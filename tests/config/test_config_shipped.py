@@ -79,6 +79,19 @@ def test_the_mission_run_is_what_was_promised():
     assert (config.data.task, config.data.clients, config.data.split) == ("gsm8k", 3, "iid")
 
 
+@pytest.mark.parametrize("suffix", ["", "_smol"])
+@pytest.mark.parametrize(
+    "task, clients, split, max_tokens",
+    [("codealpaca", 9, "meta", 650), ("dolly", 8, "meta", 650), ("gsm8k", 3, "iid", 1000)],
+)
+def test_the_tasks_are_split_prompted_and_truncated_as_published(task, clients, split, max_tokens, suffix):
+    config = load(ROOT / "ds_configs" / f"{task}{suffix}.yaml").config
+    data = config.data
+    assert (data.task, data.clients, data.split, data.max_tokens) == (task, clients, split, max_tokens)
+    assert data.template == "alpaca" and config.adapter.lora_rank == 8
+    assert suffix or config.train.local_steps == 30
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -71,7 +71,7 @@ def test_the_resolved_section_says_who_decided():
         ("steps_per_print", "null", "FedSpeed"),
     ]:
         assert resolved[key].split(": ")[1].split() == [value, "#", *origin.split()], resolved[key]
-    assert resolved["initial_scale_power"].endswith("gsm8k.yaml:39")
+    assert resolved["initial_scale_power"].endswith("gsm8k.yaml:42")
 
 
 def test_an_empty_deepspeed_section_is_shown():

@@ -132,7 +132,7 @@ def test_at_scale_the_slowest_host_counts_whatever_the_configuration_lays_out():
     plain, configured = (
         json.loads(run_fedspeed(*arguments, *more).stdout)[0]
         for more in (
-            ["train.micro_batch=4", "train.accumulation=1"],
+            ["train.micro_batch=4", "train.accumulation=1", "data.max_tokens=1000"],
             ["--config", "ds_configs/gsm8k.yaml", "cluster.ranks_per_client=4", "train.local_steps=10"],
         )
     )
