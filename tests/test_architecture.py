@@ -59,13 +59,18 @@ LATE = {
         "session/site",
         "session/site_agreement",
     },
+    "lm_eval": {"evaluation/lm_eval_adapter", "evaluation/lm_eval_runs"},
 }
 # The one exception: `fedspeed --help` starts in under a second, so a command imports what it needs when it
 # runs.
 NOT_HELD_TO_LATE = {"cli"}
 MAX_FILE_LINES = 399
 MAX_FUNCTION_LINES = 60
-DOORS = {"deepspeed": {"engine"}, "mpi4py": {"routing/transports/mpi"}}
+DOORS = {
+    "deepspeed": {"engine"},
+    "mpi4py": {"routing/transports/mpi"},
+    "lm_eval": {"evaluation/lm_eval_adapter", "evaluation/lm_eval_runs"},
+}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
 
 

@@ -1,30 +1,26 @@
 """Our engine as a language model of lm-evaluation-harness, so that its tasks run on a base that is streamed.
 
-This is the only module that imports `lm_eval`, which is an optional requirement (requirements-eval.txt);
-`evaluation.harness` imports it when a task of the harness is asked for.
+This module and `lm_eval_runs` are the only ones that import `lm_eval`, which is an optional requirement
+(requirements-eval.txt); `evaluation.harness` imports them when a task of the harness is asked for.
 
 Texts become tokens exactly as in the harness's own `hf` model, so that both score the same tokens.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from lm_eval import utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import (
-    handle_stop_sequences,
-    normalize_gen_kwargs,
-    postprocess_generated_text,
-    resolve_max_length,
-)
+from lm_eval.models.utils import normalize_gen_kwargs, resolve_max_length
 from transformers import PreTrainedTokenizerBase
 
 from fedspeed import activity
 from fedspeed.engine.client_engine import ClientEngine
 from fedspeed.errors import DataError
+from fedspeed.evaluation.scoring import before_stop_text, has_stop_text
 
 MAX_NEW = 256  # tokens of an answer, where a task does not say
 LOOK_BACK = (
@@ -173,7 +169,7 @@ class EngineLM(TemplateLM):
             DataError: a setting is unknown, or leaves no room for a prompt.
         """
         known: dict[str, Any] = dict(normalize_gen_kwargs(settings, self.max_gen_toks))
-        stops = handle_stop_sequences(known.pop("until", None), eos=self.tokenizer.decode(self.eot_token_id))
+        stops = [text for text in known.pop("until") if text]
         max_new = known.pop("max_gen_toks")
         room = self.max_length - max_new
         unknown = sorted(known.keys() - KNOWN_SETTINGS)
@@ -191,30 +187,23 @@ class EngineLM(TemplateLM):
             temperature=known["temperature"] if known["do_sample"] else 0.0,
             top_p=known.get("top_p", 1.0),
             seed=known.get("seed", 0),
-            stop=self._stop_ids(),
-            is_done=self._has_stop(stops),
+            stop=self._stop_ids(stops),
+            is_done=has_stop_text(self.tokenizer, stops),
         )
         texts = [self.tokenizer.decode(tokens.tolist(), skip_special_tokens=True) for [tokens] in generated]
-        return [postprocess_generated_text(text, stops, None) for text in texts]
+        return [before_stop_text(text, stops) for text in texts]
 
     def _prompt_tokens(self, prompt: str) -> list[int]:
         begins_special = bool(self.tokenizer.bos_token) and prompt.startswith(self.tokenizer.bos_token)
         return self.tok_encode(prompt, add_special_tokens=False if begins_special else None)
 
-    def _stop_ids(self) -> list[int]:
-        """Return the tokens that end an answer: end-of-sequence, and those of the model's own settings."""
+    def _stop_ids(self, stops: Sequence[str]) -> list[int]:
+        """Return the tokens that end an answer: end-of-sequence, those of the model's own settings, and stop
+        texts that are names of special tokens.
+        """
         settings = getattr(self._engine.model, "generation_config", None)
         ids = getattr(settings, "eos_token_id", None)
         more = ids if isinstance(ids, list) else [ids]
-        return sorted({self.eot_token_id, *(token for token in more if token is not None)})
-
-    def _has_stop(self, stops: Sequence[str]) -> Callable[[Sequence[int]], bool]:
-        """Return a function that finds whether the end of an answer holds a stop text."""
-        lengths = [len(self.tokenizer.encode(stop, add_special_tokens=False)) for stop in stops]
-        end = max(lengths, default=0) + LOOK_BACK
-
-        def is_done(tokens: Sequence[int]) -> bool:
-            text = self.tokenizer.decode(list(tokens[-end:]))
-            return any(stop in text for stop in stops if stop)
-
-        return is_done
+        special = set(stops) & set(self.tokenizer.all_special_tokens)
+        named = self.tokenizer.convert_tokens_to_ids(sorted(special))
+        return sorted({self.eot_token_id, *named, *(token for token in more if token is not None)})

@@ -1,0 +1,56 @@
+"""Evaluate a model of ours with tasks of lm-evaluation-harness, which is an optional requirement."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from fedspeed.engine.client_engine import ClientEngine
+from fedspeed.errors import FedSpeedError
+from fedspeed.evaluation.harness_results import HarnessResult, HarnessSettings
+from fedspeed.evaluation.scoring import TaskScores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+REQUIREMENT = "pip install -r requirements-eval.txt"
+
+
+def check_installed() -> None:
+    """Raise FedSpeedError if lm-evaluation-harness is not installed."""
+    if find_spec("lm_eval") is None:
+        raise FedSpeedError(
+            "tasks of lm-evaluation-harness need the package lm-eval, which is not installed",
+            remedy=f"{REQUIREMENT}, or choose from `fedspeed eval --list`",
+        )
+
+
+def evaluate_tasks(
+    engine: ClientEngine,
+    tokenizer: "PreTrainedTokenizerBase",
+    names: Sequence[str],
+    settings: HarnessSettings,
+) -> list[HarnessResult]:
+    """Compute tasks of the harness with the model in client slot 0 of an engine.
+
+    Collective over the ranks of the client and over the ranks that share the base, which all call it with the
+    same tasks.
+
+    Args:
+        names: of tasks, groups or tags of the harness, or paths of YAML files that define one.
+
+    Returns:
+        A result for each name; without scores on the client's ranks but its first.
+
+    Raises:
+        FedSpeedError: the harness is not installed, or knows no such task; the data of a task cannot be
+            loaded; or a task executes generated code.
+    """
+    check_installed()
+    from fedspeed.evaluation.lm_eval_adapter import EngineLM
+    from fedspeed.evaluation.lm_eval_runs import run_tasks
+
+    model = EngineLM(engine, tokenizer, max_length=settings.max_length)
+    results = run_tasks(model, names, settings)
+    if engine.groups.client_rank:
+        return [HarnessResult(result.name, TaskScores()) for result in results]
+    return results
