@@ -40,6 +40,7 @@ LATE = {
         "engine/client_engine",
         "evaluation/compare",
         "evaluation/held_out",
+        "evaluation/scoring",
         "federation/rank_components",
         "federation/rounds",
         "federation/tensors",

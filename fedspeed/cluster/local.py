@@ -44,7 +44,7 @@ def run_local(
     ranks: int,
     env: Mapping[str, str],
     max_restarts: int,
-    last_round: Callable[[], int],
+    last_round: Callable[[], int] | None,
     *,
     preload: Callable[[], None] | None = None,
     target: Callable[[dict[str, str]], int] | None = None,
@@ -64,7 +64,8 @@ def run_local(
         ranks: number of ranks.
         env: environment of the ranks; RANK, WORLD_SIZE and the like are added.
         max_restarts: how many restarts are allowed without a newly finished round; 0: none at all.
-        last_round: returns the number of the last round in the journal.
+        last_round: returns the number of the last round in the journal; None: there is no journal, and so a
+            single attempt.
         preload, target: if both are given and no GPU is visible, ranks are forked from a process that has run
             `preload` once, and run `target(environment)`. Otherwise each rank is a new process.
         finish_s: seconds that ranks have to finish their round after a signal.

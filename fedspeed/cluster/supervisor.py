@@ -91,13 +91,16 @@ class Supervisor:
         LOG.info(text)
         self.messages.append(text)
 
-    def run(self, max_restarts: int, last_round: Callable[[], int]) -> int:
+    def run(self, max_restarts: int, last_round: Callable[[], int] | None) -> int:
         """Run attempts until one ends well or no other is worthwhile; return the exit code.
 
         Args:
             max_restarts: how many restarts are allowed without a newly finished round; 0: none at all.
-            last_round: returns the number of the last round in the journal.
+            last_round: returns the number of the last round in the journal. None: there is no journal to
+                resume from, and so a single attempt.
         """
+        if last_round is None:
+            return self._attempt()
         used = 0
         journaled = last_round()
         failures: frozenset[str] = frozenset()

@@ -23,7 +23,7 @@ class TaskContext:
         samples: answers to each item; 0: the task's own number.
         unsafe: whether generated code may run without a sandbox.
         data: the configuration of the rows of a run; None if there is no run.
-        seed: of the run. clients: whose held-out rows are meant; None: those of all.
+        seed: of the run.
         held_out: a file of rows that are used instead of a run's; None: none.
     """
 
@@ -34,7 +34,6 @@ class TaskContext:
     unsafe: bool = False
     data: DataConfig | None = None
     seed: int = 0
-    clients: tuple[int, ...] | None = None
     held_out: Path | None = None
 
     def file(self, *names: str, source: str) -> Path:

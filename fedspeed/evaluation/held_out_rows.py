@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedspeed.data.clients import client_rows
+from fedspeed.data.config import DataConfig
 from fedspeed.data.rows import Row
 from fedspeed.data.tasks import rows_of_file, task_of
 from fedspeed.errors import DataError
@@ -35,9 +36,8 @@ def held_out_files(context: TaskContext) -> Sequence[Path]:
 
 
 def _of_file(context: TaskContext, path: Path) -> list[Row]:
-    if context.data is None:
-        raise DataError(f"--held-out {path}: there is no configuration that names the fields of its rows")
-    rows = rows_of_file(path, task_of(context.data), "--held-out")
+    data = context.data or DataConfig(task="file")
+    rows = rows_of_file(path, task_of(data), "--held-out")
     if not rows:
         raise DataError(f"--held-out {path}: the file has no rows; name another one")
     return rows
@@ -49,10 +49,14 @@ def _of_clients(context: TaskContext) -> list[Row]:
             f"evaluation task {context.name}: a base has no held-out rows of its own; name a file of rows "
             "with --held-out, or give the run whose rows are meant"
         )
+    clients = client_rows(context.data, context.seed)
+    is_common = bool(context.data.held_out)  # rows of nobody: they are only distributed over the clients
     chosen = [
-        [replace(row, category=row.category or f"client {rows.client}") for row in rows.val]
-        for rows in client_rows(context.data, context.seed)
-        if context.clients is None or rows.client in context.clients
+        [
+            replace(row, category=row.category or ("" if is_common else f"client {of.client}"))
+            for row in of.val
+        ]
+        for of in clients
     ]
     longest = max(map(len, chosen), default=0)
     rows = [rows[index] for index in range(longest) for rows in chosen if index < len(rows)]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fedspeed import activity
+from fedspeed.data.base_template import PromptTemplate
 from fedspeed.data.batches import eval_batches
 from fedspeed.data.encode import Tokenizer, prompt_text_ids, text_ids
 from fedspeed.data.eval_task import (
@@ -99,15 +100,14 @@ def score_task(
         DataError: a choice is empty.
     """
     model = _Model(engine, tokenizer, template)
-    with activity.during(f"the evaluation on {task.name}", len(items), "item"):
-        if isinstance(task, GenerationTask):
-            scored = _generated(model, task, items)
-        elif isinstance(task, ChoiceTask):
-            scored = _chosen(model, task, items)
-        elif isinstance(task, LossTask):
-            scored = _losses(model, task, items)
-        else:
-            raise TypeError(f"{type(task).__name__} is no GenerationTask, ChoiceTask or LossTask")
+    if isinstance(task, GenerationTask):
+        scored = _generated(model, task, items)
+    elif isinstance(task, ChoiceTask):
+        scored = _chosen(model, task, items)
+    elif isinstance(task, LossTask):
+        scored = _losses(model, task, items)
+    else:
+        raise TypeError(f"{type(task).__name__} is no GenerationTask, ChoiceTask or LossTask")
     if engine.groups.client_rank:
         return TaskScores()
     return TaskScores({metric: _by_category(scored, metric) for metric in task.metrics}, scored)
@@ -153,7 +153,8 @@ class _Model:
 
 def _generated(model: _Model, task: GenerationTask, items: Sequence[Any]) -> list[ScoredItem]:
     prompts = [task.prompt(item) for item in items]
-    answers = generated_answers(model.engine, task.settings, prompts, model.tokenizer, model.template)
+    with activity.during(f"the evaluation on {task.name}", len(items), "item"):
+        answers = generated_answers(model.engine, task.settings, prompts, model.tokenizer, model.template)
     if model.engine.groups.client_rank:  # scoring may run the answers: once is enough
         return []
     return [
@@ -230,7 +231,8 @@ def _chosen(model: _Model, task: ChoiceTask, items: Sequence[Any]) -> list[Score
                 "or an empty one; give it some text each"
             )
     pairs = [list(zip(task.prompts(item), texts, strict=True)) for item, texts in zip(items, choices)]
-    likelihoods = choice_likelihoods(model.engine, pairs, model.tokenizer, model.template)
+    with activity.during(f"the evaluation on {task.name}", sum(map(len, pairs)), "choice"):
+        likelihoods = choice_likelihoods(model.engine, pairs, model.tokenizer, model.template)
     return [
         ScoredItem(
             model.prompt_text(prompt),
@@ -271,13 +273,21 @@ def _losses(model: _Model, task: LossTask, items: Sequence[Row]) -> list[ScoredI
     """Compute the loss of each row on its own, in a batch of one, so that its sums are known."""
     engine = model.engine
     pad_id = model.tokenizer.pad_token_id
-    rows = [(row, example) for row in items for example in model.template.encode(row).examples]
-    # A pad token may lie beyond the model's vocabulary; a batch of one row needs no padding.
-    work = [eval_batches([example], 1, min(pad_id, int(example.input_ids.max()))) for _, example in rows]
+    encoded = [model.template.encode(item).examples for item in items]
+    rows = [(row, examples) for row, examples in zip(items, encoded) if examples]
+    # A pad token may lie beyond the model's vocabulary; a batch of one sequence needs no padding.
+    work = [
+        [batch for one in examples for batch in eval_batches([one], 1, min(pad_id, int(one.input_ids.max())))]
+        for _, examples in rows
+    ]
     shares, share = engine.data_share
     own = work[share::shares]
     table = np.zeros((len(work), 4))
-    with engine.matched_passes(engine.eval_passes(own), backward=False):
+    name = f"the evaluation on {task.name}"
+    with (
+        activity.during(name, sum(map(len, own)), "row"),
+        engine.matched_passes(engine.eval_passes(own), backward=False),
+    ):
         for index, sums in enumerate(engine.evaluate(own)):
             table[share + index * shares] = (sums.loss, sums.tokens, sums.exact, sums.rows)
     table = engine.sum_over_client(table.reshape(-1)).reshape(table.shape)  # other ranks of a pipeline have 0

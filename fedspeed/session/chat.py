@@ -89,7 +89,7 @@ def load(folder: Path) -> Loaded:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     adapted = (folder / KINDS["adapter"]).is_file()
-    base = _base_of(folder) if adapted else str(folder)
+    base = base_of(folder) if adapted else str(folder)
     try:
         with (
             activity.during(f"the loading of {base}"),
@@ -168,7 +168,7 @@ def _template(name: str, tokenizer: Any, folder: Path) -> PromptTemplate:
     return template_for(DataConfig(template=known), tokenizer)
 
 
-def _base_of(folder: Path) -> str:
+def base_of(folder: Path) -> str:
     """Return the base of an adapter: a folder with weights, or a hub name."""
     path = folder / KINDS["adapter"]
     base = read_object(path, "an adapter configuration").get("base_model_name_or_path")

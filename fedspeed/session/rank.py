@@ -123,7 +123,7 @@ def _work(job: Job, store: rendezvous.Store, mpi_transport: Transport | None, st
         _log_all(weight_notes(job.config))
     exit_when_stuck = reporting.ExitWhenStuck(job)
     others = _OtherRanks(store, _heartbeat(job, store, exit_when_stuck), exit_when_stuck)
-    _join_cluster(job, store)
+    join_cluster(job, store)
     transport = participant.open_transport(job, store, mpi_transport)
     try:
         return _federate(job, others, transport, inputs=inputs, lock=lock, stop=stop)
@@ -353,7 +353,7 @@ def _heartbeat(job: Job, store: rendezvous.Store, exit_when_stuck: reporting.Exi
     )
 
 
-def _join_cluster(job: Job, store: rendezvous.Store) -> None:
+def join_cluster(job: Job, store: rendezvous.Store) -> None:
     """Join the torch world of this rank's cluster, or of its client where the client is a pipeline."""
     from fedspeed.engine.arithmetic import set_arithmetic
 

@@ -255,15 +255,17 @@ class Workshop:
         launcher: tuple[str, ...] = (),
         config: Path | None = None,
         env: dict | None = None,
+        command: tuple[str, ...] = (),
     ) -> Started:
         """Start `launcher launch.py --config CONFIG arguments...` in a session of its own. Without a launcher
-        this is `python launch.py`, started warm (tests/warm.py).
+        this is `python launch.py`, started warm (tests/warm.py). With a command, that is started instead.
         """
         mark = uuid.uuid4().hex
         logs = self.folder / "logs" / mark
         logs.mkdir(parents=True)
         faults = os.pathsep.join([str(self.folder / "faults"), os.environ["PYTHONPATH"]])
-        command = [str(LAUNCH), "--config", str(config or self.config), *arguments]
+        run = (str(LAUNCH), "--config", str(config or self.config))
+        command = [*(command or run), *arguments]
         environment = {**os.environ, "PYTHONPATH": faults, MARK: mark, **(env or {})}
         with (logs / "out").open("w") as out, (logs / "err").open("w") as err:
             if launcher:

@@ -44,6 +44,7 @@ def ask(*arguments: str, cwd) -> tuple[int, list[str], str]:
         (("--version",), "fedspeed "),
         (("run", "--print-config"), "# What DeepSpeed receives"),
         (("doctor",), "checks passed"),
+        (("eval", "--list"), "held_out "),
         (("config-reference",), "| `train.lr` | "),
     ],
 )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedspeed import activity
 from fedspeed.engine.generation.batches import (
     BatchLimits,
     Context,
@@ -47,6 +48,7 @@ class AnswerSettings:
         stop: tokens that end an answer and are not part of it.
         sampling: how tokens are chosen.
         is_done: called with an answer's tokens after each new one; True ends the answer, which keeps them.
+        progress: units of the current activity that an answer counts as.
     """
 
     max_new: int
@@ -54,6 +56,7 @@ class AnswerSettings:
     stop: frozenset[int]
     sampling: Sampling
     is_done: Callable[[Sequence[int]], bool] | None = None
+    progress: float = 0.0
 
 
 class GroupAnswers:
@@ -91,6 +94,7 @@ class GroupAnswers:
         going = np.array([self._goes_on(row, token) for row, token in zip(self._open_rows, chosen.tolist())])
         self._last = chosen
         self._position = self._position + 1
+        self._advance(going)
         if going.all():
             return
         rows = np.nonzero(going)[0]
@@ -98,6 +102,17 @@ class GroupAnswers:
         self._behind = self._behind[rows]
         self._last = self._last[rows]
         self._open_rows = [self._open_rows[row] for row in rows]
+
+    def _advance(self, going: np.ndarray) -> None:
+        """Count a token of each open row as progress, and of rows that have stopped the tokens that are not
+        needed.
+
+        Args:
+            going: whether each row goes on: [open rows] bool.
+        """
+        unused = self._settings.max_new - self._position
+        tokens = len(going) + unused * int((~going).sum())
+        activity.advance(self._settings.progress * tokens / self._settings.max_new)
 
     def _goes_on(self, row: Row, token: int) -> bool:
         """Add a token to an answer unless it is a stop token; returns whether the answer goes on."""
@@ -145,7 +160,7 @@ def generate_answers(
 
 
 def score_spans(
-    sequences: Sequence[tuple[int, np.ndarray, tuple[int, int]]], limits: BatchLimits
+    sequences: Sequence[tuple[int, np.ndarray, tuple[int, int]]], limits: BatchLimits, progress: float = 0.0
 ) -> PieceSeries:
     """Score the tokens of spans, given all that stands before each; returns [(sequence, values [b - a] of
     `TokenScore`)].
@@ -154,6 +169,7 @@ def score_spans(
 
     Args:
         sequences: (number in the whole call, tokens [t] int64, span (a, b) with 1 <= a < b <= t).
+        progress: units of the current activity that a sequence counts as.
     """
     if not sequences:
         return []
@@ -173,7 +189,9 @@ def score_spans(
         for numbers in batch:
             spans_of_group = [Span(at, *one) for at, i in enumerate(numbers) for one in jobs[i][1]]
             groups.append((Group([jobs[i][0] for i in numbers], prefix), spans_of_group))
-        scored += yield from _score_batch(groups)
+        done = yield from _score_batch(groups)
+        activity.advance(progress * len(done))
+        scored += done
     return scored
 
 

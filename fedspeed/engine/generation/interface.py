@@ -47,6 +47,7 @@ class Generating(ABC):
         is_done: Callable[[Sequence[int]], bool] | None = None,
     ) -> list[list[np.ndarray]]:
         """Continue prompts, with a cache of keys and values; what all prompts begin with is computed once.
+        A prompt is one unit of the current activity.
 
         A streamed base is loaded once a token, whatever the number of prompts in a batch. Collective over the
         client's ranks, which give the same prompts, and over the ranks that share the base.
@@ -71,15 +72,16 @@ class Generating(ABC):
             raise FedSpeedError(
                 f"n={n}, max_new={max_new}: ask for at least one answer, of no less than 0 tokens"
             )
+        shares, share = self.data_share
         settings = AnswerSettings(
             max_new=max_new,
             samples=n,
             stop=frozenset(stop),
             sampling=Sampling(temperature=temperature, top_p=top_p, seed=seed),
             is_done=is_done,
+            progress=shares / n,
         )
         self._check([len(prompt) for prompt in prompts], max_new)
-        shares, share = self.data_share
         numbered = list(enumerate(prompts))[share::shares]
         table = np.full((len(prompts), n, max_new + 1), 0.0)
         for prompt, sample, tokens in self._execute_series(
@@ -104,7 +106,7 @@ class Generating(ABC):
         self, tokens: Sequence[np.ndarray], spans: Sequence[tuple[int, int]]
     ) -> list[TokenScores]:
         """Score each token of a span, given all tokens before it. What several spans follow is computed once.
-        Collective as `generate` is.
+        Collective as `generate` is. A sequence is one unit of the current activity.
 
         Args:
             tokens: [t] of each sequence. spans: (a, b) of each, from a, at least 1, up to b, at most t.
@@ -126,7 +128,7 @@ class Generating(ABC):
         self._check([b - 1 for _, b in spans], 0)  # a span's last token is not computed
         shares, share = self.data_share
         numbered = list(zip(range(len(tokens)), tokens, spans))[share::shares]
-        scored = self._execute_series(score_spans(numbered, self._batch_limits()))
+        scored = self._execute_series(score_spans(numbered, self._batch_limits(), progress=shares))
         ends = np.cumsum([0, *(b - a for a, b in spans)])
         values = np.zeros(ends[-1])
         for i, of_span in scored:

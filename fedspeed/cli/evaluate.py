@@ -1,0 +1,172 @@
+"""`fedspeed eval`: score a base, a trained model or a run on evaluation tasks."""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TextIO
+
+from fedspeed.cli.arguments import Commands, file_name, positive
+from fedspeed.cli.output import print_result, report_ending
+from fedspeed.cli.packages import missing_package, need_packages
+from fedspeed.errors import EXIT_OK, ConfigError
+from fedspeed.session.ending import Ending, error_ending
+
+if TYPE_CHECKING:
+    from fedspeed.session.eval_request import EvalRequest
+
+
+def add(commands: Commands) -> None:
+    """Add the command and its arguments to the parser."""
+    parser = commands.add_parser(
+        "eval",
+        allow_abbrev=False,
+        help="score a base, a trained model or a run on evaluation tasks",
+        description="Score a model on evaluation tasks, computed by the engine as in training: on all local "
+        "ranks, on the tier that the run's configuration or engine.tier=... names, so that a model that only "
+        "trains with offload can be evaluated.",
+    )
+    parser.add_argument(
+        "target",
+        metavar="TARGET",
+        nargs="?",
+        help="a base (folder or hub name), an exported adapter or model, or a run (its name or folder)",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values such as engine.tier=ram")
+    parser.add_argument(
+        "--tasks",
+        default="",
+        metavar="NAME,...",
+        help="evaluation tasks (default: held_out); `list` shows all",
+    )
+    parser.add_argument("--list", action="store_true", help="show the evaluation tasks and stop")
+    parser.add_argument("--limit", type=positive, metavar="N", help="the first N items of each task")
+    parser.add_argument(
+        "--samples", type=positive, metavar="N", help="answers to each item, of tasks that generate"
+    )
+    parser.add_argument(
+        "--held-out",
+        type=file_name,
+        metavar="FILE",
+        help="rows for the tasks on held-out rows (default: those that the run's clients held out)",
+    )
+    parser.add_argument(
+        "--out", type=file_name, metavar="FILE", help="results as JSON (default: evaluation.json of the run)"
+    )
+    parser.add_argument(
+        "--save-answers", type=file_name, metavar="FILE", help="prompts, answers and scores as JSON lines"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object for each task on stdout")
+    parser.add_argument(
+        "--unsafe", action="store_true", help="run generated code although there is no sandbox"
+    )
+    parser.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate, or show the evaluation tasks; return the exit code."""
+    if arguments.list or arguments.tasks == "list":
+        print_result(_listed())
+        return EXIT_OK
+    if arguments.target is None or "=" in arguments.target:
+        raise ConfigError(
+            "eval: TARGET is missing; name a base, an exported adapter or model, or a run, before the "
+            "overrides"
+        )
+    request = _request(arguments)
+    need_packages()
+    from fedspeed.cluster.discover import from_process
+
+    if from_process(None).kind == "none":
+        return _run_local(request, arguments)
+    return _rank(request, arguments)
+
+
+def _listed() -> str:
+    """Return the evaluation tasks with a line of help each."""
+    from fedspeed.evaluation.config import EVAL_TASKS
+
+    width = max(map(len, EVAL_TASKS))
+    return "\n".join(f"{name.ljust(width)}  {entry.help}" for name, entry in EVAL_TASKS.items())
+
+
+def _request(arguments: argparse.Namespace) -> "EvalRequest":
+    """Return what the arguments ask for.
+
+    Raises:
+        FedSpeedError: there is no such target, or an override is wrong.
+    """
+    from fedspeed.session.eval_request import EvalRequest, default_tasks
+    from fedspeed.session.eval_target import resolve_target
+
+    target = resolve_target(arguments.target, arguments.overrides)
+    names = tuple(name.strip() for name in arguments.tasks.split(",") if name.strip())
+    return EvalRequest(
+        target=target,
+        tasks=names or default_tasks(target, arguments.held_out),
+        out=arguments.out or target.results,
+        limit=arguments.limit or 0,
+        samples=arguments.samples or 0,
+        held_out=arguments.held_out,
+        answers=arguments.save_answers,
+        unsafe=arguments.unsafe,
+    )
+
+
+def _run_local(request: "EvalRequest", arguments: argparse.Namespace) -> int:
+    """Check the request, and start the local ranks under a supervisor."""
+    # numpy is imported next, and ranks are forked from this process's children: its threads would not
+    # survive.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from fedspeed.cluster.devices import choose_accelerator
+    from fedspeed.cluster.local import run_local
+    from fedspeed.cluster.local_ranks import local_rank_count
+    from fedspeed.session.components import preload
+    from fedspeed.session.eval_request import check_request
+    from fedspeed.session.preflight import check_files
+
+    check_files(request.target.loaded)
+    check_request(request)
+    choose_accelerator(os.environ)
+    ended = run_local(
+        sys.argv[1:],
+        local_rank_count(request.target.config.cluster.local_ranks, clients=1),
+        os.environ,
+        max_restarts=0,
+        last_round=None,
+        preload=preload,
+        target=lambda env: _rank(request, arguments, env),
+    )
+    return ended.exit_code
+
+
+def _rank(request: "EvalRequest", arguments: argparse.Namespace, env: Mapping[str, str] | None = None) -> int:
+    """Evaluate as one rank; return its exit code.
+
+    Args:
+        env: changes to the environment, if the process was forked rather than started.
+    """
+    if env is not None:
+        os.environ.update(env)
+    from fedspeed.cluster.devices import choose_accelerator, choose_allocator
+    from fedspeed.monitor.stdout import claim_stdout
+
+    choose_accelerator(os.environ)
+    choose_allocator(os.environ)
+    json_out = claim_stdout() if arguments.json else None  # before anything keeps a reference to stdout
+    code = report_ending(_ending(request, json_out), json_out)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+def _ending(request: "EvalRequest", json_out: TextIO | None) -> Ending:
+    """Evaluate as one rank, and return how it ended."""
+    from fedspeed.session.eval_rank import run_eval_rank
+
+    try:
+        return run_eval_rank(request, json_out)
+    except ModuleNotFoundError as error:
+        return error_ending(missing_package(error))
+    except Exception as error:
+        return error_ending(error)

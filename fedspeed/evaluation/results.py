@@ -1,0 +1,160 @@
+"""The results of evaluation tasks: one JSON file for each evaluated model, `evaluation.json`."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedspeed import __version__
+from fedspeed.data.eval_task import ALL, EvalTask, Tally
+from fedspeed.errors import DataError
+from fedspeed.evaluation.intervals import interval_95
+from fedspeed.files import json_value, write_atomically
+
+if TYPE_CHECKING:  # it loads torch
+    from fedspeed.evaluation.scoring import ScoredItem, TaskScores
+
+FILE = "evaluation.json"
+_PACKAGES = ("torch", "transformers", "lm_eval")  # lm_eval where it is installed
+
+
+def result_of(task: EvalTask, scores: "TaskScores", *, limit: int, seconds: float) -> dict[str, Any]:
+    """Return the result of a task as JSON values.
+
+    Args:
+        limit: most items; 0: all. seconds: that the evaluation took.
+    """
+    main = task.metrics[0]
+    table = scores.main
+    return {
+        "task": task.name,
+        "metric": main,
+        **_values(table.get(ALL, Tally())),
+        "metrics": {name: _values(of.get(ALL, Tally())) for name, of in scores.metrics.items()},
+        "by_category": {
+            category: _values(tally) for category, tally in sorted(table.items()) if category != ALL
+        },
+        "limit": limit,
+        "settings": task.describe(),
+        "prompts_sha256": prompts_digest(item.prompt for item in scores.items),
+        "data_sha256": {path.name: _digest(path) for path in task.files()},
+        "versions": versions(),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _values(tally: Tally) -> dict[str, Any]:
+    interval = interval_95(tally)
+    return {
+        "score": tally.mean if tally.items else None,
+        "interval_95": None if interval is None else list(interval),
+        "items": tally.items,
+    }
+
+
+def prompts_digest(prompts: Iterable[str]) -> str:
+    """Return the SHA-256, in hex, of all prompts in their order."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        content = prompt.encode("utf-8", errors="surrogatepass")
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of FedSpeed and of the libraries that compute the scores."""
+    found = {"fedspeed": __version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Return the content of a file of results, empty results where there is none.
+
+    Raises:
+        DataError: it is no file of results.
+    """
+    try:
+        values = json_value(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {"results": []}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as results ({error}); move it away") from error
+    if not isinstance(values, dict) or not isinstance(values.get("results"), list):
+        raise DataError(f"{path}: is no file of results; move it away, or name another one with --out")
+    return values
+
+
+def add_results(path: Path, target: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> None:
+    """Write results into a file, which keeps those of other tasks; a task that is in it already is replaced.
+
+    The results of another target are dropped.
+
+    Args:
+        target: what was evaluated, as JSON values.
+
+    Raises:
+        DataError: the file is there and is no file of results.
+    """
+    earlier = read_results(path)
+    kept: list[Mapping[str, Any]] = []
+    if earlier.get("target") == target:
+        names = {result["task"] for result in results}
+        kept = [result for result in earlier["results"] if result["task"] not in names]
+    text = json.dumps({"target": target, "results": [*kept, *results]}, indent=1, allow_nan=False)
+    write_atomically(path, f"{text}\n".encode())
+
+
+def write_answers(path: Path, results: "Iterable[tuple[str, Sequence[ScoredItem]]]") -> None:
+    """Write what the model answered to each item as JSON lines.
+
+    Args:
+        results: (name of the task, its items in their order).
+    """
+    lines = [
+        json.dumps({"task": name, **item.to_json(index)}, ensure_ascii=False)
+        for name, items in results
+        for index, item in enumerate(items)
+    ]
+    write_atomically(path, "".join(f"{line}\n" for line in lines).encode("utf-8", errors="replace"))
+
+
+def results_table(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, str, str, str]]:
+    """Return the cells (task, metric, score, 95 % interval, items) of results, one row for each metric."""
+    return [
+        (
+            result["task"] if name == result["metric"] else "",
+            name,
+            score_text(name, values["score"]),
+            interval_text(name, values["interval_95"]),
+            str(values["items"]),
+        )
+        for result in results
+        for name, values in result["metrics"].items()
+    ]
+
+
+def score_text(metric: str, score: float | None) -> str:
+    """Return a score for people: losses as a number, all others in per cent."""
+    if score is None:
+        return "-"
+    return f"{score:.4f}" if metric == "loss" else f"{100 * score:.2f} %"
+
+
+def interval_text(metric: str, interval: Sequence[float] | None) -> str:
+    """Return an interval for people."""
+    if interval is None:
+        return "-"
+    low, high = (score_text(metric, value) for value in interval)
+    return f"{low.removesuffix(' %')} to {high}"

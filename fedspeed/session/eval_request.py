@@ -1,0 +1,138 @@
+"""What a user asks `fedspeed eval` for, and the checks before anything starts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedspeed.data.config import DataConfig
+from fedspeed.data.eval_task import EvalTask
+from fedspeed.data.sources import data_folders
+from fedspeed.errors import ConfigError, DataError, FedSpeedError
+from fedspeed.evaluation.config import EVAL_TASKS
+from fedspeed.evaluation.context import TaskContext, entry_of, make_task
+from fedspeed.evaluation.results import read_results
+from fedspeed.files import check_writable
+from fedspeed.session.eval_target import EvalTarget
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalRequest:
+    """What is evaluated, on what, and where the results go.
+
+    Attributes:
+        tasks: names of the evaluation tasks. limit: most items of each; 0: all.
+        samples: answers to each item; 0: the task's own number.
+        held_out: a file of rows for the tasks that read held-out rows; None: those of the run.
+        out: the file of results. answers: the file of answers; None: they are not kept.
+        unsafe: whether generated code may run without a sandbox.
+    """
+
+    target: EvalTarget
+    tasks: tuple[str, ...]
+    out: Path
+    limit: int = 0
+    samples: int = 0
+    held_out: Path | None = None
+    answers: Path | None = None
+    unsafe: bool = False
+
+    def make_tasks(self) -> list[EvalTask]:
+        """Make the evaluation tasks.
+
+        Raises:
+            FedSpeedError: a task is unknown, or what it needs is missing.
+        """
+        target = self.target
+        return make_tasks(
+            self.tasks,
+            target.data if target.has_rows else None,
+            seed=target.config.run.seed,
+            samples=self.samples,
+            unsafe=self.unsafe,
+            held_out=self.held_out,
+        )
+
+
+def make_tasks(
+    names: Sequence[str],
+    data: DataConfig | None,
+    *,
+    seed: int,
+    samples: int = 0,
+    unsafe: bool = False,
+    held_out: Path | None = None,
+) -> list[EvalTask]:
+    """Make evaluation tasks by their names.
+
+    Args:
+        data: the configuration of the rows of a run; None if there is no run.
+
+    Raises:
+        FedSpeedError: a task is unknown, or what it needs is missing; with all that is wrong.
+    """
+    tasks = []
+    faults: list[str] = []
+    for name in names:
+        try:
+            entry = entry_of(name)
+            context = TaskContext(
+                name=name,
+                options=entry.options,
+                folders=tuple(data_folders()),
+                samples=samples,
+                unsafe=unsafe,
+                data=data,
+                seed=seed,
+                held_out=held_out,
+            )
+            task = make_task(context)
+            assert task.name == name, f"{entry.module} makes a task of the name {task.name}, not {name}"
+            tasks.append(task)
+        except FedSpeedError as error:
+            faults.append(str(error))
+    if faults:
+        raise FedSpeedError("\n  ".join(faults))
+    return tasks
+
+
+def default_tasks(target: EvalTarget, held_out: Path | None) -> tuple[str, ...]:
+    """Return the tasks that are meant where none is named: held-out rows, where there are some.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if target.has_rows or held_out is not None:
+        return ("held_out",)
+    raise ConfigError(
+        f"{target.name}: has no held-out rows of its own, so that a task must be named: --tasks "
+        f"{','.join(list(EVAL_TASKS)[:3])} (`fedspeed eval --list` shows all), or --held-out FILE"
+    )
+
+
+def check_request(request: EvalRequest) -> None:
+    """Check a request before any rank starts: its tasks, their data, and where the results go.
+
+    Raises:
+        FedSpeedError: something is wrong, with what to do about it.
+    """
+    if twice := sorted({name for name in request.tasks if request.tasks.count(name) > 1}):
+        raise ConfigError(f"--tasks: {', '.join(twice)} is named twice; leave one of them out")
+    faults = []
+    for task in request.make_tasks():
+        try:
+            if not task.items(1):
+                raise DataError(f"evaluation task {task.name}: its data has no items; name other data")
+        except FedSpeedError as error:
+            faults.append(str(error))
+    if faults:
+        raise FedSpeedError("\n  ".join(faults))
+    for path in filter(None, (request.out, request.answers)):
+        try:
+            if path.is_dir():
+                raise IsADirectoryError(0, "it is a folder")
+            check_writable(path.absolute().parent)
+        except OSError as error:
+            raise FedSpeedError(
+                f"{path}: cannot be written ({error.strerror}); choose another file"
+            ) from error
+    read_results(request.out)
