@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from fedspeed import activity
-from fedspeed.data.base_template import PromptTemplate
 from fedspeed.data.batches import eval_batches
 from fedspeed.data.encode import Tokenizer, prompt_text_ids, text_ids
 from fedspeed.data.eval_task import (

@@ -94,7 +94,10 @@ def test_a_base_is_evaluated_on_a_file_of_rows(shared_workshop):
             "a base has no held-out rows of its own; name a file of rows",
         ),
         (("{model}", DRAWN, "--tasks", "gms8k"), "'gms8k' is no evaluation task; did you mean gsm8k"),
-        (("{model}", DRAWN, "--held-out", "none.jsonl"), "none.jsonl: no such file"),
+        (
+            ("{model}", DRAWN, "--held-out", "none.jsonl"),
+            "none.jsonl: cannot be read (No such file or directory)",
+        ),
         (("{run}", "--tasks", "held_out,held_out"), "--tasks: held_out is named twice"),
         (("{run}", "federation.rounds=3"), "federation.rounds=3: an evaluation has one model and no rounds"),
         (("{run}", "--out", "{model}"), "{model}: cannot be written"),
