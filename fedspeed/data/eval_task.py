@@ -114,6 +114,7 @@ class GenerationSettings:
         temperature: of sampling; 0: greedy decoding. top_p: probability mass of the tokens to sample from.
         seed: of the sampling.
         stop_texts: an answer ends before the first of these texts that it contains.
+        ends_with_brace: whether it also ends behind the brace that closes the block in which it begins.
     """
 
     max_new: int
@@ -122,6 +123,7 @@ class GenerationSettings:
     top_p: float = 1.0
     seed: int = 0
     stop_texts: tuple[str, ...] = ()
+    ends_with_brace: bool = False
 
 
 class GenerationTask(EvalTask[Item]):

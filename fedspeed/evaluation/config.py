@@ -15,6 +15,8 @@ QA_SETS = {
     "winogrande": "WinoGrande, 1 267 sentences with a pronoun",
     "copa": "COPA, 100 causes and effects",
 }
+# Languages of HumanEval-X besides Python, whose exercises are those of HumanEval.
+HUMANEVAL_X = {"cpp": "C++", "go": "Go", "java": "Java", "js": "JavaScript"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,5 +80,26 @@ EVAL_TASKS: dict[str, EvalTaskEntry] = {
             options={"sets": (name,)},
         )
         for name, title in QA_SETS.items()
+    },
+    "humaneval": EvalTaskEntry(
+        module=f"{_TASKS}.code.humaneval",
+        help="HumanEval, 164 Python functions to complete: pass@k",
+        options={"languages": ("python",)},
+        runs_code=True,
+    ),
+    "humanevalx": EvalTaskEntry(
+        module=f"{_TASKS}.code.humaneval",
+        help=f"the {len(HUMANEVAL_X)} tasks below together, scored by language; --limit is that of each",
+        options={"languages": tuple(HUMANEVAL_X)},
+        runs_code=True,
+    ),
+    **{
+        f"humanevalx_{name}": EvalTaskEntry(
+            module=f"{_TASKS}.code.humaneval",
+            help=f"HumanEval-X, 164 {title} functions to complete: pass@k",
+            options={"languages": (name,)},
+            runs_code=True,
+        )
+        for name, title in HUMANEVAL_X.items()
     },
 }

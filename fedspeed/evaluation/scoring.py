@@ -1,6 +1,6 @@
 """The scores of an evaluation task: prompts for an engine, and what its answers are worth."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from fedspeed.data.prompt_template import PromptTemplate
 from fedspeed.data.rows import Row
 from fedspeed.engine.client_engine import ClientEngine
 from fedspeed.errors import DataError
+from fedspeed.evaluation.answer_end import end_check, ended
 
 
 @dataclass(frozen=True)
@@ -187,37 +188,12 @@ def generated_answers(
         n=settings.samples,
         seed=settings.seed,
         stop=sorted({tokenizer.eos_token_id, *template.stop_ids}),
-        is_done=has_stop_text(tokenizer, settings.stop_texts),
+        is_done=end_check(tokenizer, settings),
     )
     return [
-        [
-            before_stop_text(tokenizer.decode(tokens.tolist(), skip_special_tokens=True), settings.stop_texts)
-            for tokens in samples
-        ]
+        [ended(tokenizer.decode(tokens.tolist(), skip_special_tokens=True), settings) for tokens in samples]
         for samples in answers
     ]
-
-
-def before_stop_text(text: str, stop_texts: Sequence[str]) -> str:
-    """Return a text up to the first of the stop texts that it contains."""
-    return text[: min((text.find(stop) for stop in stop_texts if stop in text), default=len(text))]
-
-
-def has_stop_text(tokenizer: Tokenizer, stop_texts: Sequence[str]) -> Callable[[Sequence[int]], bool] | None:
-    """Return a function of an answer's tokens that tells whether their end contains a stop text; None if
-    there are none.
-
-    Only as many tokens are decoded as can hold a stop text: a token is at least one byte long.
-    """
-    if not stop_texts:
-        return None
-    tail = max(len(text.encode()) for text in stop_texts) + 8
-
-    def is_done(tokens: Sequence[int]) -> bool:
-        text = tokenizer.decode(list(tokens[-tail:]), skip_special_tokens=True)
-        return any(stop in text for stop in stop_texts)
-
-    return is_done
 
 
 def _chosen(model: _Model, task: ChoiceTask, items: Sequence[Any]) -> list[ScoredItem]:

@@ -24,9 +24,10 @@ from fedspeed.data.eval_task import (
 from fedspeed.data.prompt_template import template_for
 from fedspeed.data.rows import Row
 from fedspeed.errors import ConfigError, DataError
+from fedspeed.evaluation.answer_end import before_stop_text
 from fedspeed.evaluation.config import EVAL_TASKS, EvalTaskEntry
 from fedspeed.evaluation.context import TaskContext, make_task
-from fedspeed.evaluation.scoring import before_stop_text, score_task
+from fedspeed.evaluation.scoring import score_task
 from fedspeed.evaluation.tasks.answer_choice import AnswerChoice
 from fedspeed.evaluation.tasks.exact_match import ExactMatch
 from fedspeed.evaluation.tasks.held_out import HeldOutLoss
