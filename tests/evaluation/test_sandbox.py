@@ -212,7 +212,7 @@ def test_limits_hold_for_an_ordinary_user_too(name):
             os.setuid(54321)
             small = Small(checked_sandbox())
             hostile = passes(small, ADD, f"{ADD.solution}{IMPORTS}{HOSTILE[name]}\n")
-            os._exit(3 if hostile else 0 if passes(small, ADD, ADD.solution) else 4)
+            os._exit(2 * hostile + (not passes(small, ADD, ADD.solution)))
         finally:
             os._exit(5)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -50,10 +50,18 @@ _CLONE = (56, 220)
 _CLONE3 = (435, 435)
 _NEW_NAMESPACE = 0x7E020000  # all CLONE_NEW* flags of clone
 _X32 = 0x40000000  # system calls of the x32 interface, numbered from here
-_LOAD, _RETURN = 0x20, 0x06
-_JUMP_EQUAL, _JUMP_SET, _JUMP_GREATER = 0x15, 0x45, 0x35
-_ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-_OFFSET_NUMBER, _OFFSET_ARCHITECTURE, _OFFSET_ARGUMENT = 0, 4, 16  # in struct seccomp_data
+# Instructions, results, and offsets in struct seccomp_data.
+_LOAD = 0x20
+_RETURN = 0x06
+_JUMP_EQUAL = 0x15
+_JUMP_SET = 0x45
+_JUMP_GREATER = 0x35
+_ALLOW = 0x7FFF0000
+_KILL = 0x80000000
+_ERRNO = 0x00050000
+_OFFSET_NUMBER = 0
+_OFFSET_ARCHITECTURE = 4
+_OFFSET_ARGUMENT = 16
 
 
 def is_supported(machine: str) -> bool:

@@ -123,13 +123,13 @@ def make(context: TaskContext) -> HumanEval:
     """
     languages = context.options["languages"]
     samples = context.samples or 1
-    temperature = 0.0 if samples == 1 else 0.2 if samples < 10 else 0.8
+    sampling = 0.2 if samples < 10 else 0.8
     first, *others = (LANGUAGES[name] for name in languages)
     assert all(language.ends_with_brace and not language.stop_texts for language in others)
     settings = GenerationSettings(
         max_new=_MAX_NEW,
         samples=samples,
-        temperature=context.options.get("temperature", temperature),
+        temperature=context.options.get("temperature", 0.0 if samples == 1 else sampling),
         top_p=context.options.get("top_p", 0.95),
         stop_texts=first.stop_texts,
         ends_with_brace=first.ends_with_brace,
