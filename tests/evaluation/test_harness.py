@@ -118,15 +118,24 @@ def test_ready_questions_score_as_with_the_hf_model_and_as_our_own_task(tmp_path
     assert logprobs == pytest.approx(qa["logprobs"], abs=1e-3)
 
 
-@pytest.mark.parametrize("limit", [2, pytest.param(25, marks=pytest.mark.slow)])
-def test_real_questions_score_as_with_the_hf_model(limit):
+SHORT = ("copa", "winogrande", "arc_easy")  # sets of short questions
+
+
+@pytest.mark.parametrize(
+    ("sets", "limit"), [(SHORT, 4), pytest.param(tuple(QA_SETS), 25, marks=pytest.mark.slow)]
+)
+def test_real_questions_score_as_with_the_hf_model(sets, limit):
     published_task("qa")
     folders = tuple(folder.resolve() for folder in data_folders())
     settings = HarnessSettings(folders=folders, limit=limit)
-    own = TaskContext(name="qa", options=entry_of("qa").options, folders=folders)
-    [found] = run_clusters([1], with_both, str(smollm2()), ["fedspeed_qa"], settings, own=own)
+    own = TaskContext(name="qa", options={"sets": sets}, folders=folders)
+    names = [f"fedspeed_{name}" for name in sets]
+    [found] = run_clusters([1], with_both, str(smollm2()), names, settings, own=own)
     same(found["resident"], found["hf"])
     same(found["ram"], found["hf"])
     accuracy, logprobs = found["own"]
-    assert accuracy[ALL] == found["hf"]["fedspeed_qa"]["scores"]["acc"][ALL]
-    assert logprobs == pytest.approx(found["hf"]["fedspeed_qa"]["logprobs"], abs=1e-3)
+    for name in sets:
+        assert accuracy[name] == found["hf"][f"fedspeed_{name}"]["scores"]["acc"][ALL]
+    theirs = [value for name in names for value in found["hf"][name]["logprobs"]]
+    assert logprobs == pytest.approx(theirs, abs=1e-3)
+    assert len(theirs) >= 32
