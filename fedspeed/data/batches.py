@@ -7,13 +7,15 @@ compute what the others train on.
 B: sequences of a batch, T: padded length.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fedspeed.data import streams
 from fedspeed.data.clients import ClientData
 from fedspeed.data.encode import IGNORED, Example
+from fedspeed.data.packing import position_ids
 
 _PAD_MULTIPLE = 8  # suits tensor cores, and keeps the number of different shapes small
 
@@ -27,6 +29,8 @@ class Batch:
         attention_mask: 1 on tokens, 0 on padding.
         answer_tokens: labels that carry loss after the causal shift, so those in labels[:, 1:].
         cut: indices of the sequences whose answer was truncated; they never count as answered exactly.
+        position_ids: of each token in its row, from 0, where a sequence holds several rows (data.packing):
+            a token then attends to its own row only. None where each sequence is one row.
     """
 
     input_ids: np.ndarray
@@ -34,6 +38,7 @@ class Batch:
     attention_mask: np.ndarray
     answer_tokens: int
     cut: tuple[int, ...] = ()
+    position_ids: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +57,8 @@ class StepBatches:
 
 
 def step_rows(seed: int, client: int, step: int, rows_per_step: int, n_rows: int) -> np.ndarray:
-    """Return the indices [rows_per_step] of the rows of local step `step`, counted from 0 over the whole run.
+    """Return the indices [rows_per_step] of the rows (with data.packing: of the sequences of rows) of local
+    step `step`, counted from 0 over the whole run.
 
     A client goes through a new permutation of its rows in every epoch. A step may include the end of one
     epoch and the beginning of the next, or several epochs where the client has fewer rows than a step takes.
@@ -74,21 +80,33 @@ def collate(examples: list[Example], pad_id: int, limit: int | None = None) -> B
         pad_id: token id of padding. limit: longest length to pad to, since the model may have no positions
             beyond; no example is longer.
     """
-    lengths = np.array([len(example.input_ids) for example in examples])
+    batch = collate_packed([[example] for example in examples], pad_id, limit)
+    return replace(batch, cut=tuple(i for i, example in enumerate(examples) if example.cut))
+
+
+def collate_packed(sequences: Sequence[Sequence[Example]], pad_id: int, limit: int | None = None) -> Batch:
+    """Return a batch of sequences of one or more examples each, padded as by `collate`. The first token of an
+    example is not predicted from the example before it.
+
+    Args:
+        pad_id, limit: see `collate`. No sequence is longer than the limit.
+    """
+    rows = [[len(example.input_ids) for example in sequence] for sequence in sequences]
+    lengths = np.array([sum(tokens) for tokens in rows])
     width = -(-int(lengths.max()) // _PAD_MULTIPLE) * _PAD_MULTIPLE
-    shape = (len(examples), width if limit is None else min(width, limit))
+    shape = (len(sequences), width if limit is None else min(width, limit))
     input_ids = np.full(shape, pad_id, dtype=np.int64)
     labels = np.full(shape, IGNORED, dtype=np.int64)
-    for i, example in enumerate(examples):
-        input_ids[i, : lengths[i]] = example.input_ids
-        labels[i, : lengths[i]] = example.labels
-    attention_mask = (np.arange(shape[1]) < lengths[:, None]).astype(np.int64)
+    for i, sequence in enumerate(sequences):
+        input_ids[i, : lengths[i]] = np.concatenate([example.input_ids for example in sequence])
+        labels[i, : lengths[i]] = np.concatenate([example.labels for example in sequence])
+        labels[i, np.cumsum(rows[i])[:-1]] = IGNORED
     return Batch(
         input_ids,
         labels,
-        attention_mask,
-        answer_tokens=sum(example.answer_tokens for example in examples),
-        cut=tuple(i for i, example in enumerate(examples) if example.cut),
+        attention_mask=(np.arange(shape[1]) < lengths[:, None]).astype(np.int64),
+        answer_tokens=sum(example.answer_tokens for sequence in sequences for example in sequence),
+        position_ids=position_ids(rows, shape[1]) if max(map(len, rows)) > 1 else None,
     )
 
 
@@ -106,18 +124,28 @@ def client_step(
     """Return the micro-batches of one rank of a client in one local step.
 
     Micro-batch i of all ranks together has the rows, in the same order, that micro-batch i of a single rank
-    would have with `ranks` times the `micro_batch`.
+    would have with `ranks` times the `micro_batch`. With data.packing, "row" stands for a sequence of rows.
 
     Args:
         step: counted from 0 over the whole run. micro_batch: sequences of a micro-batch on one rank.
         accumulation: micro-batches of a step. client_rank: the rank's number among the client's `ranks`
             ranks.
     """
-    rows = step_rows(seed, client, step, accumulation * ranks * micro_batch, len(data.train))
-    of_rank = rows.reshape(accumulation, ranks, micro_batch)[:, client_rank]
+    sequences = data.sequences
+    numbers = step_rows(seed, client, step, accumulation * ranks * micro_batch, len(sequences))
+    of_rank = numbers.reshape(accumulation, ranks, micro_batch)[:, client_rank]
+
+    def examples(number: int) -> list[Example]:
+        return [data.train[row] for row in sequences[number]]
+
     return StepBatches(
-        micro=[collate([data.train[row] for row in micro], data.pad_id, data.limit) for micro in of_rank],
-        step_answer_tokens=sum(data.train[row].answer_tokens for row in rows),
+        micro=[
+            collate_packed([examples(number) for number in micro], data.pad_id, data.limit)
+            for micro in of_rank.tolist()
+        ],
+        step_answer_tokens=sum(
+            example.answer_tokens for number in numbers.tolist() for example in examples(number)
+        ),
     )
 
 

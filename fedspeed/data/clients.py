@@ -1,7 +1,8 @@
 """The data of each client: its training rows and held-out rows, as text and as tokens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from fedspeed import activity
 from fedspeed.data import splitters, streams
 from fedspeed.data.config import DataConfig
 from fedspeed.data.encode import Encoded, Example, Tokenizer
+from fedspeed.data.packing import Sequences, pack
 from fedspeed.data.prompt_template import template_for
 from fedspeed.data.row_counts import RowCounts
 from fedspeed.data.rows import Row
@@ -36,6 +38,7 @@ class ClientData:
         counts: of the rows, training and held-out ones together.
         pad_id: token id of padding; it is masked everywhere, so any id will do.
         limit: data.max_tokens, which no batch is padded beyond.
+        packed: with data.packing, the numbers of the training rows in each sequence; else None.
     """
 
     train: list[Example]
@@ -43,6 +46,19 @@ class ClientData:
     pad_id: int
     limit: int | None = None
     counts: RowCounts = RowCounts(0, 0, 0)
+    packed: Sequences | None = None
+
+    @cached_property
+    def sequences(self) -> Sequences:
+        """Return the numbers of the training rows in each sequence that is trained on: one row each, unless
+        they are packed.
+        """
+        return tuple((row,) for row in range(len(self.train))) if self.packed is None else self.packed
+
+    @property
+    def longest(self) -> int:
+        """Return the number of tokens of the longest sequence that is trained on."""
+        return max(sum(len(self.train[row].input_ids) for row in rows) for rows in self.sequences)
 
     @property
     def weight(self) -> float:
@@ -92,7 +108,12 @@ def encode_client(rows: ClientRows, tokenizer: Tokenizer, config: DataConfig) ->
     # The pad token of many tokenizers was added beyond the model's vocabulary, so padding uses no id above
     # those of the rows.
     pad_id = min(tokenizer.pad_token_id, max(int(example.input_ids.max()) for example in (*train, *val)))
-    return ClientData(train, val, counts=_counts(encoded), pad_id=pad_id, limit=config.max_tokens)
+    counts = _counts(encoded)
+    packed = None
+    if config.packing:
+        packed = pack([len(example.input_ids) for example in train], config.max_tokens, rows.client)
+        counts = replace(counts, packed=len(train), sequences=len(packed))
+    return ClientData(train, val, pad_id=pad_id, limit=config.max_tokens, counts=counts, packed=packed)
 
 
 def largest_id(data: ClientData) -> int:

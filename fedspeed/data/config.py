@@ -109,6 +109,16 @@ class DataConfig:
             )
         },
     )
+    packing: bool = field(
+        default=False,
+        metadata={
+            "help": (
+                "train on sequences of several rows, of up to data.max_tokens together; each row has "
+                "positions of its own and attends to itself only. train.micro_batch then counts sequences. "
+                "Held-out rows are not packed"
+            )
+        },
+    )
     template: TemplateName = field(
         default="auto",
         metadata={

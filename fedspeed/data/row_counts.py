@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 WARN_ABOVE = 0.01  # share of rows that lose some of their answer
 CLIENTS_NAMED = 16  # at most, in messages
-COUNTS = 5  # numbers of a client: the fields of RowCounts
+COUNTS = 7  # numbers of a client: the fields of RowCounts
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class RowCounts:
         lost: rows without any answer token within data.max_tokens. They are not used.
         dropped: rows that are not used because data.too_long does not cut their answer.
         kept_end: rows whose prompt lacks its beginning. Their answer is whole.
+        packed, sequences: training rows, and the sequences that data.packing puts them into; 0 without it.
     """
 
     rows: int
@@ -25,6 +26,8 @@ class RowCounts:
     lost: int
     dropped: int = 0
     kept_end: int = 0
+    packed: int = 0
+    sequences: int = 0
 
     def __add__(self, other: "RowCounts") -> "RowCounts":
         return RowCounts(*(a + b for a, b in zip(count_values(self), count_values(other))))
@@ -63,7 +66,8 @@ class RowTable:
         """Return the table from the sum over ranks of their vectors of `count_values`.
 
         Args:
-            values: [5 a client], or [5] over all clients where only sums may be known (`sums_only`).
+            values: [COUNTS a client], or [COUNTS] over all clients where only sums may be known
+                (`sums_only`).
         """
         numbers = [round(value) for value in values]
         clients = [RowCounts(*numbers[start : start + COUNTS]) for start in range(0, len(numbers), COUNTS)]
@@ -72,7 +76,13 @@ class RowTable:
     def line(self) -> str:
         """Return the totals as text: `7473 rows: 7452 kept, 2057 of them cut (...); 21 lost (...)`."""
         cut = f"the end of the answer lies beyond data.max_tokens={self.max_tokens}"
-        return counts_text(self.total, cut, lost="nothing of the answer lies within it")
+        text = counts_text(self.total, cut, lost="nothing of the answer lies within it")
+        if not self.total.sequences:
+            return text
+        return (
+            f"{text}; {self.total.packed} training rows packed into {self.total.sequences} sequences of up "
+            f"to {self.max_tokens} tokens (data.packing)"
+        )
 
     def client_lines(self) -> list[str]:
         """Return a line for each of the first clients; none if no row is harmed, or only sums are known."""
@@ -124,7 +134,15 @@ class DataReport:
 
 def count_values(counts: RowCounts) -> tuple[int, ...]:
     """Return one client's counts as the COUNTS values of the vector that `RowTable.from_values` reads."""
-    return counts.rows, counts.cut, counts.lost, counts.dropped, counts.kept_end
+    return (
+        counts.rows,
+        counts.cut,
+        counts.lost,
+        counts.dropped,
+        counts.kept_end,
+        counts.packed,
+        counts.sequences,
+    )
 
 
 def counts_text(counts: RowCounts, cut: str = "", lost: str = "") -> str:

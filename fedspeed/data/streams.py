@@ -8,3 +8,4 @@ BUILTIN = 4  # rows of the built-in task
 PRETRAIN = 5  # rows for the pretraining of the quickstart's base
 GENERATION = 6  # sampling of generated tokens
 EVAL_ITEMS = 7  # choice of some items of an evaluation task
+PACKING = 8  # order in which rows are packed into sequences; without the run's seed

@@ -101,6 +101,7 @@ class StockEngine(ClientEngine):
         return [sum((self._evaluate(batch) for batch in batches), Sums()) for batches in work]
 
     def _evaluate(self, batch: Batch) -> Sums:
+        assert batch.position_ids is None, "rows that are counted must not be packed"
         self._count_pass()
         with self._clock.stage("compute"):
             loss_sum, logits = self._loss(batch)
@@ -184,7 +185,9 @@ class StockEngine(ClientEngine):
     def _loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (sum of the answer tokens' cross-entropy in fp32, logits [batch, tokens, vocabulary])."""
         check_padding(batch)
-        logits = self.ds_engine(input_ids=self._tensor(batch.input_ids), attention_mask=None).logits
+        # transformers sees from the positions which rows are packed into one sequence.
+        packed = {} if batch.position_ids is None else {"position_ids": self._tensor(batch.position_ids)}
+        logits = self.ds_engine(input_ids=self._tensor(batch.input_ids), attention_mask=None, **packed).logits
         labels = self._tensor(batch.labels)[:, 1:]
         loss = nn.functional.cross_entropy(
             logits[:, :-1].float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"

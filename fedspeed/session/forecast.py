@@ -57,7 +57,7 @@ def _forecast(job: Job, data: Mapping[int, ClientData]) -> Predicted | None:
     shape = planned_shape(config.model.base)
     nodes, timed = _nodes(job)
     examples = [example for client in data.values() for example in client.train]
-    longest = max(len(example.input_ids) for example in examples)
+    longest = max(client.longest for client in data.values())
     task = task_of(config, ds_config, shape, [node.device for node in nodes.values()])
     task = replace(
         task,

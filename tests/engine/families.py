@@ -128,9 +128,9 @@ def by_engine(
         np.array(losses),
         {name: (start[name].numpy() - value) / RATE for name, value in ended.items()},
         np.concatenate(logits).reshape(-1, VOCABULARY) if logits else np.zeros((0, VOCABULARY)),
-        [answers[0].tolist() for answers in greedy],
-        [answers[0].tolist() for answers in alone],
-        np.concatenate(logprobs),
+        greedy=[answers[0].tolist() for answers in greedy],
+        alone=[answers[0].tolist() for answers in alone],
+        logprobs=np.concatenate(logprobs),
     )
 
 
@@ -197,9 +197,9 @@ def by_transformers(family: str, base: str, targets: str, padded: bool) -> Measu
         np.array([*losses, sum(losses)]),
         {name: p.grad.numpy() for name, p in trained.items()},
         logits_of[0].numpy(),
-        greedy,
-        alone,
-        torch.cat(logprobs).numpy(),
+        greedy=greedy,
+        alone=alone,
+        logprobs=torch.cat(logprobs).numpy(),
     )
 
 

@@ -2,7 +2,7 @@
 which order.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -122,9 +122,15 @@ class MicroBatchModel:
             (the first block's input [B, T, hidden], the call of each block).
         """
         embedded = self.embedded(task.batch.input_ids, table)
-        with self.recorded() as (entered, calls), self._seeded(task, -1), not_packed():
+        positions = task.batch.position_ids
+        boundaries = not_packed() if positions is None else packed()
+        with self.recorded() as (entered, calls), self._seeded(task, -1), boundaries:
             check_padding(task.batch)
-            self._parts.decoder(inputs_embeds=embedded, attention_mask=None)
+            self._parts.decoder(
+                inputs_embeds=embedded,
+                attention_mask=None,
+                position_ids=None if positions is None else upload(torch.from_numpy(positions)),
+            )
         return entered[0], calls
 
     def embedded(self, ids: np.ndarray, table: torch.Tensor | None) -> torch.Tensor:
@@ -258,8 +264,9 @@ def check_padding(batch: Batch) -> None:
     """Assert that a micro-batch needs no attention mask except the causal one, or that of a sliding window.
 
     Padding follows all tokens, which attend to earlier positions only, and the output at padding is not used.
-    A mask would make attention hold all T x T scores instead of going through a fused kernel. A
-    family whose tokens attend to later positions, or several rows packed into one, would need one here.
+    A mask would make attention hold all T x T scores instead of going through a fused kernel. A family whose
+    tokens attend to later positions would need one here. Where several rows are packed into a sequence,
+    transformers makes a mask of their positions.
     """
     lengths = batch.attention_mask.sum(1, keepdims=True)
     on_the_right = np.arange(batch.attention_mask.shape[1]) < lengths
@@ -286,8 +293,24 @@ def not_packed() -> Iterator[None]:
     """Say that rows are not packed behind each other. transformers would find out by asking the device, which
     makes the host wait once a micro-batch.
     """
+    with _row_numbers(lambda position_ids: None):
+        yield
+
+
+@contextmanager
+def packed() -> Iterator[None]:
+    """Say that rows are packed behind each other, each with positions from 0: a token attends to its own row
+    only. As in `not_packed`, the device is not asked.
+    """
+    with _row_numbers(lambda position_ids: (position_ids == 0).cumsum(-1)):
+        yield
+
+
+@contextmanager
+def _row_numbers(of: Callable[[torch.Tensor], torch.Tensor | None]) -> Iterator[None]:
+    """Let transformers find by `of` which row of a sequence each token belongs to."""
     find = masking_utils.find_packed_sequence_indices
-    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    masking_utils.find_packed_sequence_indices = of
     try:
         yield
     finally:
@@ -320,6 +343,7 @@ def _whole_rows(right: torch.Tensor, batch: Batch) -> tuple[int, int]:
     Args:
         right: whether each answer token is, in the order of the batch, [answer tokens] bool.
     """
+    assert batch.position_ids is None, "rows that are counted must not be packed"
     answers = torch.from_numpy(batch.labels)[:, 1:] != IGNORED
     wrong = torch.zeros(answers.shape, dtype=torch.bool)
     wrong[answers] = ~right

@@ -3,12 +3,14 @@
 Client slots of a cluster are numbered over all of its ranks; such a number is a global slot.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fedspeed.data.batches import Batch
+from fedspeed.data.packing import position_ids, row_lengths
 
 IDLE, TRAIN, EVALUATE, STEP, GATHER = range(5)  # kinds of passes
 
@@ -21,8 +23,9 @@ class MicroBatchHeader:
         global_slot: of its client.
         number: of the micro-batch in the client's step.
         seed: of its dropout.
-        width: tokens of a row, with padding.
-        lengths: tokens of each row, without padding.
+        width: tokens of a sequence, with padding.
+        lengths: tokens of each sequence, without padding.
+        rows: where sequences hold several rows each, the tokens of each row, sequence by sequence; else none.
     """
 
     global_slot: int
@@ -30,22 +33,40 @@ class MicroBatchHeader:
     seed: int
     width: int
     lengths: tuple[int, ...]
+    rows: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, batch: Batch, global_slot: int, number: int, seed: int) -> "MicroBatchHeader":
         """Describe a batch."""
         lengths = tuple(int(n) for n in batch.attention_mask.sum(1))
-        return cls(global_slot, number, seed % 2**62, batch.input_ids.shape[1], lengths)
+        rows: tuple[int, ...] = ()
+        if batch.position_ids is not None:
+            rows = tuple(itertools.chain(*row_lengths(batch.position_ids, lengths)))
+        return cls(global_slot, number, seed % 2**62, batch.input_ids.shape[1], lengths, rows=rows)
 
     def integers(self) -> list[int]:
         """Encode the header as 64-bit integers."""
-        return [self.global_slot, self.number, self.seed, self.width, len(self.lengths), *self.lengths]
+        described = [self.global_slot, self.number, self.seed, self.width]
+        return [*described, len(self.lengths), *self.lengths, len(self.rows), *self.rows]
 
     def batch(self) -> Batch:
         """Return a batch of the same shape and padding, whose tokens are 0."""
         shape = (len(self.lengths), self.width)
         mask = (np.arange(self.width) < np.array(self.lengths)[:, None]).astype(np.int64)
-        return Batch(np.zeros(shape, np.int64), np.zeros(shape, np.int64), mask, 0)
+        zeros = np.zeros(shape, np.int64)
+        return Batch(zeros, zeros.copy(), mask, 0, position_ids=self._position_ids())
+
+    def _position_ids(self) -> np.ndarray | None:
+        if not self.rows:
+            return None
+        sequences = []
+        rest = iter(self.rows)
+        for length in self.lengths:
+            rows: list[int] = []
+            while sum(rows) < length:
+                rows.append(next(rest))
+            sequences.append(rows)
+        return position_ids(sequences, self.width)
 
 
 @dataclass(frozen=True)
@@ -89,8 +110,10 @@ class PassHeader:
         perturbed = tuple((next(rest), next(rest), _number(next(rest))) for _ in range(counts[3]))
         micros = []
         for slot in rest:
-            number, seed, width, rows = _take(rest, 4)
-            micros.append(MicroBatchHeader(slot, number, seed, width, _take(rest, rows)))
+            number, seed, width, sequences = _take(rest, 4)
+            lengths = _take(rest, sequences)
+            rows = _take(rest, next(rest))
+            micros.append(MicroBatchHeader(slot, number, seed, width, lengths, rows=rows))
         return cls(
             kind=kind,
             lr=_number(lr),
