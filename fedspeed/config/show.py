@@ -43,6 +43,9 @@ _OUTSIDE_FINGERPRINT = (
     "engine.block_slots",
 )
 
+# Keys that earlier versions did not have, and the values with which a run is one of theirs.
+_LATER_KEYS = {"federation.public_rows": "", "data.held_out": "", "data.format": "auto"}
+
 
 def as_dict(config: RunConfig) -> dict[str, Any]:
     """Return every value as nested dicts and lists of plain types."""
@@ -69,8 +72,10 @@ def decisive(values: dict[str, Any]) -> dict[str, Any]:
     if federation.get("server_lr") == "auto":
         # auto and the number that it resolves to have the same fingerprint.
         federation["server_lr"] = settled_server_lr("auto", federation["server_optimizer"])
-    if not federation.get("public_rows"):  # earlier versions had no such key
-        federation.pop("public_rows", None)
+    for key, default in _LATER_KEYS.items():
+        section, _, name = key.partition(".")
+        if values.get(section, {}).get(name) == default:
+            del values[section][name]
     for key in _OUTSIDE_FINGERPRINT:
         section, _, name = key.partition(".")
         if name:

@@ -14,20 +14,24 @@ from fedspeed.data.packing import Sequences, pack
 from fedspeed.data.prompt_template import template_for
 from fedspeed.data.row_counts import RowCounts
 from fedspeed.data.rows import Row
-from fedspeed.data.tasks import held_out_rows, load_rows
+from fedspeed.data.tasks import TaskRows, held_out_rows, load_task_rows
 from fedspeed.data.templates import text_of
 from fedspeed.errors import DataError
+from fedspeed.units import shortened_list
+
+MAX_NAMED = 8  # files in a message
 
 
 @dataclass(frozen=True)
 class ClientRows:
     """The rows of one client. `val` is what it evaluates: rows of its own that are held out from training, or
-    its share of the rows of data.held_out. It may be empty.
+    its share of the rows of data.held_out. It may be empty. `source` is its file, where data.split=file.
     """
 
     train: tuple[Row, ...]
     val: tuple[Row, ...]
     client: int
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,14 +83,19 @@ def client_rows(config: DataConfig, seed: int) -> list[ClientRows]:
         DataError: see `load_rows` and `splitters`; or the split needs categories and the rows have none.
     """
     with activity.during("the reading of rows"):
-        rows = load_rows(config, seed)
+        loaded = load_task_rows(config, seed)
         held_out = held_out_rows(config)
-    split = _split(config, rows, np.random.default_rng([seed, streams.SPLIT]))
-    clients = [[rows[i] for i in indices] for indices in split]
-    if config.held_out:
-        shares = (tuple(held_out[client :: config.clients]) for client in range(config.clients))
-        return [ClientRows(tuple(own), share, c) for c, (own, share) in enumerate(zip(clients, shares))]
-    return [_held_out(client, own, config, seed) for client, own in enumerate(clients)]
+    split = _split(config, loaded, np.random.default_rng([seed, streams.SPLIT]))
+    clients = []
+    for client, indices in enumerate(split):
+        own = [loaded.rows[i] for i in indices]
+        source = loaded.sources[client] if config.split == "file" else ""
+        if config.held_out:
+            share = tuple(held_out[client :: config.clients])
+            clients.append(ClientRows(tuple(own), share, client, source))
+        else:
+            clients.append(replace(_held_out(client, own, config, seed), source=source))
+    return clients
 
 
 def encode_client(rows: ClientRows, tokenizer: Tokenizer, config: DataConfig) -> ClientData:
@@ -131,10 +140,13 @@ def _counts(encoded: Sequence[Encoded]) -> RowCounts:
     )
 
 
-def _split(config: DataConfig, rows: list[Row], rng: np.random.Generator) -> list[np.ndarray]:
+def _split(config: DataConfig, loaded: TaskRows, rng: np.random.Generator) -> list[np.ndarray]:
     if config.split == "iid":
-        return splitters.iid(len(rows), config.clients, rng)
-    categories = [row.category for row in rows]
+        return splitters.iid(len(loaded.rows), config.clients, rng)
+    if config.split == "file":
+        _check_files(config, loaded.sources)
+        return splitters.by_source(loaded.source_of, config.clients)
+    categories = [row.category for row in loaded.rows]
     if not any(categories):
         field_hint = ""
         if config.task == "file":
@@ -148,6 +160,21 @@ def _split(config: DataConfig, rows: list[Row], rng: np.random.Generator) -> lis
     if config.split == "meta":
         return splitters.meta(categories, config.clients, rng)
     return splitters.lda(categories, config.clients, config.alpha, rng)
+
+
+def _check_files(config: DataConfig, sources: Sequence[str]) -> None:
+    """Check that data.path names one file per client, where data.split=file.
+
+    Raises:
+        DataError: it names more or fewer.
+    """
+    if len(sources) != config.clients:
+        count = len(sources)
+        raise DataError(
+            f"data.split=file makes each file of data.path a client: {config.source} has {count} "
+            f"file{'' if count == 1 else 's'} ({shortened_list(sources, MAX_NAMED)}) and "
+            f"data.clients={config.clients}; set data.clients={count}, or name other files"
+        )
 
 
 def _held_out(client: int, rows: list[Row], config: DataConfig, seed: int) -> ClientRows:

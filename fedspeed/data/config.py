@@ -54,12 +54,13 @@ class DataConfig:
         },
     )
     clients: int = field(default=3, metadata={"help": "number of federated clients", "min": 1, "max": 10_000})
-    split: Literal["iid", "meta", "lda"] = field(
+    split: Literal["iid", "meta", "lda", "file"] = field(
         default="iid",
         metadata={
             "help": (
                 "how rows become clients. iid: shuffled evenly; meta: one category per client; lda: "
-                "Dirichlet(alpha) per category"
+                "Dirichlet(alpha) per category; file: client k has the rows of file k of data.path, which "
+                "must name as many files as there are clients"
             )
         },
     )

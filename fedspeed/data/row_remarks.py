@@ -18,7 +18,7 @@ def row_remarks(config: DataConfig, clients: Sequence[ClientRows]) -> list[str]:
 
 
 def _blank_answers(rows: Sequence[Row]) -> str:
-    blank = sum(not row.output.strip() for row in rows)
+    blank = sum(not all(answer.strip() for answer in _answers(row)) for row in rows)
     if not blank:
         return ""
     return (
@@ -27,9 +27,15 @@ def _blank_answers(rows: Sequence[Row]) -> str:
     )
 
 
+def _answers(row: Row) -> list[str]:
+    """Return the texts of a row that are trained on."""
+    trained = [message.content for message in row.messages if message.role == "assistant" and message.trained]
+    return trained or [row.output]
+
+
 def _no_category(config: DataConfig, rows: Sequence[Row]) -> str:
     without = sum(not row.category for row in rows)
-    if config.split == "iid" or not without:
+    if config.split in ("iid", "file") or not without:
         return ""
     return (
         f"{without} of {len(rows)} rows have no category: data.split={config.split} treats them as one "

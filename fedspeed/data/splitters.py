@@ -68,6 +68,19 @@ def lda(categories: Sequence[str], clients: int, alpha: float, rng: np.random.Ge
     )
 
 
+def by_source(source_of: Sequence[int], clients: int) -> list[np.ndarray]:
+    """Assign the rows of source k to client k.
+
+    Args:
+        source_of: [rows] the number of each row's source, below `clients`.
+
+    Raises:
+        DataError: a client would have no row.
+    """
+    numbers = np.asarray(source_of, dtype=int)
+    return _complete([np.flatnonzero(numbers == client) for client in range(clients)], len(numbers))
+
+
 def hold_out(order: np.ndarray, texts: Sequence[Hashable], count: int) -> list[int]:
     """Return the rows that a client holds out: the first `count` of `order`, except that equal rows are never
     separated.

@@ -3,7 +3,7 @@
 A new published task needs one entry in `TASKS` and its name in `DataConfig.task`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -86,29 +86,55 @@ TASKS = {
 }
 
 
+@dataclass(frozen=True)
+class TaskRows:
+    """The rows of a task, and where each comes from.
+
+    Attributes:
+        sources: the files, or the hub data set, in their order; one empty name for generated rows.
+        source_of: [rows] the number of each row's source.
+    """
+
+    rows: list[Row]
+    sources: tuple[str, ...]
+    source_of: list[int]
+
+
 def load_rows(config: DataConfig, seed: int) -> list[Row]:
-    """Return the rows of the configured task in the file's order. If there are more than data.max_rows, a
-    random choice by the seed.
+    """Return the rows of the configured task in the order of its files. If there are more than data.max_rows,
+    a random choice by the seed.
 
     Raises:
         DataError: the file is not found, with the folders that were searched; or its rows are malformed.
     """
+    return load_task_rows(config, seed).rows
+
+
+def load_task_rows(config: DataConfig, seed: int) -> TaskRows:
+    """Return the rows of `load_rows` with their sources; raises what it raises."""
     if config.task == "builtin":
-        return builtin_rows(seed, config.max_rows or DEFAULT_ROWS)
+        rows = builtin_rows(seed, config.max_rows or DEFAULT_ROWS)
+        return TaskRows(rows, ("",), [0] * len(rows))
     task = task_of(config)
-    rows = [
-        row for row in (edited(task, where, row) for where, row in _read(config, task)) if row is not None
-    ]
+    sources = _read(config, task)
+    rows = []
+    source_of = []
+    for number, (_, pairs) in enumerate(sources):
+        of_source = [row for row in (edited(task, where, row) for where, row in pairs) if row is not None]
+        rows += of_source
+        source_of += [number] * len(of_source)
     if rows and not any(row.output.strip() for row in rows):
         raise DataError(
             f"task {config.task}: none of the {len(rows)} rows has an answer, field {task.fields.output!r} "
             "is blank in all of them; name the right field with task=file and data.output_field, or choose "
             "another file in data.path"
         )
-    if not 0 < config.max_rows < len(rows):
-        return rows
-    kept = np.random.default_rng([seed, streams.SUBSET]).permutation(len(rows))[: config.max_rows]
-    return [rows[i] for i in sorted(kept)]
+    kept: Sequence[int] = range(len(rows))
+    if 0 < config.max_rows < len(rows):
+        order = np.random.default_rng([seed, streams.SUBSET]).permutation(len(rows))
+        kept = sorted(order[: config.max_rows].tolist())
+    names = tuple(name for name, _ in sources)
+    return TaskRows([rows[i] for i in kept], names, [source_of[i] for i in kept])
 
 
 def task_of(config: DataConfig) -> Task:
@@ -170,18 +196,19 @@ def rows_of_file(path: Path, task: Task, key: str) -> list[Row]:
     return [row for row in (edited(task, where, row) for where, row in pairs) if row is not None]
 
 
-def _read(config: DataConfig, task: Task) -> list[tuple[str, Row]]:
+def _read(config: DataConfig, task: Task) -> list[tuple[str, list[tuple[str, Row]]]]:
+    """Return (name, pairs of `read_rows`) of each source of data.path."""
     wanted = Wanted("data.path", config.task, task.files, _how_to_get(task))
     if not config.path and not task.files:
         raise DataError(
             f"data.task=file needs data.path: a file ({', '.join(SUFFIXES)}), a pattern, a folder, a list of "
             "these, or a hub data set owner/name"
         )
-    if not config.path:
-        return read_rows(usual_file(wanted), task.layout)
     if reads_hub(config):
-        return hub_rows(path_text(config.path), task.layout)
-    return [pair for file in files_of(config.path, wanted) for pair in read_rows(file, task.layout)]
+        name = path_text(config.path)
+        return [(name, hub_rows(name, task.layout))]
+    files = files_of(config.path, wanted) if config.path else [usual_file(wanted)]
+    return [(str(file), read_rows(file, task.layout)) for file in files]
 
 
 def _how_to_get(task: Task) -> str:

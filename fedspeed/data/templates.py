@@ -46,4 +46,4 @@ def prompt(row: Row, template: str) -> str:
 def text_of(row: Row) -> Hashable:
     """Return what all templates make the same tokens of: rows with equal texts are equal to a model."""
     question = " ".join(text for text in (row.instruction, row.input) if text)
-    return question, row.output, row.messages
+    return question, row.output, tuple((message.role, message.content) for message in row.messages)

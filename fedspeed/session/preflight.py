@@ -13,10 +13,11 @@ from fedspeed.cluster.hostfile import Hostfile
 from fedspeed.cluster.topology import Topology, warnings
 from fedspeed.config.check import notes, problems
 from fedspeed.config.deepspeed import merge
-from fedspeed.config.load import Loaded
+from fedspeed.config.load import DEFAULT, Loaded
 from fedspeed.config.run import RunConfig
 from fedspeed.data.clients import ClientRows, client_rows, encode_client, largest_id
-from fedspeed.data.row_counts import RowTable
+from fedspeed.data.config import path_text
+from fedspeed.data.row_counts import CLIENTS_NAMED, RowTable
 from fedspeed.data.row_remarks import row_remarks
 from fedspeed.engine.base.describe import execution
 from fedspeed.engine.base.placement import choose_tier, pipeline_tier, slots_of
@@ -132,7 +133,24 @@ def _data(loaded: Loaded) -> list[str]:
     counts = ", ".join(f"{len(r.train)}+{len(r.val)}" for r in rows[:16]) + (
         ", ..." if len(rows) > 16 else ""
     )
-    return [f"data     {config.data.task}: {len(rows)} clients, training + held-out rows {counts}"]
+    return [
+        f"data     {config.data.task}: {len(rows)} clients, training + held-out rows {counts}",
+        *(f"         client {of.client}: {of.source}" for of in rows[:CLIENTS_NAMED] if of.source),
+        *_held_out_lines(loaded),
+    ]
+
+
+def _held_out_lines(loaded: Loaded) -> list[str]:
+    """Say where held-out rows come from if they are in files, and which keys have no effect then."""
+    data = loaded.config.data
+    if not data.held_out:
+        return []
+    without = [key for key in ("data.val_fraction", "data.max_val_rows") if loaded.sources[key] != DEFAULT]
+    note = f"note     {', '.join(without)}: no effect, because data.held_out names the held-out rows"
+    return [
+        f"         held out: the rows of data.held_out={path_text(data.held_out)}, each at one client",
+        *([note] if without else []),
+    ]
 
 
 def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:

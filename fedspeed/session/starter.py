@@ -150,7 +150,7 @@ def _description(rows: Path, found: Detected) -> str:
         ]
     category = f"category from {fields.category!r} ({found.categories} categories)"
     parts.append(category if fields.category else "no category")
-    files = f"{found.files} files" if found.files > 1 else ""
+    files = f"{found.files} files (data.split=file makes each a client)" if found.files > 1 else ""
     seen = f"by the first {found.rows} rows; correct the YAML if this is not so"
     return f"{rows}: {', '.join(filter(None, [files, *parts]))}, {seen}"
 

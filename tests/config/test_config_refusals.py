@@ -49,8 +49,8 @@ from tests.config.loading import BASE, problems_of, write
             "run.out=!!python/name:os.system x",
             "the tag 'tag:yaml.org,2002:python/name:os.system' does not fit here; remove it",
         ),
-        ("data.split=idd", "data.split is 'idd', but must be one of iid, meta, lda; did you mean iid?"),
-        ("data.split=1", "data.split is 1, but must be one of iid, meta, lda"),
+        ("data.split=idd", "data.split is 'idd', but must be one of iid, meta, lda, file; did you mean iid?"),
+        ("data.split=1", "data.split is 1, but must be one of iid, meta, lda, file"),
         (
             "routing.first_span=1",
             "there is no key routing.first_span; leave it out: the participants of a masked sum agree",

@@ -1,10 +1,12 @@
 """Rows to clients: split first, hold out second, and each client's parts are its own."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from fedspeed.config.load import load
 from fedspeed.data.clients import client_rows, encode_client, largest_id
 from fedspeed.data.config import DataConfig
 from fedspeed.data.row_remarks import row_remarks
@@ -15,6 +17,7 @@ from fedspeed.errors import DataError
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from fedspeed.models.loading import meta_model
 from fedspeed.models.tokenizer import byte_tokenizer, check_ids
+from fedspeed.session import preflight
 from tests.tiny import write_llama
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -183,3 +186,78 @@ def test_remarks_on_a_held_out_file(tmp_path):
     without, copies = row_remarks(config, client_rows(config, 0))
     assert without.startswith("clients that evaluate no row, because data.held_out has fewer rows")
     assert copies.startswith("1 of 2 held-out rows are also training rows of a client")
+
+
+def conversation(*contents) -> dict:
+    roles = ("user", "assistant") * 9
+    return {"messages": [{"role": role, "content": text} for role, text in zip(roles, contents)]}
+
+
+def test_equal_conversations_are_held_out_together(tmp_path):
+    """Whatever a weight says: it changes the loss, not what the model has read."""
+    records = [conversation("a", str(i // 3), "b", "c") for i in range(30)]
+    for record in records[::3]:
+        record["messages"][1]["weight"] = 0
+    config = DataConfig(task="file", path=write(tmp_path, records), clients=1, val_fraction=0.3)
+    (client,) = client_rows(config, 0)
+    first_answers = [[row.messages[1].content for row in rows] for rows in (client.train, client.val)]
+    assert len(client.val) == 9 and set(first_answers[0]).isdisjoint(first_answers[1])
+
+
+def test_remarks_on_conversations(tmp_path):
+    records = [conversation("a", "b", "c", "d")] * 6 + [
+        conversation("a", "", "c", "e"),
+        conversation("x", "y"),
+    ]
+    config = DataConfig(task="file", path=write(tmp_path, records), clients=2, val_fraction=0)
+    blank, copies = row_remarks(config, client_rows(config, 0))
+    assert blank.startswith("1 of 8 rows have a blank answer")
+    assert copies == "1 different rows are training rows of more than one client"
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Return a folder with a file of 4, one of 8 and one of 12 rows."""
+    for number in (2, 10, 1):
+        rows = [{"instruction": f"{number}-{i}", "output": "a"} for i in range(4 * min(number, 3))]
+        (tmp_path / f"site{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [(("",), (1, 2, 10)), (("site*.jsonl",), (1, 2, 10)), (("site10.jsonl", "site1.jsonl"), (10, 1))],
+)
+def test_one_file_a_client(files, names, order):
+    path = tuple(str(files / name) for name in names)
+    config = DataConfig(task="file", path=path, clients=len(order), split="file", val_fraction=0.25)
+    clients = client_rows(config, 0)
+    for client, number in zip(clients, order):
+        own = {row.instruction.partition("-")[0] for row in (*client.train, *client.val)}
+        assert own == {str(number)} and client.source == str(files / f"site{number}.jsonl")
+    assert [len(client.val) for client in clients] == [min(number, 3) for number in order]
+
+
+def test_as_many_files_as_clients(files):
+    config = DataConfig(task="file", path=str(files), clients=2, split="file")
+    message = f"{files} has 3 files .*site1.jsonl, .*site10.jsonl. and data.clients=2; set data.clients=3"
+    with pytest.raises(DataError, match=message):
+        client_rows(config, 0)
+    with pytest.raises(DataError, match="no row for client 0"):  # data.max_rows left none of that file
+        client_rows(replace(config, clients=3, max_rows=3), 5)
+
+
+def test_the_dry_run_names_files_and_keys_without_effect(files):
+    held_out = files.parent / "held_out.jsonl"
+    held_out.write_text('{"text": "t"}\n')
+    settings = (
+        f"model.base=gpt2 data.task=file data.split=file data.path={files} data.held_out={held_out} "
+        "data.max_val_rows=3"
+    )
+    lines = preflight._data(load(None, settings.split()))
+    assert lines[0] == "data     file: 3 clients, training + held-out rows 4+1, 8+0, 12+0"
+    assert lines[1] == f"         client 0: {files / 'site1.jsonl'}"
+    assert lines[4:] == [
+        f"         held out: the rows of data.held_out={held_out}, each at one client",
+        "note     data.max_val_rows: no effect, because data.held_out names the held-out rows",
+    ]

@@ -1,6 +1,8 @@
 """The formats of records: what each becomes, how it is recognised, and what is refused."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -219,3 +221,14 @@ def test_each_file_has_its_own_format_and_a_fault_names_file_and_line(tmp_path):
         load_rows(DataConfig(task="file", path=str(tmp_path)), 0)
     with pytest.raises(DataError, match=r"1\.jsonl:1: no field 'prompt'"):
         load_rows(DataConfig(task="file", path=str(tmp_path), format="prompt_completion"), 0)
+
+
+def test_the_examples_of_the_page_are_of_their_formats():
+    """The formats that docs/data.md shows are those there are, and each example is recognised."""
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    examples = re.findall(r"^\*\*(\w+)\*\*:.*?```json\n(.*?)```", page, re.MULTILINE | re.DOTALL)
+    assert [name for name, _ in examples] == list(FORMATS)
+    for name, text in examples:
+        record = to_record(json.loads(text), name)
+        assert format_name(record, Fields()) == name
+        FORMATS[name].row(record, Fields())

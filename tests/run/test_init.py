@@ -1,9 +1,12 @@
 """`fedspeed init`: the file that it writes loads, has comments, and passes every check that needs no run."""
 
+import csv
 import json
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from fedspeed.cli import main
 from fedspeed.config.load import FIELDS, load
@@ -94,6 +97,68 @@ def test_rows_of_ones_own_are_understood(project, capsys):
     ) in said
     text = check(load(RUN, ["model.init=random"]), None)
     assert "file: 3 clients" in text
+
+
+QUESTIONS = [str(i) for i in range(9)]
+CHAT = [
+    {
+        "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "a"}],
+        "source": "xy"[i % 2],
+    }
+    for i, question in enumerate(QUESTIONS)
+]
+SHAREGPT = [
+    {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": "a"}]}
+    for question in QUESTIONS
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "form"),
+    [
+        ("chat.jsonl", CHAT, "messages"),
+        ("chat.json", SHAREGPT, "sharegpt"),
+        ("pairs.csv", [{"prompt": text, "completion": "a"} for text in QUESTIONS], "prompt_completion"),
+        ("texts.tsv", [{"text": text, "title": "a"} for text in QUESTIONS], "text"),
+        ("rows.parquet", ROWS, "instruction"),
+        ("rows.csv", [{"": text, "question": "a", "answer": "b"} for text in QUESTIONS], "instruction"),
+        ("all.jsonl", [row | {"instruction": "a", "output": "b"} for row in CHAT], "messages"),
+    ],
+)
+def test_every_format_is_recognised_and_passes_the_dry_run(project, capsys, name, rows, form):
+    write_file(project / "rows" / name, rows)
+    loaded, _, said = written(capsys, "--data", f"rows/{name}", "--model", "base")
+    data = loaded.config.data
+    assert data.format == form and (f"format {form}, " in said or form == "instruction")
+    if name in ("chat.jsonl", "rows.parquet"):
+        assert data.category_field == ("source" if form == "messages" else "topic")
+    assert "file: 3 clients" in check(load(RUN, ["model.init=random"]), None)
+
+
+def test_a_folder_of_files_is_recognised(project, capsys):
+    for number in range(3):
+        write_file(project / "rows" / "own" / f"{number}.jsonl", CHAT)
+    loaded, _, said = written(capsys, "--data", "rows/own", "--model", "base")
+    assert loaded.config.data.path == "rows/own"
+    assert "rows/own: 3 files (data.split=file makes each a client), format messages, category from " in said
+    text = check(load(RUN, ["model.init=random", "data.split=file"]), None)
+    assert "client 2: rows/own/2.jsonl" in text
+
+
+def write_file(path, rows):
+    path.parent.mkdir(exist_ok=True)
+    kind = path.suffix
+    if kind in (".csv", ".tsv"):
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0], delimiter="," if kind == ".csv" else "\t")
+            writer.writeheader()
+            writer.writerows(rows)
+    elif kind == ".parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif kind == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        write_rows(path, rows)
 
 
 def test_rows_and_base_are_found_from_anywhere(project, capsys, monkeypatch):

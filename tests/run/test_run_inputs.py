@@ -92,6 +92,62 @@ def other_order(project):
     write_rows(project, ROWS[1:] + ROWS[:1])
 
 
+HELD_OUT = [
+    {"messages": [{"role": role, "content": f"{n}"} for role in ("user", "assistant") * 2]} for n in range(3)
+]
+
+
+def changed_conversation(project, number: int, **changes) -> None:
+    """Write the held-out conversations, one of which has other fields in one message."""
+    messages = [dict(message) for message in HELD_OUT[1]["messages"]]
+    messages[number] |= changes
+    write_held_out(project, [HELD_OUT[0], {"messages": messages}, HELD_OUT[2]])
+
+
+def write_held_out(project, rows):
+    (project / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda project: changed_conversation(project, 0, content="?"),
+        lambda project: changed_conversation(project, 1, weight=0),
+        lambda project: changed_conversation(project, 2, role="system"),
+        lambda project: write_held_out(project, HELD_OUT[:2]),
+        lambda project: write_held_out(project, HELD_OUT[::-1]),
+        lambda project: write_held_out(project, [{"text": "3"}]),
+    ],
+    ids=["first message", "weight", "role", "fewer", "order", "format"],
+)
+def test_another_held_out_conversation_is_noticed(project, change):
+    write_held_out(project, HELD_OUT)
+    configuration = project / "run.yaml"
+    configuration.write_text(
+        configuration.read_text().replace("clients: 2", "clients: 2, held_out: held_out.jsonl")
+    )
+    run = Run(project)
+    assert run.go_on() == []
+    change(project)
+    with pytest.raises(JournalError, match="the rows of data.path=.* and of data.held_out=.*held_out.jsonl"):
+        run.go_on()
+
+
+def test_how_a_row_was_written_changes_the_digest_only_where_the_tokens_differ(project):
+    def digest(name, record):
+        path = project / name
+        path.write_text((json.dumps(record) + "\n") * 2)
+        config = load(project / "run.yaml", ["data.clients=1", f"data.path={path}"]).config
+        return input_digests.digests(config, client_rows(config.data, 0))[input_digests.ROWS]
+
+    pair = {"prompt": "p", "completion": "c"}
+    chat = {"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "c"}]}
+    instruction = {"instruction": "p", "output": "c"}
+    text = {"text": "c"}
+    digests = [digest(f"{i}.jsonl", record) for i, record in enumerate((pair, chat, instruction, text))]
+    assert digests[1] == digests[2] and len(set(digests)) == 3
+
+
 def write_rows(project, rows):
     (project / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

@@ -120,6 +120,12 @@ def check_clients(config: RunConfig) -> Iterator[Conflict]:
             f"data.format={config.data.format} has no effect, because data.task={config.data.task} has a "
             "format of its own; choose data.task=file, or leave data.format out",
         )
+    if config.data.task == "builtin" and config.data.split == "file":
+        yield Conflict(
+            ("data.split", "data.task"),
+            "data.split=file makes each file of data.path a client, and data.task=builtin reads no file; "
+            "choose data.task=file, or another data.split",
+        )
     if config.data.task == "builtin" and config.data.path:
         yield Conflict(
             ("data.path", "data.task"),
