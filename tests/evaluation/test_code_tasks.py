@@ -3,7 +3,6 @@
 import gzip
 import itertools
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +21,8 @@ from fedspeed.evaluation.tasks.code import programs as code_programs
 from fedspeed.evaluation.tasks.code.pass_at_k import pass_at_k, reported_ks
 from fedspeed.evaluation.tasks.code.programs import passed, passes, runner_for
 from tests.conftest import ROOT
+from tests.evaluation.sandboxes import needs_bwrap
 
-needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 DATA = ROOT.parent / "shared/data"
 TASK_OF = {"python": "humaneval", **{name: f"humanevalx_{name}" for name in HUMANEVAL_X}}
 # A quick check of each; a virtual machine for every Java program, and a linker for every Go program, take

@@ -1,7 +1,6 @@
 """Hostile programs fail, do no harm to the host, and do not keep the next program from running."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,8 +19,8 @@ from fedspeed.evaluation.sandbox.runner import Runner, SandboxError, Unprotected
 from fedspeed.evaluation.sandbox.seccomp import filter_program, is_supported
 from fedspeed.evaluation.tasks.code.programs import passes, runner_for
 from tests.conftest import ROOT
+from tests.evaluation.sandboxes import needs_bwrap
 
-needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 
 ADD = Exercise(
@@ -229,12 +228,13 @@ def test_a_limit_that_does_not_hold_is_found(monkeypatch):
         checked_sandbox()
 
 
-def test_without_a_sandbox_programs_are_refused_unless_that_is_allowed(monkeypatch):
+def test_without_a_sandbox_programs_are_refused_unless_that_is_allowed(monkeypatch, capsys):
     monkeypatch.setattr(runners, "_bwrap", lambda: (_ for _ in ()).throw(SandboxError("none here")))
     with pytest.raises(SandboxError, match="none here"):
         runner_for(["python"], unsafe=False)
     runner = runner_for(["python"], unsafe=True)
     assert isinstance(runner, Unprotected) and not runner.is_sandbox
+    assert "programs run WITHOUT a sandbox" in capsys.readouterr().err
     small = Small(runner)
     assert passes(small, ADD, ADD.solution)
     for name in ("exit before the tests", "endless loop", "memory hog", "output flood", "sleeper"):

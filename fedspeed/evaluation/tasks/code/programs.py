@@ -9,6 +9,7 @@ from fedspeed import activity
 from fedspeed.evaluation.languages import LANGUAGES
 from fedspeed.evaluation.languages.language import Exercise
 from fedspeed.evaluation.sandbox.runner import MAX_WORKERS, Runner, SandboxError, Unprotected, checked_sandbox
+from fedspeed.log import LOG
 
 _CORES_PER_HOST_VARIABLE = "LOCAL_WORLD_SIZE"  # ranks that evaluate on this host at the same time
 
@@ -24,9 +25,13 @@ def runner_for(languages: Sequence[str], *, unsafe: bool) -> Runner:
     """
     try:
         runner: Runner = checked_sandbox()
-    except SandboxError:
+    except SandboxError as error:
         if not unsafe:
             raise
+        LOG.warning(
+            f"generated programs run WITHOUT a sandbox, as allowed: they can read and change what this user "
+            f"can, and reach the network ({error.reason})"
+        )
         runner = Unprotected()
     problems = [problem for name in languages if (problem := _problem(runner, name))]
     if problems:
