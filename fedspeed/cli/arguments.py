@@ -33,6 +33,28 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def temperature(text: str) -> float:
+    """Return the temperature of sampling that an argument gives, from 0 to 100."""
+    return _between(text, 0.0, 100.0)
+
+
+def probability(text: str) -> float:
+    """Return the probability above 0 that an argument gives."""
+    return _between(text, 1e-6, 1.0)
+
+
+def _between(text: str, low: float, high: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(
+            f"{text[:40]!r} is not a number of at least {low:g} and at most {high:g}"
+        )
+    return value
+
+
 def numbers(text: str) -> frozenset[int]:
     """Return the whole numbers that an argument lists with commas."""
     items = [item.strip() for item in text.split(",")]

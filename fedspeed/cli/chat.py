@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 
-from fedspeed.cli.arguments import Commands, positive
+from fedspeed.cli.arguments import Commands, positive, temperature
 from fedspeed.cli.output import print_result
 from fedspeed.cli.packages import need_packages
 from fedspeed.errors import EXIT_OK, FedSpeedError
@@ -37,7 +37,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "--temperature",
-        type=_temperature,
+        type=temperature,
         default=0.0,
         metavar="T",
         help="of sampling; 0, the default, takes the most likely token",
@@ -80,13 +80,3 @@ def _lines() -> Iterator[str]:
             yield line.rstrip("\n")
     if not yielded and not sys.stdin.isatty():
         yield ""
-
-
-def _temperature(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0.0 <= value <= 100.0:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number of at least 0 and at most 100")
-    return value

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TextIO
 
-from fedspeed.cli.arguments import Commands, file_name, positive
+from fedspeed.cli.arguments import Commands, file_name, positive, probability, temperature
 from fedspeed.cli.output import print_result, report_ending
 from fedspeed.cli.packages import missing_package, need_packages
 from fedspeed.errors import EXIT_OK, ConfigError
@@ -43,6 +43,12 @@ def add(commands: Commands) -> None:
     parser.add_argument("--limit", type=positive, metavar="N", help="the first N items of each task")
     parser.add_argument(
         "--samples", type=positive, metavar="N", help="answers to each item, of tasks that generate"
+    )
+    parser.add_argument(
+        "--temperature", type=temperature, metavar="T", help="of the sampling; 0: always the likeliest token"
+    )
+    parser.add_argument(
+        "--top-p", type=probability, metavar="P", help="probability mass of the tokens to sample from"
     )
     parser.add_argument(
         "--held-out",
@@ -107,6 +113,11 @@ def _request(arguments: argparse.Namespace) -> "EvalRequest":
         out=arguments.out or target.results,
         limit=arguments.limit or 0,
         samples=arguments.samples or 0,
+        sampling={
+            name: value
+            for name, value in (("temperature", arguments.temperature), ("top_p", arguments.top_p))
+            if value is not None
+        },
         held_out=arguments.held_out,
         answers=arguments.save_answers,
         unsafe=arguments.unsafe,

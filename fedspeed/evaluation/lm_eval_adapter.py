@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from fedspeed import activity
 from fedspeed.engine.client_engine import ClientEngine
 from fedspeed.errors import DataError
-from fedspeed.evaluation.scoring import before_stop_text, has_stop_text
+from fedspeed.evaluation.answer_end import before_stop_text, has_stop_text
 
 MAX_NEW = 256  # tokens of an answer, where a task does not say
 LOOK_BACK = (

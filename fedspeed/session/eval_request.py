@@ -1,11 +1,12 @@
 """What a user asks `fedspeed eval` for, and the checks before anything starts."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from fedspeed.data.config import DataConfig
-from fedspeed.data.eval_task import EvalTask
+from fedspeed.data.eval_task import EvalTask, GenerationTask
 from fedspeed.data.sources import data_folders
 from fedspeed.errors import ConfigError, DataError, FedSpeedError
 from fedspeed.evaluation.config import EVAL_TASKS
@@ -22,6 +23,7 @@ class EvalRequest:
     Attributes:
         tasks: names of the evaluation tasks. limit: most items of each; 0: all.
         samples: answers to each item; 0: the task's own number.
+        sampling: values of GenerationSettings that replace those of each task that generates.
         held_out: a file of rows for the tasks that read held-out rows; None: those of the run.
         out: the file of results. answers: the file of answers; None: they are not kept.
         unsafe: whether generated code may run without a sandbox.
@@ -32,6 +34,7 @@ class EvalRequest:
     out: Path
     limit: int = 0
     samples: int = 0
+    sampling: Mapping[str, float] = field(default_factory=dict)
     held_out: Path | None = None
     answers: Path | None = None
     unsafe: bool = False
@@ -48,6 +51,7 @@ class EvalRequest:
             target.data if target.has_rows else None,
             seed=target.config.run.seed,
             samples=self.samples,
+            sampling=self.sampling,
             unsafe=self.unsafe,
             held_out=self.held_out,
         )
@@ -59,6 +63,7 @@ def make_tasks(
     *,
     seed: int,
     samples: int = 0,
+    sampling: Mapping[str, float] | None = None,
     unsafe: bool = False,
     held_out: Path | None = None,
 ) -> list[EvalTask]:
@@ -66,6 +71,7 @@ def make_tasks(
 
     Args:
         data: the configuration of the rows of a run; None if there is no run.
+        sampling: values of GenerationSettings that replace those of each task that generates.
 
     Raises:
         FedSpeedError: a task is unknown, or what it needs is missing; with all that is wrong.
@@ -87,6 +93,8 @@ def make_tasks(
             )
             task = make_task(context)
             assert task.name == name, f"{entry.module} makes a task of the name {task.name}, not {name}"
+            if isinstance(task, GenerationTask):
+                task.settings = replace(task.settings, **dict[str, Any](sampling or {}))
             tasks.append(task)
         except FedSpeedError as error:
             faults.append(str(error))

@@ -20,6 +20,7 @@ from fedspeed.evaluation.tasks.code import humaneval
 from fedspeed.evaluation.tasks.code import programs as code_programs
 from fedspeed.evaluation.tasks.code.pass_at_k import pass_at_k, reported_ks
 from fedspeed.evaluation.tasks.code.programs import passed, passes, runner_for
+from fedspeed.session.eval_request import make_tasks
 from tests.conftest import ROOT
 from tests.evaluation.sandboxes import needs_bwrap
 
@@ -178,6 +179,18 @@ def test_task_scores_samples_and_names_its_settings(tmp_path):
     assert task.files() == (tmp_path / "humaneval.jsonl.gz",)
     assert json.loads(json.dumps(task.describe()))["sandbox"] is True
     assert make_task(replace(context, samples=0)).settings.temperature == 0.0
+
+
+@needs_bwrap
+def test_sampling_can_be_chosen(tmp_path, monkeypatch):
+    """As in FederatedScope-LLM, for example: five samples at temperature 0.1 and top-p 0.75."""
+    write_records(tmp_path / "humaneval.jsonl.gz", [record_of("python", 0)])
+    monkeypatch.setenv("FEDSPEED_DATA", str(tmp_path))
+    chosen = {"temperature": 0.1, "top_p": 0.75}
+    [task] = make_tasks(["humaneval"], None, seed=0, samples=5, sampling=chosen)
+    assert (task.settings.samples, task.settings.temperature, task.settings.top_p) == (5, 0.1, 0.75)
+    [task] = make_tasks(["humaneval"], None, seed=0, samples=20)
+    assert (task.settings.temperature, task.settings.top_p) == (0.8, 0.95)
 
 
 @needs_bwrap

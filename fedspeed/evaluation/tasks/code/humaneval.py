@@ -115,7 +115,7 @@ def make(context: TaskContext) -> HumanEval:
     """Make the task of the languages that are in the context's options, in that order.
 
     One sample is decoded greedily; several are drawn at temperature 0.2, and from ten on at 0.8, with top-p
-    0.95, as in Chen et al. 2021. The options `temperature` and `top_p` replace these.
+    0.95, as in Chen et al. 2021.
 
     Raises:
         SandboxError: generated programs cannot be run here.
@@ -123,14 +123,14 @@ def make(context: TaskContext) -> HumanEval:
     """
     languages = context.options["languages"]
     samples = context.samples or 1
-    sampling = 0.2 if samples < 10 else 0.8
     first, *others = (LANGUAGES[name] for name in languages)
     assert all(language.ends_with_brace and not language.stop_texts for language in others)
+    sampling = 0.2 if samples < 10 else 0.8
     settings = GenerationSettings(
         max_new=_MAX_NEW,
         samples=samples,
-        temperature=context.options.get("temperature", 0.0 if samples == 1 else sampling),
-        top_p=context.options.get("top_p", 0.95),
+        temperature=0.0 if samples == 1 else sampling,
+        top_p=1.0 if samples == 1 else 0.95,
         stop_texts=first.stop_texts,
         ends_with_brace=first.ends_with_brace,
     )
