@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -50,6 +50,8 @@ class Card:
     def text(self) -> str:
         """Return the card as Markdown with its front matter."""
         values: dict[str, Any] = {"template": self.format.template, "dtype": self.dtype}
+        if self.format.chat and self.format.chat.system_prompt:
+            values["system_prompt"] = self.format.chat.system_prompt
         if self.facts:
             training = {
                 key: value for key, value in asdict(self.facts).items() if value not in ("", None, ())
@@ -114,14 +116,22 @@ class Card:
         return ""
 
 
-def read_card(folder: Path) -> tuple[str, str]:
-    """Read the template and the dtype that an export was trained with from its card.
+class CardFacts(NamedTuple):
+    """The prompt template and the numeric type that a card names, and the system prompt or an empty text."""
+
+    template: str
+    dtype: str
+    system_prompt: str
+
+
+def read_card(folder: Path) -> CardFacts:
+    """Read from its card the template and the dtype that an export was trained with.
 
     Raises:
         ModelError: there is no card, or it does not name them.
     """
     values = card_values(folder)
-    return str(values["template"]), str(values["dtype"])
+    return CardFacts(str(values["template"]), str(values["dtype"]), str(values.get("system_prompt", "")))
 
 
 def read_facts(folder: Path) -> TrainingFacts | None:

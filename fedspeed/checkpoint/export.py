@@ -5,7 +5,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,15 @@ FORMAT = {"format": "pt"}  # metadata that transformers requires
 
 
 def export(
-    folder: Path, model: Any, tokenizer: Any, tensors: Mapping[str, np.ndarray], base: str, *, card: str = ""
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    tensors: Mapping[str, np.ndarray],
+    base: str,
+    *,
+    card: str = "",
+    chat_template: str = "",
+    stop_ids: Collection[int] = (),
 ) -> None:
     """Write a model so that PEFT or transformers can load it.
 
@@ -40,6 +48,9 @@ def export(
         tensors: the global state, fp32, by parameter name.
         base: model.base; an adapter names it as its base model.
         card: text of the model card, README.md; empty for none.
+        chat_template: source of the chat template of the training; empty where it had none, and then none is
+            exported.
+        stop_ids: tokens that end an answer besides the tokenizer's end-of-sequence.
     """
     from fedspeed.models.adapters import portable_name
 
@@ -66,12 +77,17 @@ def export(
         )
         model_config.save_pretrained(part)
         (part / GENERATION_FILE).write_text(
-            json.dumps(_generation(model, tokenizer, base), indent=2, sort_keys=True)
+            json.dumps(_generation(model, tokenizer, base, stop_ids), indent=2, sort_keys=True)
         )
-    _without_chat_template(tokenizer).save_pretrained(part)
+    _with_chat_template(tokenizer, chat_template).save_pretrained(part)
     if card:
         (part / CARD_FILE).write_text(card, encoding="utf-8")
     follow_umask(part)
+    _put_in_place(part, folder)
+
+
+def _put_in_place(part: Path, folder: Path) -> None:
+    """Rename a complete folder to `folder`, which it replaces."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -91,11 +107,11 @@ def _of_rank(config: dict, lora_rank: int) -> dict:
     return config | {"r": lora_rank, "lora_alpha": alpha}
 
 
-def _without_chat_template(tokenizer: Any) -> Any:
-    """Return the tokenizer without the base's chat template, which the training rows did not use."""
-    plain = copy.deepcopy(tokenizer)
-    plain.chat_template = None
-    return plain
+def _with_chat_template(tokenizer: Any, jinja: str) -> Any:
+    """Return the tokenizer with the chat template of the training in place of the base's; "": with none."""
+    trained = copy.deepcopy(tokenizer)
+    trained.chat_template = jinja or None
+    return trained
 
 
 def lasting_name(base: str) -> str:
@@ -139,8 +155,9 @@ def _write_around(part: Path, named: Mapping[str, np.ndarray], base: str, prefix
         )
 
 
-def _generation(model: Any, tokenizer: Any, base: str) -> dict:
-    """Return the content of generation_config.json, with the special tokens of the run's tokenizer.
+def _generation(model: Any, tokenizer: Any, base: str, stop_ids: Collection[int]) -> dict:
+    """Return the content of generation_config.json, with the special tokens of the run's tokenizer and the
+    tokens that end an answer.
 
     The rest is the base's file, or what transformers derives from config.json.
     """
@@ -151,9 +168,11 @@ def _generation(model: Any, tokenizer: Any, base: str) -> dict:
         if path and path.is_file()
         else model.generation_config.to_diff_dict()
     )
-    ends = values.get("eos_token_id")
-    if tokenizer.eos_token_id not in (ends if isinstance(ends, list) else [ends]):
-        values["eos_token_id"] = tokenizer.eos_token_id
+    named = values.get("eos_token_id")
+    ends = named if isinstance(named, list) else [named]
+    wanted = {tokenizer.eos_token_id, *stop_ids}
+    if not wanted <= set(ends):
+        values["eos_token_id"] = sorted(wanted) if stop_ids and len(wanted) > 1 else tokenizer.eos_token_id
     for key in ("bos_token_id", "pad_token_id"):
         if (token := getattr(tokenizer, key)) is not None:
             values[key] = token

@@ -10,6 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
 from typing import Any
 
 from fedspeed.data.encode import text_ids
@@ -88,7 +89,7 @@ class ChatRendering:
         self._control = self._special | of_template
         ids = self._tokenizer.convert_tokens_to_ids(sorted(self._control))
         self._control_ids = dict(zip(ids, sorted(self._control)))
-        self._encoder = _plain_encoder(self._tokenizer)
+        self._encoder = _plain_encoder(tokenizer, len(tokenizer))
 
     def render(self, messages: Sequence[Message], *, generation: bool = False) -> Rendered:
         """Return the text of a conversation.
@@ -181,8 +182,13 @@ class ChatRendering:
         return [piece for character in name for piece in text_ids(character, self._tokenizer)]
 
 
-def _plain_encoder(tokenizer: Any) -> Any:
-    """Return a copy of a fast tokenizer's encoder whose offsets cover the whole text, spaces included."""
+@lru_cache(maxsize=2)  # a copy of a large vocabulary takes a second, and each client has a template
+def _plain_encoder(tokenizer: Any, _size: int) -> Any:
+    """Return a copy of a fast tokenizer's encoder whose offsets cover the whole text, spaces included.
+
+    Args:
+        _size: of its vocabulary; tokens may be added to it later.
+    """
     from tokenizers import processors
 
     encoder = copy.deepcopy(tokenizer.backend_tokenizer)

@@ -82,9 +82,9 @@ class ChatTemplate(PromptTemplate):
         if row.is_text:
             return encode_text(row, self._tokenizer, self._config)
         messages = self._conversation(row)
-        ends = [
-            i + 1 for i, message in enumerate(messages) if message.role == "assistant" and message.trained
-        ]
+        # A greeting at the beginning has no prompt.
+        answers = [i for i, message in enumerate(messages) if message.role == "assistant" and message.trained]
+        ends = [i + 1 for i in answers if i > 0]
         if not ends:
             raise DataError(
                 "the conversation has no message of the assistant that is trained on; remove the row"

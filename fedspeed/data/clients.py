@@ -11,7 +11,7 @@ from fedspeed.data import splitters, streams
 from fedspeed.data.config import DataConfig
 from fedspeed.data.encode import Encoded, Example, Tokenizer
 from fedspeed.data.packing import Sequences, pack
-from fedspeed.data.prompt_template import template_for
+from fedspeed.data.prompt_template import PromptTemplate, template_for
 from fedspeed.data.row_counts import RowCounts
 from fedspeed.data.rows import Row
 from fedspeed.data.tasks import TaskRows, held_out_rows, load_task_rows
@@ -20,6 +20,10 @@ from fedspeed.errors import DataError
 from fedspeed.units import shortened_list
 
 MAX_NAMED = 8  # files in a message
+
+
+class NoAnswer(DataError):
+    """No row keeps a part of its answer within data.max_tokens."""
 
 
 @dataclass(frozen=True)
@@ -102,15 +106,16 @@ def encode_client(rows: ClientRows, tokenizer: Tokenizer, config: DataConfig) ->
     """Return the encoded rows of one client; each rank encodes those of its own clients.
 
     Raises:
-        DataError: no training row keeps an answer within data.max_tokens.
+        DataError: no training row keeps an answer within data.max_tokens; or the template cannot express a
+            row, which is named.
     """
     template = template_for(config, tokenizer)
     all_rows = activity.counted((*rows.train, *rows.val), "the encoding of rows", "row")
-    encoded = [template.encode(row) for row in all_rows]
+    encoded = [_encoded(row, template) for row in all_rows]
     train = [example for row in encoded[: len(rows.train)] for example in row.examples]
     val = [example for row in encoded[len(rows.train) :] for example in row.examples]
     if not train:
-        raise DataError(
+        raise NoAnswer(
             f"client {rows.client}: data.max_tokens={config.max_tokens} cuts away the whole answer of each "
             f"of its {len(rows.train)} training rows (template {template.name}); raise data.max_tokens"
         )
@@ -128,6 +133,15 @@ def encode_client(rows: ClientRows, tokenizer: Tokenizer, config: DataConfig) ->
 def largest_id(data: ClientData) -> int:
     """Return the largest token id in a client's data, padding included."""
     return max(data.pad_id, *(int(example.input_ids.max()) for example in (*data.train, *data.val)))
+
+
+def _encoded(row: Row, template: PromptTemplate) -> Encoded:
+    try:
+        return template.encode(row)
+    except DataError as error:
+        text = row.instruction or row.output
+        where = row.where or f"the row that begins with {text[:40]!r}"
+        raise DataError(f"{where}: {error}") from None
 
 
 def _counts(encoded: Sequence[Encoded]) -> RowCounts:

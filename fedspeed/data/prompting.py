@@ -9,27 +9,49 @@ from fedspeed.data.templates import prompt
 
 
 @dataclass(frozen=True)
+class ChatFormat:
+    """The chat template that a model was trained with.
+
+    Attributes:
+        jinja: its source, which is exported with the tokenizer.
+        system_prompt: of the conversations that had no system message; empty: none.
+        messages: (role, content) of the example that apply_chat_template makes a prompt of; empty where the
+            prompt of the training differs from that.
+        notes: what a user should know about the template, a sentence each.
+    """
+
+    jinja: str
+    system_prompt: str
+    messages: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class PromptFormat:
     """The format of prompts and answers that a model was trained with.
 
     Attributes:
         template: of `data.templates`.
         leading: ids and text of the tokens before every prompt; empty if there are none.
-        end: id and text of the token that ends an answer.
+        end: ids and text of the tokens that end an answer.
         pad_id: id of the padding token.
         example: a prompt as text, and the number of tokens that its answer may have.
-        chat_template: whether the tokenizer has a chat template, which was not used in training.
+        chat_template: whether the base's tokenizer has a chat template.
+        chat: of the template `chat`; else None, and nothing was trained with a chat template.
     """
 
     template: str
     leading: tuple[tuple[int, ...], str]
-    end: tuple[int, str]
+    end: tuple[tuple[int, ...], str]
     pad_id: int
     example: tuple[str, int]
     chat_template: bool = False
+    chat: ChatFormat | None = None
 
     def to_markdown(self) -> str:
         """Return a description of the format in Markdown."""
+        if self.chat:
+            return self._chat_markdown(self.chat)
         leading = f"the token `{self.leading[1]}`, then " if self.leading[0] else ""
         blocks = []
         for title, input_text in (("with an input", "{input}"), ("without one", "")):
@@ -43,9 +65,27 @@ class PromptFormat:
             "The answer follows the prompt without anything between. Names of special tokens inside a text "
             "were read as text."
         )
+        if self.template == "none":
+            facts += " Rows that were plain text had no prompt."
         if self.chat_template:
             facts += " The base has a chat template; it is not exported, because nothing was trained with it."
         return "\n\n".join([facts, *blocks])
+
+    def _chat_markdown(self, chat: ChatFormat) -> str:
+        """Return the description of a chat template."""
+        facts = (
+            "Every row was a conversation in the chat template that is exported with the tokenizer "
+            "(`tokenizer.apply_chat_template`). The model was trained on each answer with the token that "
+            f"ends it; tokens that end an answer: `{self.end[1]}`. "
+            "The input of a row, if it had one, followed its instruction after a blank line, in the same "
+            "message. "
+            "Names of special tokens inside a message were read as text."
+        )
+        blocks = [facts, *(f"{note[:1].upper()}{note[1:]}." for note in chat.notes)]
+        if chat.system_prompt:
+            blocks.append(f"The system message where a row had none:\n\n{fenced(chat.system_prompt)}")
+        blocks.append(f"A prompt as the model saw it:\n\n{fenced(self.example[0])}")
+        return "\n\n".join(blocks)
 
 
 def fenced(text: str, language: str = "text") -> str:
@@ -85,18 +125,33 @@ def snippet(kind: str, folder: str, base: str, dtype: str, format: PromptFormat 
             f"model = PeftModel.from_pretrained(base, {folder!r}{as_trained})",
         ]
     if format:
-        text, max_new_tokens = format.example
-        leading = f"{list(format.leading[0])} + " if format.leading[0] else ""
+        ends = format.end[0][0] if len(format.end[0]) == 1 else list(format.end[0])
         lines += [
             f"tokenizer = AutoTokenizer.from_pretrained({folder!r})",
             "",
-            f"prompt = {text!r}",
-            f"tokens = {leading}tokenizer(prompt, add_special_tokens=False, "
-            "split_special_tokens=True).input_ids",
+            *_tokens_code(format),
             "ids = torch.tensor([tokens])",
             "output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), "
-            f"max_new_tokens={max_new_tokens}, do_sample=False,",
-            f"                        eos_token_id={format.end[0]}, pad_token_id={format.pad_id})",
+            f"max_new_tokens={format.example[1]}, do_sample=False,",
+            f"                        eos_token_id={ends}, pad_token_id={format.pad_id})",
             "print(tokenizer.decode(output[0, len(tokens):], skip_special_tokens=True))",
         ]
     return "\n".join(lines)
+
+
+def _tokens_code(format: PromptFormat) -> list[str]:
+    """Return the lines that make the tokens of the example's prompt."""
+    if format.chat and format.chat.messages:
+        messages = [{"role": role, "content": content} for role, content in format.chat.messages]
+        return [
+            f"messages = {messages!r}",
+            "tokens = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)",
+        ]
+    prompt = f"prompt = {format.example[0]!r}"
+    if format.chat:
+        return [prompt, "tokens = tokenizer(prompt, add_special_tokens=False).input_ids"]
+    leading = f"{list(format.leading[0])} + " if format.leading[0] else ""
+    return [
+        prompt,
+        f"tokens = {leading}tokenizer(prompt, add_special_tokens=False, split_special_tokens=True).input_ids",
+    ]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fedspeed.data.clients import ClientData, ClientRows, encode_client
+from fedspeed.data.clients import ClientData, ClientRows, NoAnswer, encode_client
 from fedspeed.data.config import DataConfig
 from fedspeed.data.encode import Tokenizer
 from fedspeed.data.tasks import rows_of_file, task_of
@@ -34,7 +34,7 @@ def public_data(text: str, config: DataConfig, tokenizer: Tokenizer) -> ClientDa
         raise DataError(f"{KEY}={text}: the file holds no rows; name one that has some")
     try:
         return encode_client(ClientRows(train=rows, val=(), client=-1), tokenizer, config)
-    except DataError:
+    except NoAnswer:
         raise DataError(
             f"{KEY}={text}: data.max_tokens={config.max_tokens} cuts away the whole answer of "
             f"each of its {len(rows)} rows; raise data.max_tokens"

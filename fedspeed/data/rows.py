@@ -1,6 +1,6 @@
 """Rows of text: what training and evaluation see of the data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Row:
         is_text: whether `output` is a whole text without prompt, which no template is applied to.
         is_completion: whether `instruction` is the text before `output` as it stands, which
             data.template=auto applies no template to.
+        where: file and line of the row, for messages; empty where it is from no file.
     """
 
     instruction: str
@@ -37,3 +38,4 @@ class Row:
     messages: tuple[Message, ...] = ()
     is_text: bool = False
     is_completion: bool = False
+    where: str = field(default="", compare=False, repr=False)

@@ -157,13 +157,13 @@ def task_of(config: DataConfig) -> Task:
 
 
 def edited(task: Task, where: str, row: Row) -> Row | None:
-    """Return a row after its task's edit, None if it is dropped.
+    """Return a row of `where` after its task's edit, None if it is dropped.
 
     Raises:
         DataError: the row does not belong to the task.
     """
     try:
-        return task.edit(row)
+        return task.edit(replace(row, where=where))
     except ValueError as error:
         raise DataError(
             f"{where}: {error}; choose the right file in data.path, or read it as task=file"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedspeed import activity
-from fedspeed.checkpoint.card import CARD_FILE, read_card
+from fedspeed.checkpoint.card import CARD_FILE, CardFacts, read_card
 from fedspeed.checkpoint.journal import Journal
 from fedspeed.data.config import DataConfig
 from fedspeed.data.prompt_template import NAMES, PromptTemplate, template_for
@@ -80,11 +80,12 @@ def load(folder: Path) -> Loaded:
     from fedspeed.models.adapters import saved_lora_config
     from fedspeed.models.loading import model_config
 
-    template, dtype = read_card(folder)
-    kind = getattr(torch, dtype, None)
+    card = read_card(folder)
+    kind = getattr(torch, card.dtype, None)
     if not isinstance(kind, torch.dtype):
         raise ModelError(
-            f"{folder / 'README.md'}: dtype {dtype!r} is no type of torch; write float32, bfloat16 or float16"
+            f"{folder / 'README.md'}: dtype {card.dtype!r} is no type of torch; write float32, bfloat16 or "
+            "float16"
         )
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -117,7 +118,7 @@ def load(folder: Path) -> Loaded:
             "copy the folder again, or correct base_model_name_or_path in adapter_config.json"
         ) from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Loaded(model.to(device).eval(), tokenizer, _template(template, tokenizer, folder))
+    return Loaded(model.to(device).eval(), tokenizer, _template(card, tokenizer, folder))
 
 
 def answer(loaded: Loaded, row: Row, max_new_tokens: int, temperature: float = 0.0) -> str:
@@ -157,15 +158,15 @@ def answer(loaded: Loaded, row: Row, max_new_tokens: int, temperature: float = 0
     return tokenizer.decode(output[0, len(tokens) :], skip_special_tokens=True)
 
 
-def _template(name: str, tokenizer: Any, folder: Path) -> PromptTemplate:
+def _template(card: CardFacts, tokenizer: Any, folder: Path) -> PromptTemplate:
     """Return the prompt template that an export's card names."""
-    known = next((template for template in NAMES if template == name), None)
+    known = next((template for template in NAMES if template == card.template), None)
     if known is None:
         raise ModelError(
-            f"{folder / CARD_FILE}: template {name!r} is unknown; write {' or '.join(NAMES)}, or install the "
-            "version of FedSpeed that exported the model"
+            f"{folder / CARD_FILE}: template {card.template!r} is unknown; write {' or '.join(NAMES)}, or "
+            "install the version of FedSpeed that exported the model"
         )
-    return template_for(DataConfig(template=known), tokenizer)
+    return template_for(DataConfig(template=known, system_prompt=card.system_prompt), tokenizer)
 
 
 def base_of(folder: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedspeed import activity
-from fedspeed.checkpoint.card import CARD_FILE, Card, card_values, read_facts
+from fedspeed.checkpoint.card import CARD_FILE, Card, card_values, read_card, read_facts
 from fedspeed.checkpoint.merge import MergedTensors, write_merged
 from fedspeed.checkpoint.training_facts import scores_to_markdown
 from fedspeed.data.config import DataConfig
@@ -204,10 +204,12 @@ def _card(trained: Trained, dtype: str, obtain: str) -> Card:
 
 def _data_config(trained: Trained) -> DataConfig:
     """Return the run's data section, with the template that the weights were trained with."""
-    template = card_values(trained.folder)["template"]
+    card = read_card(trained.folder)
     known = {field.name for field in dataclasses.fields(DataConfig)}
     section = {key: value for key, value in trained.config.get("data", {}).items() if key in known}
-    return DataConfig(**{**section, "template": template})
+    return DataConfig(
+        **section | {"template": card.template, "system_prompt": card.system_prompt, "chat_template": ""}
+    )
 
 
 def _json_of(path: Path) -> dict:

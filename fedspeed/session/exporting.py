@@ -18,7 +18,9 @@ from fedspeed.checkpoint.card import Card
 from fedspeed.checkpoint.export import export, lasting_name
 from fedspeed.checkpoint.training_facts import TrainingFacts
 from fedspeed.config.run import RunConfig
+from fedspeed.data.config import DataConfig
 from fedspeed.data.prompt_format import format_of
+from fedspeed.data.prompting import PromptFormat
 from fedspeed.data.row_counts import RowTable
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.folded_layout import shared_layout
@@ -54,6 +56,8 @@ def export_models(
     progress: Progress,
     tokenizer: Any,
     rows: RowTable | None = None,
+    *,
+    data: DataConfig,
 ) -> Export | None:
     """Write the models that this rank is responsible for; on the reporting rank, return what was exported.
 
@@ -63,6 +67,7 @@ def export_models(
     Args:
         tokenizer: of the run, a transformers tokenizer.
         rows: counts of the rows, for the model card; None on ranks that do not report.
+        data: the run's, with the template of its rows.
     """
     has_more = has_own_models(rank_components.method)
     if not (job.reporter or has_more):
@@ -73,14 +78,16 @@ def export_models(
     exported = last if best is None else best
     with activity.during(f"the export of the {kind}"):
         facts = training_facts(job.config, progress, rows)
-        written = _write(job, rank_components, exported, tokenizer, is_last=best is None, facts=facts)
+        written = _write(
+            job, rank_components, exported, tokenizer, data=data, is_last=best is None, facts=facts
+        )
         if best is not None:
             facts = replace(facts, held_out_loss=None)  # it is not that of the best round
-            written |= _write(job, rank_components, last, tokenizer, suffix=LAST, facts=facts)
+            written |= _write(job, rank_components, last, tokenizer, data=data, suffix=LAST, facts=facts)
     others = _others(job, rank_components.link, written) if has_more else ()
     if not job.reporter:
         return None
-    card = _card(job, rank_components.engine, tokenizer, exported.round)
+    card = _card(job, rank_components.engine, format_of(tokenizer, data), exported.round)
     folder = str(job.request.folder / kind)
     return Export(
         kind,
@@ -153,6 +160,7 @@ def _write(
     result: RoundResult,
     tokenizer: Any,
     *,
+    data: DataConfig,
     suffix: str = "",
     is_last: bool = False,
     facts: TrainingFacts | None = None,
@@ -160,7 +168,8 @@ def _write(
     """Write this rank's models of a round, and return their names.
 
     Args:
-        suffix: of the folders' names. is_last: whether this is the last round, so that no other is exported.
+        data: the run's, with the template of its rows. suffix: of the folders' names.
+        is_last: whether this is the last round, so that no other is exported.
         facts: how the common model was trained, for its card.
     """
     role = rank_components.role
@@ -173,7 +182,7 @@ def _write(
     for name in sorted(ours):
         folder = job.request.folder / folder_of(kind, name, suffix)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        card = _card(job, engine, tokenizer, result.round, name=name, has_more=has_more)
+        card = _card(job, engine, format_of(tokenizer, data), result.round, name=name, has_more=has_more)
         if name == COMMON:
             card = replace(card, facts=facts)
         export(
@@ -183,6 +192,8 @@ def _write(
             tensors=models[name],
             base=job.config.model.base,
             card=card.text(),
+            chat_template=card.format.chat.jinja if card.format.chat else "",
+            stop_ids=card.format.end[0],
         )
         if is_last:  # an earlier, shorter run may have exported its last round
             shutil.rmtree(_last(folder), ignore_errors=True)
@@ -215,7 +226,7 @@ def _others(job: Job, link: ClientLink, written: set[str]) -> tuple[str, ...]:
 def _card(
     job: Job,
     engine: "ClientEngine",
-    tokenizer: Any,
+    format: PromptFormat,
     round: int,
     *,
     name: str = COMMON,
@@ -224,7 +235,8 @@ def _card(
     """Return the card of an exported model.
 
     Args:
-        round: that its weights are of. name: of the model. has_more: whether the run exports several models.
+        format: of the prompts. round: that its weights are of. name: of the model.
+        has_more: whether the run exports several models.
     """
     config = job.config
     kind = export_kind(job.config)
@@ -235,7 +247,7 @@ def _card(
         base=lasting_name(config.model.base),
         origin=origin_text(config.model.base),
         dtype=str(engine.model.config.dtype).removeprefix("torch."),
-        format=format_of(tokenizer, config.data),
+        format=format,
         drawn=config.model.init == "random",
         name="" if name == COMMON else name,
         has_more=has_more,

@@ -26,6 +26,7 @@ BASE_WEIGHTS = "base weights"
 TOKENIZER = "tokenizer"
 MORE_TOKENIZER = "more of the tokenizer"  # not in journals of earlier versions
 ADAPTER = "adapter"
+CHAT_TEMPLATE = "chat template"
 ROWS = "rows"
 
 
@@ -114,6 +115,8 @@ def digests(config: RunConfig, rows: Sequence[ClientRows] | None) -> dict[str, s
     if (adapter := _folder(config.adapter.start_from)) is not None:
         weights = sorted(adapter.glob("adapter_model*.safetensors"))
         found[ADAPTER] = file_digests.files_digest([adapter / "adapter_config.json", *weights])
+    if config.data.chat_template:
+        found[CHAT_TEMPLATE] = file_digests.files_digest([Path(config.data.chat_template).expanduser()])
     if rows is not None:
         found[ROWS] = _rows_digest(rows)
     return {name: digest for name, digest in found.items() if digest}
@@ -137,6 +140,7 @@ def descriptions(config: RunConfig) -> dict[str, str]:
         TOKENIZER: f"the tokenizer in {tokenizer_place(config.model)}",
         MORE_TOKENIZER: f"the tokenizer in {tokenizer_place(config.model)} (its vocabulary or chat template)",
         ADAPTER: f"the adapter in adapter.start_from={config.adapter.start_from}",
+        CHAT_TEMPLATE: f"data.chat_template={config.data.chat_template}",
         ROWS: f"the rows of {config.data.source}{held_out}, or their split over clients",
     }
 

@@ -15,6 +15,8 @@ from fedspeed.cluster.topology import topology_of, warnings
 from fedspeed.cluster.torch_world import torch_world_env
 from fedspeed.config.check import notes
 from fedspeed.data.clients import encode_client
+from fedspeed.data.prompt_format import with_template
+from fedspeed.data.rows import Row
 from fedspeed.engine.world import join_world, leave_world, quiet
 from fedspeed.errors import EXIT_OK, EXIT_RESUMABLE, LostPeerError
 from fedspeed.federation.arrays import Arrays
@@ -267,7 +269,14 @@ def _finish(
     exported = None
     if progress.done:
         rows = monitor.row_table if isinstance(monitor, Monitor) else None
-        exported = exporting.export_models(job, rank_components, progress, inputs.tokenizer, rows)
+        exported = exporting.export_models(
+            job,
+            rank_components,
+            progress,
+            inputs.tokenizer,
+            rows,
+            data=with_template(job.config.data, _all_rows(inputs)),
+        )
     if not isinstance(monitor, Monitor):  # another rank reports
         if progress.done:
             return Ending(status=status_of(progress.done), exit_code=EXIT_OK)
@@ -278,6 +287,10 @@ def _finish(
     return reporting.finish(
         job, progress, monitor, exported=exported, comparison=comparison, predicted=forecast(job, inputs.data)
     )
+
+
+def _all_rows(inputs: Inputs) -> Iterator[Row]:
+    return (row for client in inputs.all_clients for row in (*client.train, *client.val))
 
 
 def _compare(

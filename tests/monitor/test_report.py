@@ -239,7 +239,7 @@ def test_an_adapter_of_sixteen_bits_is_computed_in_them(tmp_path, make_round):
     assert "PeftModel.from_pretrained(base, 'runs/x/adapter', autocast_adapter_dtype=False)" in text
 
 
-PROMPT = PromptFormat("alpaca", ((1,), "<s>"), (2, "</s>"), 2, ("Below ... ### Response:", 64))
+PROMPT = PromptFormat("alpaca", ((1,), "<s>"), ((2,), "</s>"), 2, ("Below ... ### Response:", 64))
 
 
 @pytest.mark.parametrize("kind", ["adapter", "model"])
