@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedspeed.checkpoint.card import read_card
+from fedspeed.checkpoint.card import CardFacts, read_card
 from fedspeed.checkpoint.journal import Journal
 from fedspeed.config.load import Loaded, load
 from fedspeed.config.run import RunConfig
@@ -219,17 +219,21 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _of_export(exported: Path | None) -> dict[str, str]:
-    """Return dotted key -> value of what a model card says: template and numeric type."""
+    """Return dotted key -> value of what an export says: template, system prompt and numeric type."""
     card = _card(exported) if exported is not None else None
-    if card is None:
+    if card is None or exported is None:
         return {}
-    template, dtype = card
-    short = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(dtype)
-    return {"data.template": template} | ({"model.dtype": short} if short else {})
+    values = {"data.template": card.template}
+    if card.system_prompt:
+        values["data.system_prompt"] = card.system_prompt
+    if card.template == "chat" and (exported / "chat_template.jinja").is_file():
+        values["data.chat_template"] = str(exported / "chat_template.jinja")
+    short = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(card.dtype)
+    return values | ({"model.dtype": short} if short else {})
 
 
-def _card(folder: Path) -> tuple[str, str] | None:
-    """Return (template, dtype) of a model card of FedSpeed; None where the folder has none."""
+def _card(folder: Path) -> CardFacts | None:
+    """Return the facts of a model card of FedSpeed; None where the folder has none."""
     try:
         return read_card(folder)
     except ModelError:
