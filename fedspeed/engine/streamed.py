@@ -95,6 +95,9 @@ class StreamedEngine(StoreEngine):
                 sums[i] += Sums(score.loss, batch.answer_tokens, score.exact, score.rows)
         return sums
 
+    def begin_pieces(self) -> None:
+        self.model.eval()
+
     def piece_passes(self, pieces: Sequence[Piece]) -> int:
         return min(1, len(pieces))
 
@@ -102,7 +105,6 @@ class StreamedEngine(StoreEngine):
         stage = self._piece_stage
         chunks = len(self._executor.chunks)
         stream = layer_major(chunks, len(pieces), train=False)
-        self.model.eval()
         stage.begin(pieces, [self._states[0].tensors()] * len(pieces), stream, ahead=True)
         self._player.execute_standalone(StreamSchedule(stream), chunks=chunks, compute=stage)
         return [values.cpu().numpy() for _, values in sorted(stage.end().items())]

@@ -66,7 +66,10 @@ class PieceModel:
             call: what `enter` recorded for the block. tensors: the model's trainable ones, by name.
         """
         trained = {local: tensors[name] for name, local in self._places[b]}
-        out = torch.func.functional_call(self._parts.blocks[b], trained, (hidden, *call.args), call.kwargs)
+        # A block's parameters are all different tensors; functional_call would search for equal ones.
+        out = torch.func.functional_call(
+            self._parts.blocks[b], trained, (hidden, *call.args), call.kwargs, tie_weights=False
+        )
         return out[0] if isinstance(out, tuple) else out
 
     @torch.no_grad()

@@ -213,7 +213,8 @@ class PipelinedEngine(StoreEngine):
         returns the values of those whose head is on this rank, by number.
         """
         streams = self._streams(tuple(micros), False)
-        self.model.eval()
+        if self.model.training:
+            self.model.eval()
         tensors = [self._states[micro.client].tensors() for micro in micros]
         self._piece_stage.begin(pieces, tensors, streams[self._rank])
         self._execute(streams, self._piece_stage, lambda m: pieces[m].tokens.shape, train=False)
