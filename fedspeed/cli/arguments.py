@@ -55,6 +55,11 @@ def _between(text: str, low: float, high: float) -> float:
     return value
 
 
+def not_negative(text: str) -> int:
+    """Return the whole number of at least 0 that an argument gives."""
+    return 0 if text == "0" else positive(text)
+
+
 def numbers(text: str) -> frozenset[int]:
     """Return the whole numbers that an argument lists with commas."""
     items = [item.strip() for item in text.split(",")]

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TextIO
 
-from fedspeed.cli.arguments import Commands, file_name, positive, probability, temperature
+from fedspeed.cli.arguments import Commands, file_name, not_negative, positive, probability, temperature
 from fedspeed.cli.output import print_result, report_ending
 from fedspeed.cli.packages import missing_package, need_packages
 from fedspeed.errors import EXIT_OK, ConfigError
@@ -40,7 +40,9 @@ def add(commands: Commands) -> None:
         help="evaluation tasks (default: held_out); `list` shows all",
     )
     parser.add_argument("--list", action="store_true", help="show the evaluation tasks and stop")
-    parser.add_argument("--limit", type=positive, metavar="N", help="the first N items of each task")
+    parser.add_argument(
+        "--limit", type=positive, metavar="N", help="N items of each task, always the same ones"
+    )
     parser.add_argument(
         "--samples", type=positive, metavar="N", help="answers to each item, of tasks that generate"
     )
@@ -66,7 +68,37 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--unsafe", action="store_true", help="run generated code although there is no sandbox"
     )
+    _add_other_programs(parser)
     parser.set_defaults(command=run)
+
+
+def _add_other_programs(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments for tasks of lm-evaluation-harness and for HELM."""
+    parser.add_argument(
+        "--preset",
+        default="",
+        metavar="NAME,...",
+        help="tasks of a leaderboard, unofficial: flowertune_general, _finance, _medical or _code",
+    )
+    parser.add_argument(
+        "--lm-eval",
+        default="",
+        metavar="TASK,...",
+        help="tasks or groups of lm-evaluation-harness (pip install -r requirements-eval.txt), or YAML files "
+        "that define one",
+    )
+    parser.add_argument(
+        "--num-fewshot", type=not_negative, metavar="N", help="examples before each item, of --lm-eval"
+    )
+    parser.add_argument(
+        "--chat-template", action="store_true", help="put prompts of --lm-eval through the chat template"
+    )
+    parser.add_argument(
+        "--helm",
+        type=file_name,
+        metavar="FOLDER",
+        help="write what crfm-helm needs to evaluate an exported model, and stop",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -79,6 +111,8 @@ def run(arguments: argparse.Namespace) -> int:
             "eval: TARGET is missing; name a base, an exported adapter or model, or a run, before the "
             "overrides"
         )
+    if arguments.helm is not None:
+        return _write_helm(arguments)
     request = _request(arguments)
     need_packages()
     from fedspeed.cluster.discover import from_process
@@ -91,9 +125,21 @@ def run(arguments: argparse.Namespace) -> int:
 def _listed() -> str:
     """Return the evaluation tasks with a line of help each."""
     from fedspeed.evaluation.config import EVAL_TASKS
+    from fedspeed.evaluation.presets import PRESETS
 
-    width = max(map(len, EVAL_TASKS))
-    return "\n".join(f"{name.ljust(width)}  {entry.help}" for name, entry in EVAL_TASKS.items())
+    helps = {name: entry.help for name, entry in EVAL_TASKS.items()}
+    helps |= {f"--preset {name}": preset.help for name, preset in PRESETS.items()}
+    width = max(map(len, helps))
+    return "\n".join(f"{name.ljust(width)}  {line}" for name, line in helps.items())
+
+
+def _write_helm(arguments: argparse.Namespace) -> int:
+    """Write the files for crfm-helm; return the exit code."""
+    from fedspeed.evaluation.helm import write_helm
+
+    written = write_helm(arguments.helm, arguments.target)
+    print_result("\n".join(str(path) for path in written))
+    return EXIT_OK
 
 
 def _request(arguments: argparse.Namespace) -> "EvalRequest":
@@ -102,14 +148,21 @@ def _request(arguments: argparse.Namespace) -> "EvalRequest":
     Raises:
         FedSpeedError: there is no such target, or an override is wrong.
     """
+    from fedspeed.evaluation.presets import preset_of
     from fedspeed.session.eval_request import EvalRequest, default_tasks
     from fedspeed.session.eval_target import resolve_target
 
     target = resolve_target(arguments.target, arguments.overrides)
-    names = tuple(name.strip() for name in arguments.tasks.split(",") if name.strip())
+    presets = [preset_of(name) for name in _names(arguments.preset)]
+    names = [*_names(arguments.tasks), *(name for preset in presets for name in preset.tasks)]
+    harness = [*_names(arguments.lm_eval), *(name for preset in presets for name in preset.harness)]
     return EvalRequest(
         target=target,
-        tasks=names or default_tasks(target, arguments.held_out),
+        tasks=tuple(names) if names or harness else default_tasks(target, arguments.held_out),
+        harness=tuple(harness),
+        num_fewshot=arguments.num_fewshot,
+        chat=arguments.chat_template,
+        presets=_names(arguments.preset),
         out=arguments.out or target.results,
         limit=arguments.limit or 0,
         samples=arguments.samples or 0,
@@ -122,6 +175,11 @@ def _request(arguments: argparse.Namespace) -> "EvalRequest":
         answers=arguments.save_answers,
         unsafe=arguments.unsafe,
     )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Return the names in a list with commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _run_local(request: "EvalRequest", arguments: argparse.Namespace) -> int:

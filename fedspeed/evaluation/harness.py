@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from fedspeed.engine.client_engine import ClientEngine
 from fedspeed.errors import FedSpeedError
-from fedspeed.evaluation.harness_results import HarnessResult, HarnessSettings
-from fedspeed.evaluation.scoring import TaskScores
+from fedspeed.evaluation.harness_results import HarnessResult, HarnessSettings, HarnessTasks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from fedspeed.engine.client_engine import ClientEngine
 
 REQUIREMENT = "pip install -r requirements-eval.txt"
 
@@ -24,33 +24,39 @@ def check_installed() -> None:
         )
 
 
-def evaluate_tasks(
-    engine: ClientEngine,
-    tokenizer: "PreTrainedTokenizerBase",
-    names: Sequence[str],
-    settings: HarnessSettings,
-) -> list[HarnessResult]:
-    """Compute tasks of the harness with the model in client slot 0 of an engine.
-
-    Collective over the ranks of the client and over the ranks that share the base, which all call it with the
-    same tasks.
+def load_tasks(names: Sequence[str], settings: HarnessSettings) -> list[HarnessTasks]:
+    """Load tasks of the harness with their data.
 
     Args:
         names: of tasks, groups or tags of the harness, or paths of YAML files that define one.
-
-    Returns:
-        A result for each name; without scores on the client's ranks but its first.
 
     Raises:
         FedSpeedError: the harness is not installed, or knows no such task; the data of a task cannot be
             loaded; or a task executes generated code.
     """
     check_installed()
+    from fedspeed.evaluation.lm_eval_runs import load_requested
+
+    return load_requested(names, settings)
+
+
+def evaluate_tasks(
+    engine: "ClientEngine",
+    tokenizer: "PreTrainedTokenizerBase",
+    tasks: HarnessTasks,
+    settings: HarnessSettings,
+) -> HarnessResult | None:
+    """Compute tasks of the harness with the model in client slot 0 of an engine.
+
+    Collective over the ranks of the client and over the ranks that share the base, which all call it with the
+    same tasks.
+
+    Returns:
+        The result on the first rank of the client; None on its others.
+    """
     from fedspeed.evaluation.lm_eval_adapter import EngineLM
     from fedspeed.evaluation.lm_eval_runs import run_tasks
 
     model = EngineLM(engine, tokenizer, max_length=settings.max_length)
-    results = run_tasks(model, names, settings)
-    if engine.groups.client_rank:
-        return [HarnessResult(result.name, TaskScores()) for result in results]
-    return results
+    result = run_tasks(model, tasks, settings)
+    return None if engine.groups.client_rank else result

@@ -3,9 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fedspeed.evaluation.scoring import TaskScores
+if TYPE_CHECKING:  # it loads torch
+    from fedspeed.evaluation.scoring import TaskScores
+
+HARNESS = "lm_eval/"  # precedes the names of the harness's tasks in results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +31,32 @@ class HarnessSettings:
 
 
 @dataclass(frozen=True)
+class HarnessTasks:
+    """The tasks that one name stands for: itself, or the members of a group or tag.
+
+    Attributes:
+        tasks: definitions of the harness, with their items, by name.
+        files: local data files that items were read from.
+    """
+
+    name: str
+    tasks: Mapping[str, Any]
+    files: Sequence[Path] = ()
+
+
+@dataclass(frozen=True)
 class HarnessResult:
     """The result of a task or a group of tasks of the harness.
 
     Attributes:
         name: of the task or group. scores: with a category for each task of a group.
         details: versions, settings and the harness's own numbers, as JSON values.
+        numbers: the harness's own numbers of all its metrics, of a single task.
         files: local data files that items were read from.
     """
 
     name: str
-    scores: TaskScores
+    scores: "TaskScores"
     details: Mapping[str, Any] = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
     files: Sequence[Path] = ()

@@ -23,9 +23,6 @@ from fedspeed.errors import DataError
 from fedspeed.evaluation.answer_end import before_stop_text, has_stop_text
 
 MAX_NEW = 256  # tokens of an answer, where a task does not say
-LOOK_BACK = (
-    2  # tokens more than a stop text has, in which it is searched: its tokens may be divided otherwise
-)
 # What a task may say of the generation of its answers.
 KNOWN_SETTINGS = {"do_sample", "temperature", "top_p", "seed"}
 

@@ -5,14 +5,16 @@ import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 from lm_eval import evaluator
 from lm_eval.api import task as harness_task
+from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind  # the public interface tells no kinds of names
 from lm_eval.tasks._yaml_loader import load_yaml
@@ -20,9 +22,8 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from fedspeed.data.eval_task import ALL, Scores, Tally
 from fedspeed.errors import DataError, FedSpeedError
 from fedspeed.evaluation.context import TaskContext
-from fedspeed.evaluation.harness_results import HarnessResult, HarnessSettings
+from fedspeed.evaluation.harness_results import HarnessResult, HarnessSettings, HarnessTasks
 from fedspeed.evaluation.item_choice import chosen_items
-from fedspeed.evaluation.lm_eval_adapter import EngineLM
 from fedspeed.evaluation.scoring import ScoredItem, TaskScores
 
 OWN_TASKS = Path(__file__).parent / "lm_eval_tasks"
@@ -32,52 +33,53 @@ NOT_COMPARABLE = "ready prompts: not comparable with published scores of lm-eval
 UNOFFICIAL = "unofficial: computed with tasks of lm-evaluation-harness, not by the board's own program"
 
 
-@dataclass(frozen=True)
-class _Requested:
-    """What one name stands for: its single tasks, each with its definition, and local files of items."""
-
-    name: str
-    tasks: Mapping[str, Any]
-    files: Sequence[Path]
-
-
-def run_tasks(model: EngineLM, names: Sequence[str], settings: HarnessSettings) -> list[HarnessResult]:
-    """Compute tasks of the harness; returns a result for each name. See `harness.evaluate_tasks`."""
+def load_requested(names: Sequence[str], settings: HarnessSettings) -> list[HarnessTasks]:
+    """Load tasks of the harness with their data. See `harness.load_tasks`."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = _manager(names)
-    requested = [_requested(manager, name, settings.folders) for name in names]
-    tasks = {name: task for one in requested for name, task in one.tasks.items()}
-    for task in tasks.values():
+    datasets.disable_progress_bars()
+    manager = task_manager(names)
+    return [_requested(manager, name, settings.folders) for name in names]
+
+
+def run_tasks(model: LM, requested: HarnessTasks, settings: HarnessSettings) -> HarnessResult:
+    """Compute tasks of the harness with any model of the harness."""
+    for task in requested.tasks.values():
         if settings.num_fewshot is not None and task.get_config("num_fewshot") != 0:
             task.set_config(key="num_fewshot", value=settings.num_fewshot)
         elif task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
-    samples = {name: chosen_items(len(task.eval_docs), settings.limit) for name, task in tasks.items()}
+    samples = {
+        name: chosen_items(len(task.eval_docs), settings.limit) for name, task in requested.tasks.items()
+    }
     with _fixed_random_numbers(), _no_progress_bars():
         output = evaluator.evaluate(
             model,
-            {"tasks": tasks},
+            {"tasks": dict(requested.tasks)},
             samples=samples,
             bootstrap_iters=0,
             log_samples=True,
             apply_chat_template=settings.chat,
             fewshot_as_multiturn=settings.chat,
         )
-    return [_result(one, output, settings) for one in requested]
+    return _result(requested, output, settings)
 
 
-def _manager(names: Sequence[str]) -> TaskManager:
+def task_manager(names: Sequence[str]) -> TaskManager:
     """Return the harness's index of tasks. That of its own ones takes seconds, and is left out if only tasks
     of ours or YAML files are named.
     """
-    own = TaskManager(include_path=OWN_TASKS, include_defaults=False)
-    if all(name in own.task_index or Path(name).is_file() for name in names):
-        return own
-    return TaskManager(include_path=OWN_TASKS)
+    own = _index(own_only=True)
+    known = all(name in own.task_index or Path(name).is_file() for name in names)
+    return own if known else _index(own_only=False)
 
 
-def _single_tasks(manager: TaskManager, name: str) -> list[str]:
+@cache
+def _index(*, own_only: bool) -> TaskManager:
+    return TaskManager(include_path=OWN_TASKS, include_defaults=not own_only)
+
+
+def single_tasks(manager: TaskManager, name: str) -> list[str]:
     """Return the names of the single tasks that a name stands for: itself, or those of a group or tag."""
     entry = manager.task_index.get(name)
     if entry is None or entry.kind in {Kind.TASK, Kind.PY_TASK}:
@@ -86,14 +88,14 @@ def _single_tasks(manager: TaskManager, name: str) -> list[str]:
         return sorted(entry.tags)
     members = entry.cfg["task"]
     parts = [part if isinstance(part, str) else part.get("task", part.get("group")) for part in members]
-    return [single for part in parts for single in _single_tasks(manager, part)]
+    return [single for part in parts for single in single_tasks(manager, part)]
 
 
-def _requested(manager: TaskManager, name: str, folders: tuple[Path, ...]) -> _Requested:
+def _requested(manager: TaskManager, name: str, folders: tuple[Path, ...]) -> HarnessTasks:
     """Find and load what a name stands for.
 
     Raises:
-        FedSpeedError: see `harness.evaluate_tasks`.
+        FedSpeedError: see `harness.load_tasks`.
     """
     if name not in manager.task_index and not Path(name).is_file():
         similar = [known for known in manager.all_tasks if name in known][:8]
@@ -101,7 +103,7 @@ def _requested(manager: TaskManager, name: str, folders: tuple[Path, ...]) -> _R
             f"lm-evaluation-harness knows no task {name!r}"
             + (f"; it has {', '.join(similar)}" if similar else "; name one of its tasks, or a YAML file")
         )
-    singles = _single_tasks(manager, name)
+    singles = single_tasks(manager, name)
     configs = {single: _config(manager, single) for single in singles}
     for single, config in configs.items():
         if config.get("unsafe_code"):
@@ -121,7 +123,7 @@ def _requested(manager: TaskManager, name: str, folders: tuple[Path, ...]) -> _R
             f"{_first_line(error)}); its data is read from the Hugging Face Hub: run it once where the Hub "
             f"can be reached, or put the items into {singles[0]}.jsonl in a data folder (FEDSPEED_DATA)"
         ) from error
-    return _Requested(name, tasks, sorted({file for files in local.values() for file in files.values()}))
+    return HarnessTasks(name, tasks, sorted({file for files in local.values() for file in files.values()}))
 
 
 def _config(manager: TaskManager, single: str) -> dict[str, Any]:
@@ -176,7 +178,7 @@ def _spec(manager: TaskManager, single: str, files: Mapping[str, Path]) -> str |
     }
 
 
-def _result(requested: _Requested, output: Mapping[str, Any], settings: HarnessSettings) -> HarnessResult:
+def _result(requested: HarnessTasks, output: Mapping[str, Any], settings: HarnessSettings) -> HarnessResult:
     """Return the result of a name. The scores of several tasks are those of all their items together."""
     single = len(requested.tasks) == 1
     merged: dict[str, Scores] = {}
@@ -186,9 +188,9 @@ def _result(requested: _Requested, output: Mapping[str, Any], settings: HarnessS
         items += scored
         for item in scored:
             for metric, tally in item.tallies.items():
-                scores = merged.setdefault(metric, {})
+                of_metric = merged.setdefault(metric, {})
                 for category in filter(None, (ALL, item.category)):
-                    scores[category] = scores.get(category, Tally()) + tally
+                    of_metric[category] = of_metric.get(category, Tally()) + tally
     hashes = [sample["doc_hash"] for name in requested.tasks for sample in output["samples"][name]]
     details: dict[str, Any] = {
         "lm_eval": version("lm-eval"),
@@ -200,10 +202,14 @@ def _result(requested: _Requested, output: Mapping[str, Any], settings: HarnessS
     }
     if note := _note(requested):
         details["note"] = note
-    return HarnessResult(requested.name, TaskScores(merged, items), details, requested.files)
+    [numbers, *_] = details["harness_results"].values()
+    scores = TaskScores(merged, items)
+    return HarnessResult(
+        requested.name, scores, details, numbers=numbers if single else {}, files=requested.files
+    )
 
 
-def _note(requested: _Requested) -> str:
+def _note(requested: HarnessTasks) -> str:
     if all(name.startswith("fedspeed_") for name in requested.tasks):
         return NOT_COMPARABLE
     return UNOFFICIAL if all(name.startswith("flowertune_") for name in requested.tasks) else ""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fedspeed import __version__
 from fedspeed.data.eval_task import ALL, EvalTask, Tally
 from fedspeed.errors import DataError
+from fedspeed.evaluation.harness_results import HARNESS, HarnessResult
 from fedspeed.evaluation.intervals import interval_95
 from fedspeed.files import json_value, write_atomically
 
@@ -40,6 +41,36 @@ def result_of(task: EvalTask, scores: "TaskScores", *, limit: int, seconds: floa
         "settings": task.describe(),
         "prompts_sha256": prompts_digest(item.prompt for item in scores.items),
         "data_sha256": {path.name: _digest(path) for path in task.files()},
+        "versions": versions(),
+        "seconds": round(seconds, 3),
+    }
+
+
+def harness_result_of(result: HarnessResult, *, limit: int, seconds: float) -> dict[str, Any]:
+    """Return the result of a task of lm-evaluation-harness as JSON values, in the form of `result_of`.
+
+    Metrics that are no mean of scores, such as perplexities, have the harness's own number and no interval.
+    """
+    scores = result.scores
+    items = len(scores.items)
+    metrics = {name: _values(of.get(ALL, Tally())) for name, of in scores.metrics.items()}
+    for name, number in result.numbers.items():
+        metric = name.removesuffix(",none")
+        if metric not in metrics and metric != "sample_len":
+            metrics[metric] = {"score": number, "interval_95": None, "items": items}
+    main = next(iter(metrics), "")
+    return {
+        "task": f"{HARNESS}{result.name}",
+        "metric": main,
+        **metrics.get(main, {"score": None, "interval_95": None, "items": items}),
+        "metrics": metrics,
+        "by_category": {
+            category: _values(tally) for category, tally in sorted(scores.main.items()) if category != ALL
+        },
+        "limit": limit,
+        "settings": dict(result.details),
+        "prompts_sha256": prompts_digest(item.prompt for item in scores.items),
+        "data_sha256": {path.name: _digest(path) for path in result.files},
         "versions": versions(),
         "seconds": round(seconds, 3),
     }
@@ -146,10 +177,11 @@ def results_table(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, 
 
 
 def score_text(metric: str, score: float | None) -> str:
-    """Return a score for people: losses as a number, all others in per cent."""
+    """Return a score for people: losses and perplexities as a number, all others in per cent."""
     if score is None:
         return "-"
-    return f"{score:.4f}" if metric == "loss" else f"{100 * score:.2f} %"
+    is_number = metric in {"loss", "bits_per_byte"} or "perplexity" in metric
+    return f"{score:.4f}" if is_number else f"{100 * score:.2f} %"
 
 
 def interval_text(metric: str, interval: Sequence[float] | None) -> str:

@@ -6,6 +6,7 @@ divides the rows of a step.
 
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
@@ -18,7 +19,15 @@ from fedspeed.data.eval_task import EvalTask
 from fedspeed.data.prompt_template import template_for
 from fedspeed.engine.world import leave_world
 from fedspeed.errors import EXIT_OK
-from fedspeed.evaluation.results import add_results, result_of, results_table, write_answers
+from fedspeed.evaluation.harness import evaluate_tasks, load_tasks
+from fedspeed.evaluation.harness_results import HarnessTasks
+from fedspeed.evaluation.results import (
+    add_results,
+    harness_result_of,
+    result_of,
+    results_table,
+    write_answers,
+)
 from fedspeed.log import LOG
 from fedspeed.models.tokenizer import load_tokenizer
 from fedspeed.monitor.clock import StageClock
@@ -80,12 +89,16 @@ def _evaluate(request: EvalRequest, job: Job, store: rendezvous.Store) -> _Resul
         tokenizer = load_tokenizer(job.config.model)
         template = template_for(request.target.data, tokenizer)
         tasks = [(task, task.items(request.limit)) for task in request.make_tasks()]
+        harness = load_tasks(request.harness, request.harness_settings) if request.harness else []
     join_cluster(job, store)
     with activity.during("the building of the engine"):
         engine = components.make_engine(job, StageClock(), sharers)
     try:
         engine.load(engine.state())
-        return _scored(request, job, engine, tasks=tasks, tokenizer=tokenizer, template=template)
+        done = _scored(request, job, engine, tasks=tasks, tokenizer=tokenizer, template=template)
+        for of_harness in harness:
+            _score_harness(request, engine, tokenizer, of_harness, done=done)
+        return done
     finally:
         with suppress(Exception):  # after a failure of another rank there is nobody to close with
             engine.close()
@@ -113,12 +126,31 @@ def _scored(
         if not job.reporter:
             continue
         seconds = time.monotonic() - began
-        done.results.append(result_of(task, scores, limit=request.limit, seconds=seconds))
-        done.items.append((task.name, list(scores.items)))
-        add_results(request.out, target, done.results[-1:])
-        if request.answers is not None:
-            write_answers(request.answers, done.items)
+        _keep(request, done, result_of(task, scores, limit=request.limit, seconds=seconds), scores.items)
     return done
+
+
+def _score_harness(
+    request: EvalRequest, engine: "ClientEngine", tokenizer: Any, tasks: HarnessTasks, *, done: _Results
+) -> None:
+    """Compute tasks of lm-evaluation-harness, and keep their result on the reporting rank."""
+    began = time.monotonic()
+    result = evaluate_tasks(engine, tokenizer, tasks, request.harness_settings)
+    if result is not None:
+        seconds = time.monotonic() - began
+        values = harness_result_of(result, limit=request.limit, seconds=seconds)
+        _keep(request, done, values, result.scores.items)
+
+
+def _keep(
+    request: EvalRequest, done: _Results, result: dict[str, Any], items: "Sequence[ScoredItem]"
+) -> None:
+    """Write a result as soon as it is there, and the answers to its items."""
+    done.results.append(result | request.labels(result["task"]))
+    done.items.append((result["task"], list(items)))
+    add_results(request.out, done.target, done.results[-1:])
+    if request.answers is not None:
+        write_answers(request.answers, done.items)
 
 
 def _show(request: EvalRequest, done: _Results, json_out: TextIO | None) -> None:

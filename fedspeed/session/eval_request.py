@@ -11,6 +11,9 @@ from fedspeed.data.sources import data_folders
 from fedspeed.errors import ConfigError, DataError, FedSpeedError
 from fedspeed.evaluation.config import EVAL_TASKS
 from fedspeed.evaluation.context import TaskContext, entry_of, make_task
+from fedspeed.evaluation.harness import check_installed
+from fedspeed.evaluation.harness_results import HARNESS, HarnessSettings
+from fedspeed.evaluation.presets import UNOFFICIAL, preset_of
 from fedspeed.evaluation.results import read_results
 from fedspeed.files import check_writable
 from fedspeed.session.eval_target import EvalTarget
@@ -27,6 +30,10 @@ class EvalRequest:
         held_out: a file of rows for the tasks that read held-out rows; None: those of the run.
         out: the file of results. answers: the file of answers; None: they are not kept.
         unsafe: whether generated code may run without a sandbox.
+        harness: names of tasks of lm-evaluation-harness. num_fewshot: examples before each of their items;
+            None: the task's own number.
+        chat: whether their prompts go through the model's chat template.
+        presets: names of the presets that some of the tasks belong to.
     """
 
     target: EvalTarget
@@ -38,6 +45,25 @@ class EvalRequest:
     held_out: Path | None = None
     answers: Path | None = None
     unsafe: bool = False
+    harness: tuple[str, ...] = ()
+    num_fewshot: int | None = None
+    chat: bool = False
+    presets: tuple[str, ...] = ()
+
+    def labels(self, task: str) -> dict[str, str]:
+        """Return what a result says of the preset that its task belongs to; empty if it belongs to none."""
+        for name in self.presets:
+            preset = preset_of(name)
+            if task in {*preset.tasks, *(f"{HARNESS}{member}" for member in preset.harness)}:
+                return {"preset": name, "note": UNOFFICIAL}
+        return {}
+
+    @property
+    def harness_settings(self) -> HarnessSettings:
+        """Return how tasks of lm-evaluation-harness are computed."""
+        return HarnessSettings(
+            num_fewshot=self.num_fewshot, limit=self.limit, chat=self.chat, folders=tuple(data_folders())
+        )
 
     def make_tasks(self) -> list[EvalTask]:
         """Make the evaluation tasks.
@@ -123,8 +149,11 @@ def check_request(request: EvalRequest) -> None:
     Raises:
         FedSpeedError: something is wrong, with what to do about it.
     """
-    if twice := sorted({name for name in request.tasks if request.tasks.count(name) > 1}):
+    names = [*request.tasks, *(f"{HARNESS}{name}" for name in request.harness)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"--tasks: {', '.join(twice)} is named twice; leave one of them out")
+    if request.harness:
+        check_installed()
     faults = []
     for task in request.make_tasks():
         try:

@@ -10,6 +10,7 @@ from fedspeed.data.eval_task import ALL
 from fedspeed.data.sources import data_folders
 from fedspeed.evaluation.config import QA_SETS
 from fedspeed.evaluation.context import TaskContext, entry_of, make_task
+from fedspeed.evaluation.harness import load_tasks
 from fedspeed.evaluation.harness_results import HarnessSettings
 from fedspeed.models.config import ModelConfig
 from fedspeed.models.local_config import has_tokenizer
@@ -78,8 +79,9 @@ def with_both(rank, base, names, settings, *, kinds=("resident", "ram"), own=Non
         tokenizer = load_tokenizer(ModelConfig(base=base))
     found = {}
     for kind in kinds:
+        loaded = load_tasks(names, settings)
         with engine_lm(base, tokenizer, kind) as lm:
-            found[kind] = summary(run_tasks(lm, names, settings))
+            found[kind] = summary([run_tasks(lm, tasks, settings) for tasks in loaded])
             if own and kind == "resident":
                 task = make_task(own)
                 items = task.items(settings.limit)
@@ -88,7 +90,8 @@ def with_both(rank, base, names, settings, *, kinds=("resident", "ram"), own=Non
                     {category: tally.mean for category, tally in scores.main.items()},
                     [value for item in scores.items for value in item.logprobs],
                 )
-    found["hf"] = summary(run_tasks(hf_lm(base, tokenizer), names, settings))
+    model = hf_lm(base, tokenizer)
+    found["hf"] = summary([run_tasks(model, tasks, settings) for tasks in load_tasks(names, settings)])
     leave_world()
     return found
 
