@@ -4,8 +4,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# Of the languages of code tasks, Java and Go are not installed (250 MB): default-jdk-headless, golang-go.
 packages=(python3-venv python3-dev g++ libaio-dev iproute2 openssh-server openssh-client pdsh munge \
-    slurmctld slurmd slurm-client)
+    slurmctld slurmd slurm-client bubblewrap nodejs libboost-dev libssl-dev)
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' ||

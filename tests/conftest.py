@@ -43,6 +43,8 @@ LONGEST = (
     "engine/test_generation.py",
     "run/test_mistakes.py",
     "lab/test_slurm.py",
+    "evaluation/test_code_tasks.py",
+    "evaluation/test_sandbox.py",
     "engine/test_base_placement.py",
     "engine/test_folded.py",
     "routing/anonymous/test_exchange.py",
