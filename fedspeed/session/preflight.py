@@ -17,6 +17,7 @@ from fedspeed.config.load import DEFAULT, Loaded
 from fedspeed.config.run import RunConfig
 from fedspeed.data.clients import ClientRows, client_rows, encode_client, largest_id
 from fedspeed.data.config import path_text
+from fedspeed.data.prompt_template import template_for
 from fedspeed.data.row_counts import CLIENTS_NAMED, RowTable
 from fedspeed.data.row_remarks import row_remarks
 from fedspeed.engine.base.describe import execution
@@ -256,6 +257,7 @@ def _encoded(loaded: Loaded, clients: Sequence[ClientRows]) -> list[str]:
         f"rows     {table.line()}",
         *(f"         {line}" for line in table.client_lines()),
         *(f"note     {text}" for text in table.warnings()),
+        *(f"note     {text}" for text in template_for(config.data, tokenizer).notes),
     ]
 
 
