@@ -1,5 +1,6 @@
 """`fedspeed eval`: what it evaluates, on how many ranks and which tier, and what it refuses."""
 
+import gzip
 import hashlib
 import json
 
@@ -109,3 +110,27 @@ def test_what_is_wrong_is_refused_before_anything_starts(shared_workshop, whole,
     names = {"model": str(shared_workshop.folder / "model"), "run": str(whole[1])}
     code = main(["eval", *(argument.format(**names) for argument in arguments)])
     assert code == 2 and said.format(**names) in capsys.readouterr().err
+
+
+def test_tasks_of_the_harness_and_their_items(shared_workshop, monkeypatch):
+    pytest.importorskip("lm_eval", reason="pip install -r requirements-eval.txt")
+    folder = shared_workshop.folder / "questions"
+    folder.mkdir()
+    questions = [{"query": f"no {n}", "choices": ["a", "b"], "gold": n % 2} for n in range(5)]
+    (folder / "qa_copa.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, questions)).encode()))
+    news = [{"sentence": "Sales fell.", "label": 0}, {"sentence": "Sales rest.", "label": 1}]
+    for name in ("fpb", "tfns", "fiqa"):
+        extra = {"text": "up", "sentiment_score": 0.0, "format": "post"}
+        text = "\n".join(json.dumps(record | extra) for record in news)
+        (folder / f"flowertune_{name}.jsonl").write_text(text)
+    monkeypatch.setenv("FEDSPEED_DATA", str(folder))
+    base = str(shared_workshop.folder / "model")
+    options = DRAWN, "model.tokenizer=bytes", "--out", str(shared_workshop.folder / "harness.json")
+    asked = "--tasks", "copa", "--lm-eval", "fedspeed_copa", "--preset", "flowertune_finance"
+    results = evaluate(shared_workshop, base, *options, *asked, "engine.tier=ram", "cluster.local_ranks=2")
+    ours, theirs, *finance = results
+    assert (ours["task"], theirs["task"]) == ("copa", "lm_eval/fedspeed_copa")
+    assert ours["score"] == theirs["score"] and ours["prompts_sha256"] == theirs["prompts_sha256"]
+    assert ours["data_sha256"] == theirs["data_sha256"] and "not comparable" in theirs["settings"]["note"]
+    assert [one["preset"] for one in finance] == ["flowertune_finance"] * 3
+    assert all("unofficial" in one["note"] and one["items"] == 2 for one in finance)
