@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fedspeed.data.clients import ClientRows
-from fedspeed.data.rows import Row
+from fedspeed.data.rows import Message, Row
 from fedspeed.errors import DataError
 from fedspeed.files import write_atomically
 
@@ -46,13 +46,19 @@ def write_split(folder: Path, clients: Sequence[ClientRows]) -> list[Path]:
 def record(row: Row) -> dict[str, object]:
     """Return a row as the JSON record that data.task=file reads with its default field names."""
     if row.messages:
-        messages = [{"role": message.role, "content": message.content} for message in row.messages]
-        content: dict[str, object] = {"messages": messages}
+        content: dict[str, object] = {"messages": [_message(message) for message in row.messages]}
     elif row.is_text:
         content = {"text": row.output}
+    elif row.is_completion:
+        content = {"prompt": row.instruction, "completion": row.output}
     else:
         content = {"instruction": row.instruction, "input": row.input, "output": row.output}
     return content | ({"category": row.category} if row.category else {})
+
+
+def _message(message: Message) -> dict[str, object]:
+    written: dict[str, object] = {"role": message.role, "content": message.content}
+    return written if message.trained else written | {"weight": 0}
 
 
 def _lines(rows: Iterable[Row]) -> bytes:

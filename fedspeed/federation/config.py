@@ -92,8 +92,8 @@ class FederationConfig:
         default="",
         metadata={
             "help": (
-                "rows that the server of a method trains on: a json, jsonl or jsonl.gz file on the "
-                "server's host only, with the fields of the task's rows"
+                "rows that the server of a method trains on: a file on the server's host only, as "
+                "docs/data.md describes it, with the format and fields of the task's rows"
             ),
             "path": (),
         },

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fedspeed.data import split_files
 from fedspeed.data.config import DataConfig, FormatName
 from fedspeed.data.formats import FORMATS, Fields, format_name, to_record
 from fedspeed.data.record import Record
@@ -110,10 +111,12 @@ def pair(prompt, completion):
         ("text", {"text": "once\n", "category": "c"}, Row("", "", "once\n", "c", is_text=True)),
     ],
 )
-def test_a_record_is_recognised_and_becomes_a_row(name, record, row):
+def test_a_record_is_recognised_becomes_a_row_and_is_written_again(name, record, row):
     found = Record(record, "f:1")
     assert format_name(found, Fields()) == name
     assert FORMATS[name].row(found, Fields()) == row
+    again = Record(split_files.record(row), "g:1")
+    assert FORMATS[format_name(again, Fields())].row(again, Fields()) == row
 
 
 @pytest.mark.parametrize(

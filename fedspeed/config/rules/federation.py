@@ -150,7 +150,7 @@ def check_server(config: RunConfig) -> Iterator[Conflict]:
         yield Conflict(
             ("federation.public_rows", "federation.method"),
             f"the server of {chosen_method(config)} trains on public rows, and federation.public_rows is "
-            "empty; name a json, jsonl or jsonl.gz file on the server's host",
+            "empty; name a file of rows on the server's host",
         )
     if not entry.server:
         return
