@@ -30,6 +30,10 @@ unset PYTHONDONTWRITEBYTECODE  # every process would compile whatever it imports
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
         --target .venv/optional -r requirements-quantised.txt
 
+# Once, 93 MB; the tests that need this model are skipped without it.
+[ -f runs/smollm2-135m/model.safetensors ] || bash launchers/fetch-smollm2.sh >/dev/null ||
+    echo "test: SmolLM2-135M is not there, so the tests that need it are skipped" >&2
+
 rm -f .venv/torch_extensions/*/lock  # of a build that was killed
 export DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1 PATH="$PWD/.venv/bin:$PATH"
 .venv/bin/python -m ruff check --quiet .

@@ -6,16 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from fedspeed import activity
+from fedspeed.checkpoint.card import CARD_FILE
 from fedspeed.cluster.devices import choose_accelerator
+from fedspeed.data.config import DataConfig
+from fedspeed.data.prompt_template import template_for
 from fedspeed.engine import device_types
 from fedspeed.errors import ModelError
 from fedspeed.models.base_files import check_base
 from fedspeed.models.config import ModelConfig
 from fedspeed.models.importing.folder import is_imported, write_base
 from fedspeed.models.importing.source import find_source
+from fedspeed.models.json_object import read_object
 from fedspeed.models.numeric_types import lowest_common
+from fedspeed.models.provenance import origin_text
 from fedspeed.models.tokenizer import load_tokenizer
 from fedspeed.session.single_engine import single_engine
 
@@ -69,6 +75,7 @@ def _check(draft: Path, ask: bool) -> list[str]:
     size = sum(tensor.end - tensor.begin for tensor in stored.values())
     lines = [f"model    {shape.family}, {shape.size_text}, {size / 1e6:.1f} MB"]
     lines += [f"note     {text}" for text in _tokenizer_notes(tokenizer, shape.vocab)]
+    _write_card(draft, tokenizer)
     if not ask:
         return lines
     model = ModelConfig(base=str(draft), dtype=_dtype(shape.total))
@@ -83,6 +90,15 @@ def _check(draft: Path, ask: bool) -> list[str]:
             "--no-answer if it is not meant to answer"
         )
     return [*lines, f"prompt   {prompt!r}", f"answer   {tokenizer.decode(answer.tolist())!r}"]
+
+
+def _write_card(draft: Path, tokenizer: Any) -> None:
+    """Write the card by which `fedspeed chat` knows how to ask the base: as a run would by default."""
+    template = template_for(DataConfig(task="file"), tokenizer).name
+    dtype = read_object(draft / "config.json", "a model configuration").get("dtype") or "float32"
+    front = yaml.safe_dump({"fedspeed": {"template": template, "dtype": dtype}}, sort_keys=False)
+    text = f"---\n{front}---\n\n# A base for FedSpeed\n\nImported from {origin_text(str(draft))}.\n"
+    (draft / CARD_FILE).write_text(text, encoding="utf-8")
 
 
 def _dtype(parameters: int) -> Any:
