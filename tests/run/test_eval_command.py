@@ -127,7 +127,8 @@ def test_tasks_of_the_harness_and_their_items(shared_workshop, monkeypatch):
     base = str(shared_workshop.folder / "model")
     options = DRAWN, "model.tokenizer=bytes", "--out", str(shared_workshop.folder / "harness.json")
     asked = "--tasks", "copa", "--lm-eval", "fedspeed_copa", "--preset", "flowertune_finance"
-    results = evaluate(shared_workshop, base, *options, *asked, "engine.tier=ram", "cluster.local_ranks=2")
+    engine = "engine.tier=ram", "cluster.local_ranks=2"
+    results = evaluate(shared_workshop, base, *options, *asked, *engine)
     ours, theirs, *finance = results
     assert (ours["task"], theirs["task"]) == ("copa", "lm_eval/fedspeed_copa")
     assert ours["score"] == theirs["score"] and ours["prompts_sha256"] == theirs["prompts_sha256"]
