@@ -84,6 +84,13 @@ HOSTILE = {
     "mount": "import ctypes\nassert ctypes.CDLL(None).mount(b'x', b'/tmp', b'tmpfs', 0, None) == 0",
     "trace": "import ctypes\nassert ctypes.CDLL(None).ptrace(0, 0, 0, 0) == 0",
 }
+# The limit that the supervisor has to see exceeded, where no other one ends the program.
+SEEN = {
+    "many files": "files",
+    "memory of many": "memory",
+    "shared memory hog": "memory",
+    "output flood": "output",
+}
 IMPORTS = "import os, signal, socket, sys, time\n"
 
 
@@ -146,7 +153,8 @@ def test_hostile_program_fails_and_the_next_one_runs(name, sandbox, tmp_path, mo
         assert time.monotonic() - began < SMALL.wall_s + 4
         with pytest.raises(BlockingIOError):
             server.accept()
-    outcome = small.outcomes[-1]
+    outcome = small.outcomes[0]
+    assert outcome.killed_for == SEEN.get(name, outcome.killed_for)
     assert len(outcome.output) <= SMALL.output
     assert outcome.peak_memory < SMALL.memory + 256 * MIB
     assert canary.read_text() == "unchanged"
@@ -179,6 +187,17 @@ def test_reserved_address_space_is_no_used_memory(sandbox):
     )
     job = Job(files={"main.py": code}, run=("/usr/bin/python3", "-I", "main.py"), limits=SMALL)
     assert sandbox.run(job).text == "works\n"
+
+
+@needs_bwrap
+def test_the_supervisor_kills_what_takes_too_long(sandbox):
+    mark = f"95.{os.getpid()}"
+    began = time.monotonic()
+    outcome = sandbox.run(
+        Job(files={}, run=("sleep", mark), limits=replace(SMALL, wall_s=0.5, run_wall_s=60))
+    )
+    assert outcome.killed_for == "time" and time.monotonic() - began < 10
+    assert wait_until(lambda: not is_running(mark))
 
 
 @needs_bwrap
