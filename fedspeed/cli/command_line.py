@@ -15,6 +15,7 @@ from fedspeed.cli import (
     audit,
     chat,
     config_reference,
+    data,
     doctor,
     evaluate,
     export,
@@ -36,6 +37,7 @@ from fedspeed.session.ending import error_ending
 COMMANDS = (
     run,
     init,
+    data,
     chat,
     evaluate,
     export,

@@ -2,12 +2,12 @@
 clients, so that they reveal nothing of a single one.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 from fedspeed.data.clients import ClientRows
 from fedspeed.data.config import DataConfig
+from fedspeed.data.copies import count_copies
 from fedspeed.data.rows import Row
-from fedspeed.data.templates import text_of
 
 
 def row_remarks(config: DataConfig, clients: Sequence[ClientRows]) -> list[str]:
@@ -62,20 +62,14 @@ def _copies(config: DataConfig, clients: Sequence[ClientRows]) -> list[str]:
     """Return remarks on rows that several clients have. The hold-out separates equal rows of one client, but
     cannot separate those of different clients, which are not compared.
     """
-    trained_by: dict[Hashable, set[int]] = {}
-    for client in clients:
-        for row in client.train:
-            trained_by.setdefault(text_of(row), set()).add(client.client)
-    held_out = [text_of(row) for client in clients for row in client.val]
-    seen = sum(text in trained_by for text in held_out)
-    several = sum(len(owners) > 1 for owners in trained_by.values())
+    copies = count_copies(clients)
     owner = "a client" if config.held_out else "another client"
     remarks = []
-    if several:
-        remarks.append(f"{several} different rows are training rows of more than one client")
-    if seen:
+    if copies.shared:
+        remarks.append(f"{copies.shared} different rows are training rows of more than one client")
+    if copies.leaked:
         remarks.append(
-            f"{seen} of {len(held_out)} held-out rows are also training rows of {owner}: the "
+            f"{copies.leaked} of {copies.held_out} held-out rows are also training rows of {owner}: the "
             "held-out loss is too good for them; remove the copies from the data"
         )
     return remarks

@@ -52,7 +52,7 @@ def run_figure(records: Sequence[RoundRecord], summary: Summary, title: str) -> 
 
     with_chart = [metric for metric in registry.of_round() if metric.panel]
     charts = [(metric, shown) for metric in with_chart if (shown := _charted(metric, records))]
-    figure = _figure(9.0, 7.8 + 1.8 * len(charts))
+    figure = new_figure(9.0, 7.8 + 1.8 * len(charts))
     heading = (
         f"{title}: {summary.status}, {summary.rounds} of {summary.total_rounds} rounds "
         f"in {seconds_text(summary.seconds)}"
@@ -80,7 +80,7 @@ def comparison_figure(comparison: Comparison) -> "Figure":
     """Draw bars for each row of a comparison: held-out loss, and accuracy if every row has one."""
     rows = comparison.rows
     with_accuracy = all(row.accuracy is not None for row in rows)
-    figure = _figure(9.0, 1.5 + 0.42 * len(rows))
+    figure = new_figure(9.0, 1.5 + 0.42 * len(rows))
     panels = figure.subplots(1, 1 + with_accuracy, sharey=True, squeeze=False)[0]
     colours = [GREEN if row.name == comparison.federated else GREY for row in rows]
     losses = [row.held_out_loss for row in rows]
@@ -103,7 +103,7 @@ def timeline_figure(spans: Mapping[int, Sequence[Span]]) -> "Figure":
     Args:
         spans: by rank (`trace.read_spans`).
     """
-    figure = _figure(11.0, 1.4 + 0.5 * len(spans))
+    figure = new_figure(11.0, 1.4 + 0.5 * len(spans))
     axes = figure.subplots()
     until = _legible(spans)
     for row, of_rank in enumerate(spans.values()):
@@ -303,7 +303,8 @@ def _draw_bars(
     axes.tick_params(axis="y", length=0)
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
+    """Return an empty figure of a size in inches, with the common background and layout."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
