@@ -15,6 +15,8 @@ from fedspeed.session.ending import Ending, error_ending
 if TYPE_CHECKING:
     from fedspeed.session.eval_request import EvalRequest
 
+COMPARE = "compare"  # in place of a target
+
 
 def add(commands: Commands) -> None:
     """Add the command and its arguments to the parser."""
@@ -30,9 +32,11 @@ def add(commands: Commands) -> None:
         "target",
         metavar="TARGET",
         nargs="?",
-        help="a base (folder or hub name), an exported adapter or model, or a run (its name or folder)",
+        help="a base (folder or hub name), an exported adapter or model, or a run (its name or folder); "
+        "`compare RUN...` shows the results of runs in one table",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values such as engine.tier=ram")
+    parser.add_argument("--plot", type=file_name, metavar="FILE", help="compare: draw the scores as PNG")
     parser.add_argument(
         "--tasks",
         default="",
@@ -111,6 +115,8 @@ def run(arguments: argparse.Namespace) -> int:
             "eval: TARGET is missing; name a base, an exported adapter or model, or a run, before the "
             "overrides"
         )
+    if arguments.target == COMPARE:
+        return _compare(arguments)
     if arguments.helm is not None:
         return _write_helm(arguments)
     request = _request(arguments)
@@ -131,6 +137,26 @@ def _listed() -> str:
     helps |= {f"--preset {name}": preset.help for name, preset in PRESETS.items()}
     width = max(map(len, helps))
     return "\n".join(f"{name.ljust(width)}  {line}" for name, line in helps.items())
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    """Print the results of several runs as a table, and draw them with --plot; return the exit code."""
+    from fedspeed.evaluation.compare_runs import comparison_figure, comparison_text, read_model
+    from fedspeed.files import write_atomically
+    from fedspeed.monitor.plots import png
+
+    if not arguments.overrides:
+        raise ConfigError("eval compare: name at least one run, or file of results")
+    models = [read_model(name) for name in arguments.overrides]
+    print_result(comparison_text(models))
+    if arguments.plot:
+        try:
+            write_atomically(arguments.plot, png(comparison_figure(models)))
+        except OSError as error:
+            raise ConfigError(
+                f"{arguments.plot}: cannot be written ({error.strerror}); choose another place"
+            ) from error
+    return EXIT_OK
 
 
 def _write_helm(arguments: argparse.Namespace) -> int:
