@@ -77,7 +77,9 @@ def work(rank: int, port: int, folder: str, args, *, results) -> None:
                 begin = time.perf_counter()
                 answers = systems[name](prompts[:batch], args.new if i else 2)
                 if i:  # the first is not timed
-                    measured[batch][name].seconds.append(time.perf_counter() - begin)
+                    took = time.perf_counter() - begin
+                    print(f"batch {batch}, {name}: {took:.2f} s", file=sys.stderr, flush=True)
+                    measured[batch][name].seconds.append(took)
                     measured[batch][name].answers = answers
     results.put((rank, measured))
     leave_world()
