@@ -17,6 +17,7 @@ from fedspeed.config.tree import COMMAND_LINE, place
 
 DEEPSPEED = "deepspeed"  # the one section whose keys are DeepSpeed's
 MAX_DOTS = 32  # in a key; DeepSpeed's longest has four
+SHORTHAND = {"evaluation": "tasks"}  # sections that a list may stand for, with the key that gets it
 FIELDS, SECTIONS = fields_of(RunConfig)
 
 
@@ -133,6 +134,8 @@ class Reader:
                     self._deepspeed = tree.overlay(self._deepspeed, value) if value.value else self._deepspeed
                 else:
                     self._section(value, key + ".")
+            elif key in SHORTHAND and isinstance(value, yaml.SequenceNode):
+                self._field(f"{key}.{SHORTHAND[key]}", value)
             elif tree.kind(value) != "null":  # a section whose keys are all commented out is empty
                 self.problems.append(
                     f"{place(value)}: {key} is {tree.shown(value)}, but it is a section; "

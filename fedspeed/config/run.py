@@ -9,6 +9,7 @@ from fedspeed.cluster.config import ClusterConfig
 from fedspeed.config.fields import variants
 from fedspeed.data.config import DataConfig, TrainConfig
 from fedspeed.engine.config import EngineConfig
+from fedspeed.evaluation.config import EvaluationConfig
 from fedspeed.federation.config import FederationConfig
 from fedspeed.federation.methods.config import METHODS
 from fedspeed.federation.methods.config import variant_of as variant_of_method
@@ -124,6 +125,10 @@ class RunConfig:
     routing: RoutingConfig = field(
         default_factory=RoutingConfig,
         metadata={"help": "How updates travel between clients, and who may see them."},
+    )
+    evaluation: EvaluationConfig = field(
+        default_factory=EvaluationConfig,
+        metadata={"help": "Evaluation tasks on the common model while the run goes on."},
     )
     monitor: MonitorConfig = field(
         default_factory=MonitorConfig, metadata={"help": "What is shown and written while a run goes on."}

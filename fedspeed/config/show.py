@@ -22,6 +22,7 @@ MAX_ALIGNED = 60  # columns of a line; longer lines do not move the comments of 
 _OUTSIDE_FINGERPRINT = (
     "inputs",
     "places",
+    "evaluation",
     "run.name",
     "run.out",
     "monitor",

@@ -19,6 +19,27 @@ QA_SETS = {
 HUMANEVAL_X = {"cpp": "C++", "go": "Go", "java": "Java", "js": "JavaScript"}
 
 
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluation tasks on the common model while a run goes on."""
+
+    tasks: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "evaluation tasks (`fedspeed eval --list`) that the common model is scored on; "
+            "`evaluation: [gsm8k, held_out]` is short for it"
+        },
+    )
+    every: int = field(
+        default=5,
+        metadata={
+            "help": "rounds from one such evaluation to the next; also before round 1 and after the last",
+            "min": 1,
+        },
+    )
+    limit: int = field(default=100, metadata={"help": "most items of each task, 0: all", "min": 0})
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalTaskEntry:
     """Describe an evaluation task to those that do not load it.

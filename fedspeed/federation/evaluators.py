@@ -9,6 +9,24 @@ from fedspeed.engine.client_engine import ClientEngine
 from fedspeed.federation.arrays import Arrays
 
 
+class TaskEvaluator(Protocol):
+    """Scores the common model on the run's evaluation tasks; the ranks divide the items."""
+
+    def is_due(self, round: int) -> bool:
+        """Return whether the model is scored after a round; round 0: before round 1."""
+        ...
+
+    def __call__(self, engine: ClientEngine, state: Arrays) -> dict[str, float]:
+        """Return sums over this rank's items by slot of the ledger.
+
+        Collective over the ranks that share the base, which all call it equally often.
+
+        Raises:
+            FedSpeedError: a task cannot be scored.
+        """
+        ...
+
+
 class Evaluator(Protocol):
     """Scores a model on the held-out rows of this rank's clients."""
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedspeed.errors import FedSpeedError
+from fedspeed.evaluation.config import EVAL_TASKS
 from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.link import Sum
+from fedspeed.monitor.metrics.evaluation import score_slot, weight_slot
 
 # Of exact sums: they are rounded to 2^-48, and added in another order than this rank's values.
 _RELATIVE_ERROR = 1e-9
@@ -27,8 +29,12 @@ COUNTED_IN = {
     "stop": "ranks",
     "renew": "ranks",
     "clip_shortened": "clip_updates",
-}
-LOSSES = ("train_loss", "val_loss")
+} | {score_slot(name): weight_slot(name) for name, entry in EVAL_TASKS.items() if entry.unit == "accuracy"}
+LOSSES = (
+    "train_loss",
+    "val_loss",
+    *(score_slot(name) for name, entry in EVAL_TASKS.items() if entry.unit == "loss"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,8 @@ In the masked modes there is one slot for all clients and one for all ranks, and
 modes may show, so that no participant learns more than those sums.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 
 from fedspeed.monitor.metrics import registry
@@ -33,6 +35,7 @@ class Ledger:
         sums_only: whether only sums over all clients and ranks may be known (the masked modes).
         hides: what transforms of updates hide (monitor.metrics.metric.REVEALABLE). There is no slot for what
             would reveal it, not even as a sum.
+        tasks: evaluation tasks of the run, which alone have slots.
 
     Raises:
         ValueError: the vector has another length.
@@ -46,9 +49,11 @@ class Ledger:
         *,
         sums_only: bool = False,
         hides: frozenset[str] = NOTHING,
+        tasks: Collection[str] = (),
     ):
         self.sums_only = sums_only
         self._hides = hides
+        self._tasks = frozenset(tasks)
         if sums_only:
             clients = 1
             ranks = 1
@@ -56,8 +61,8 @@ class Ledger:
             "client": {*registry.slots("client", False), *CLIENT_SIGNALS},
             "rank": {*registry.slots("rank", False), *RANK_SIGNALS},
         }
-        client_slots = (*registry.slots("client", sums_only, hides), *CLIENT_SIGNALS)
-        rank_slots = (*registry.slots("rank", sums_only, hides), *RANK_SIGNALS)
+        client_slots = (*registry.slots("client", sums_only, hides, tasks), *CLIENT_SIGNALS)
+        rank_slots = (*registry.slots("rank", sums_only, hides, tasks), *RANK_SIGNALS)
         split = clients * len(client_slots)
         size = split + ranks * len(rank_slots)
         self.vector = np.zeros(size) if vector is None else vector
@@ -94,9 +99,11 @@ class Ledger:
             if self._is_shared("rank", name):
                 self._ranks[name][0 if self.sums_only else index] = value
 
-    def hides(self, metric: Metric) -> bool:
-        """Return whether a metric has no slot because it would reveal what transforms of updates hide."""
-        return bool(metric.reveals & self._hides)
+    def lacks(self, metric: Metric) -> bool:
+        """Return whether a metric has no slot: it would reveal what transforms of updates hide, or it is the
+        score of an evaluation task that the run does not have.
+        """
+        return bool(metric.reveals & self._hides) or bool(metric.task and metric.task not in self._tasks)
 
     def has_client_slot(self, name: str) -> bool:
         """Return whether there is a slot of this name for clients in this mode."""

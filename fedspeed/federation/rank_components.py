@@ -11,7 +11,7 @@ from fedspeed.engine.client_engine import ClientEngine
 from fedspeed.errors import FedSpeedError
 from fedspeed.federation import server_optimizer
 from fedspeed.federation.contribution import Transform
-from fedspeed.federation.evaluators import Evaluator
+from fedspeed.federation.evaluators import Evaluator, TaskEvaluator
 from fedspeed.federation.link import ClientLink
 from fedspeed.federation.methods.base import Method, make_method
 from fedspeed.federation.pacing import Pace
@@ -38,6 +38,8 @@ class RankComponents:
         witness: signs or verifies the results of the method's server
             (routing.signed_broadcast.SignedBroadcast), on gateways; None on other ranks, and where there is
             no server.
+        task_evaluator: scores the common model on evaluation tasks; None where there are none, and on the
+            server.
     """
 
     config: RunConfig
@@ -53,6 +55,7 @@ class RankComponents:
     weights: dict[int, float]
     transform: Transform | None = None
     witness: ServerWitness | None = None
+    task_evaluator: TaskEvaluator | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +122,7 @@ def assemble(
     method: Method,
     services: RunServices,
     evaluators: Sequence[Evaluator],
+    task_evaluator: TaskEvaluator | None = None,
 ) -> RankComponents:
     """Assemble the components of a rank. Collective over the client where the run has transforms of updates.
 
@@ -162,6 +166,7 @@ def assemble(
             spent=transforms.spent,
         ),
         evaluators=tuple(evaluators),
+        task_evaluator=task_evaluator,
         weights=weights_of(role),
         transform=transforms or None,
         witness=services.witness,

@@ -314,4 +314,11 @@ class Recorder:
     def _ledger(self, vector: np.ndarray | None) -> Ledger:
         clients = self._config.data.clients
         sums_only = self._config.routing.sums_only
-        return Ledger(clients, self._role.ranks, vector, sums_only=sums_only, hides=self._hides)
+        return Ledger(
+            clients,
+            self._role.ranks,
+            vector,
+            sums_only=sums_only,
+            hides=self._hides,
+            tasks=self._config.evaluation.tasks,
+        )

@@ -4,7 +4,7 @@ the session passes to the rounds.
 
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.ledger import Ledger
-from fedspeed.federation.named_models import assigned_models, has_own_models, models_of
+from fedspeed.federation.named_models import COMMON, assigned_models, has_own_models, models_of
 from fedspeed.federation.rank_components import RankComponents
 from fedspeed.federation.run_progress import Progress
 
@@ -30,3 +30,14 @@ def evaluate(components: RankComponents, progress: Progress, ledger: Ledger, nam
         for state, clients in assigned:
             for client, values in evaluator(engine, state, name, clients).items():
                 ledger.add_client(client, **values)
+
+
+def score_tasks(components: RankComponents, progress: Progress, ledger: Ledger, round: int) -> None:
+    """Score the common model on the run's evaluation tasks in rounds in which that is due, and add this
+    rank's sums to a ledger. Collective over the ranks that share the base.
+    """
+    evaluator = components.task_evaluator
+    if evaluator is None or not evaluator.is_due(round):
+        return
+    models = models_of(components.method, progress.state, progress.memory)
+    ledger.set_rank(components.role.worker_index, **evaluator(components.engine, models[COMMON]))

@@ -9,7 +9,7 @@ from fedspeed.federation import overlap, pacing, round_update
 from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.rank_components import RankComponents
 from fedspeed.federation.recorder import held_out_loss
-from fedspeed.federation.round_evaluation import evaluate
+from fedspeed.federation.round_evaluation import evaluate, score_tasks
 from fedspeed.federation.round_header import checked_ledger, exchange_header
 from fedspeed.federation.round_update import AppliedUpdate, RoundUpdate, SentUpdate, TrainedUpdate
 from fedspeed.federation.run_progress import Progress, ending
@@ -49,6 +49,7 @@ def baseline(components: RankComponents, progress: Progress) -> None:
     ledger = components.recorder.ledger()
     components.recorder.start_measuring()
     evaluate(components, progress, ledger, "the evaluation before round 1")
+    score_tasks(components, progress, ledger, 0)
     components.progress_writer.store_clients(progress)
     ledger = checked_ledger(components, ledger, "closing header of round 0")
     loss = held_out_loss(ledger)
@@ -136,6 +137,8 @@ def _evaluate(components: RankComponents, progress: Progress, update: RoundUpdat
     progress.memory = update.memory
     if pacing.is_evaluated(components.config.federation, update.round) and not update.skipped:
         evaluate(components, progress, update.ledger, f"the evaluation after round {update.round}")
+    if not update.skipped:
+        score_tasks(components, progress, update.ledger, update.round)
 
 
 def _settle(

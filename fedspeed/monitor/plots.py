@@ -263,7 +263,7 @@ def _draw_seconds(axes: "Axes", records: Sequence[RoundRecord]) -> None:
 
 def _charted(metric: Metric, records: Sequence[RoundRecord]) -> list[tuple[int, float]]:
     """Return (round, value) of a metric's points. Round 0 is included for metrics of the evaluation."""
-    wanted = [record for record in records if record.round or metric.per == "client"]
+    wanted = [record for record in records if record.round or metric.per == "client" or metric.task]
     return [(r.round, value) for r in wanted if (value := getattr(r, metric.name)) is not None]
 
 

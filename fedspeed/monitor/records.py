@@ -56,7 +56,10 @@ class _Record:
     def to_json(self) -> dict[str, Any]:
         """Return the record as a JSON object."""
         fields = {name: encode(getattr(self, name)) for name in _fields(type(self))}
-        return fields | {name: encode(value) for name, value in self.__dict__.get("values", {}).items()}
+        values = self.__dict__.get("values", {})
+        left_out = {metric.name for metric in self.metrics() if metric.task and values[metric.name] is None}
+        shown = {name: encode(value) for name, value in values.items() if name not in left_out}
+        return fields | shown
 
     @classmethod
     def from_json(cls, values: object) -> Self:

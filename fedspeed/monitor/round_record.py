@@ -16,8 +16,8 @@ class Sums(Protocol):
 
     sums_only: bool
 
-    def hides(self, metric: Metric) -> bool:
-        """Tell whether the ledger has no values of a metric because a transform of updates hides them."""
+    def lacks(self, metric: Metric) -> bool:
+        """Tell whether the ledger has no values of a metric, which are hidden or not of this run."""
         ...
 
     def of_clients(self, name: str) -> "Sequence[float] | np.ndarray":
@@ -72,7 +72,7 @@ def _amount(metric: Metric, ledger: Sums, values: dict[str, Value], same: dict[s
     """Reduce one metric; `values` are those of the metrics before it in the list."""
     if ledger.sums_only and not metric.shown_masked:
         return None
-    if ledger.hides(metric):
+    if ledger.lacks(metric):
         return None
     of = metric.of or metric.name
     total = ledger.total if metric.per == "client" else ledger.rank_total
@@ -96,7 +96,7 @@ def _client_record(client: int, ledger: Sums) -> ClientRecord:
     """Return the record of one client."""
     values: dict[str, Value] = {}
     for metric in registry.of_client():
-        if ledger.hides(metric):
+        if ledger.lacks(metric):
             values[metric.name] = metric.value(None)
             continue
         amounts = [float(ledger.of_clients(slot)[client]) for slot in metric.slots]

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -17,11 +17,15 @@ from fedspeed.checkpoint.journal import Journal
 from fedspeed.cluster.launch_context import host_of_rank
 from fedspeed.config.show import render
 from fedspeed.data.clients import ClientData, ClientRows
+from fedspeed.data.encode import Tokenizer
+from fedspeed.data.eval_task import EvalTask
+from fedspeed.data.prompt_template import template_for
 from fedspeed.data.row_counts import COUNTS, DataReport, RowTable, count_values
 from fedspeed.data.row_remarks import row_remarks
 from fedspeed.engine.base.placement import pipeline_tier
 from fedspeed.engine.world import import_deepspeed
 from fedspeed.errors import FedSpeedError, PlanError
+from fedspeed.federation.evaluators import TaskEvaluator
 from fedspeed.federation.link import ClientLink
 from fedspeed.federation.methods.base import Method
 from fedspeed.federation.role import RankRole
@@ -244,17 +248,51 @@ def assemble_rank(
     *,
     method: Method,
     services: "RunServices",
+    task_evaluator: TaskEvaluator | None = None,
 ) -> "RankComponents":
     """Build this rank's parts of the rounds.
 
     Args:
         method: of the run (federation.rank_components.run_method).
+        task_evaluator: from `make_round_tasks`.
     """
     from fedspeed.evaluation.held_out import HeldOut
     from fedspeed.federation.rank_components import assemble
 
     evaluators = [HeldOut(job.config.train, role)]
-    return assemble(job.config, role, engine, link, method=method, services=services, evaluators=evaluators)
+    return assemble(
+        job.config,
+        role,
+        engine,
+        link,
+        method=method,
+        services=services,
+        evaluators=evaluators,
+        task_evaluator=task_evaluator,
+    )
+
+
+def make_round_tasks(
+    job: Job, tasks: Sequence[tuple[EvalTask, Sequence[Any]]], tokenizer: Tokenizer
+) -> TaskEvaluator | None:
+    """Return the evaluator of the run's evaluation tasks; None where there are none, and on the server.
+
+    Args:
+        tasks: with all items of each, the same on all ranks. The clients that ranks carry divide them.
+    """
+    if not tasks or job.is_server:
+        return None
+    from fedspeed.evaluation.round_tasks import RoundTasks
+
+    groups = job.topology.contributors
+    own = groups.index(job.topology.clients[job.place.clients[0]].gateway)
+    return RoundTasks(
+        config=job.config.evaluation,
+        tasks=[(task, items[own :: len(groups)]) for task, items in tasks],
+        tokenizer=tokenizer,
+        template=template_for(job.config.data, tokenizer),
+        rounds=job.config.federation.rounds,
+    )
 
 
 def make_data_report(

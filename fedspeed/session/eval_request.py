@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fedspeed.config.run import RunConfig
 from fedspeed.data.config import DataConfig
 from fedspeed.data.eval_task import EvalTask, GenerationTask
 from fedspeed.data.sources import data_folders
@@ -127,6 +128,27 @@ def make_tasks(
     if faults:
         raise FedSpeedError("\n  ".join(faults))
     return tasks
+
+
+def round_tasks(config: RunConfig) -> list[tuple[EvalTask, Sequence[Any]]]:
+    """Make the evaluation tasks that a run scores while it goes on, and load their items.
+
+    Raises:
+        FedSpeedError: a task is unknown, or what it needs is missing; with all that is wrong.
+    """
+    names = config.evaluation.tasks
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"evaluation.tasks: {', '.join(twice)} is named twice; leave one of them out")
+    loaded: list[tuple[EvalTask, Sequence[Any]]] = []
+    faults: list[str] = []
+    for task in make_tasks(names, config.data, seed=config.run.seed):
+        try:
+            loaded.append((task, task.items(config.evaluation.limit)))
+        except FedSpeedError as error:
+            faults.append(str(error))
+    if faults:
+        raise FedSpeedError("\n  ".join(faults))
+    return loaded
 
 
 def default_tasks(target: EvalTarget, held_out: Path | None) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ from fedspeed.routing.checks import check_routing
 from fedspeed.routing.config import RoutingConfig
 from fedspeed.routing.opening import resolve
 from fedspeed.session.engine_spec import engine_spec
+from fedspeed.session.eval_request import round_tasks
 from fedspeed.session.planner_inputs import base_sizes, read_probe_file
 from fedspeed.session.run_folder import check_run_folder
 
@@ -49,7 +50,16 @@ def check(loaded: Loaded, hostfile: Path | None) -> str:
     """
     config = loaded.config
     lines = _all(
-        (_place, check_model, check_adapter, _engine, _data, lambda loaded: _layout(loaded, hostfile)), loaded
+        (
+            _place,
+            check_model,
+            check_adapter,
+            _engine,
+            _data,
+            _evaluation,
+            lambda loaded: _layout(loaded, hostfile),
+        ),
+        loaded,
     )
     how = execution(config, merge(config.deepspeed, config, loaded.folder), outside_blocks(config.adapter))
     lines.append(
@@ -152,6 +162,14 @@ def _held_out_lines(loaded: Loaded) -> list[str]:
         f"         held out: the rows of data.held_out={path_text(data.held_out)}, each at one client",
         *([note] if without else []),
     ]
+
+
+def _evaluation(loaded: Loaded) -> list[str]:
+    """Describe the evaluation tasks of the rounds, whose data must be there; nothing where there are none."""
+    config = loaded.config.evaluation
+    counts = [f"{task.name} ({len(items)} items)" for task, items in round_tasks(loaded.config)]
+    every = "every round" if config.every == 1 else f"every {config.every} rounds"
+    return [f"tasks    {', '.join(counts)}, {every}"] if counts else []
 
 
 def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:

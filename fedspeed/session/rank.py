@@ -195,7 +195,15 @@ def _federate(
             witness=participant.make_signed_broadcast(job, own),
             certifier=agreement,
         )
-        rank_components = components.assemble_rank(job, role, engine, link, method=method, services=services)
+        rank_components = components.assemble_rank(
+            job,
+            role,
+            engine,
+            link,
+            method=method,
+            services=services,
+            task_evaluator=components.make_round_tasks(job, inputs.eval_tasks, inputs.tokenizer),
+        )
         try:
             progress = _run_rounds(job, rank_components, progress, stop)
             clock.trace.close()

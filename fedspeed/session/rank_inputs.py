@@ -1,5 +1,6 @@
 """Reading and checking of a rank's inputs, before all ranks agree to start."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ from fedspeed.checkpoint.journal import Entry
 from fedspeed.cluster import rendezvous
 from fedspeed.cluster.checks import check_clusters
 from fedspeed.data.clients import ClientData, ClientRows, client_rows, encode_client, largest_id
+from fedspeed.data.eval_task import EvalTask
 from fedspeed.data.public import public_data
 from fedspeed.engine.device_types import check_dtype
 from fedspeed.federation.checks import check_weight
@@ -14,6 +16,7 @@ from fedspeed.log import LOG
 from fedspeed.models.tokenizer import check_ids, load_tokenizer
 from fedspeed.session import preflight, resume, shared_gpus
 from fedspeed.session.coordination import CheckIn
+from fedspeed.session.eval_request import round_tasks
 from fedspeed.session.hosts import check_hosts, publish_digests, several_hosts
 from fedspeed.session.input_digests import check_inputs
 from fedspeed.session.request import Job
@@ -30,6 +33,7 @@ class Inputs:
         entry: the newest entry of the journal, on the reporting rank, if there is one.
         sharers: number of ranks that compute on this rank's device.
         public: encoded rows that the server trains on, on its ranks; None elsewhere.
+        eval_tasks: evaluation tasks of the run with their items; none on a rank of the server.
     """
 
     tokenizer: Any
@@ -38,6 +42,7 @@ class Inputs:
     entry: Entry | None
     sharers: int
     public: ClientData | None = None
+    eval_tasks: Sequence[tuple[EvalTask, Sequence[Any]]] = ()
 
 
 def read_inputs(job: Job, store: rendezvous.Store, lock: resume.RunLock, is_original_dtype: bool) -> Inputs:
@@ -95,7 +100,16 @@ def _read(
         remarks += found
     if several_hosts(job):
         publish_digests(job, store, all_clients)
-    return Inputs(tokenizer, all_clients, data, entry=entry, sharers=sharers, public=public), remarks
+    inputs = Inputs(
+        tokenizer,
+        all_clients,
+        data,
+        entry=entry,
+        sharers=sharers,
+        public=public,
+        eval_tasks=() if job.is_server else round_tasks(config),
+    )
+    return inputs, remarks
 
 
 def _check_plan(job: Job) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedspeed.evaluation.config import EVAL_TASKS
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.ledger import CLIENT_SIGNALS, RANK_SIGNALS, Ledger
 from fedspeed.monitor.metrics import registry
@@ -75,7 +76,7 @@ def test_ledgers_of_all_ranks_add_up_to_one():
 
 
 def test_no_two_words_of_a_ledger_share_a_slot():
-    ledger = Ledger(2, 2)
+    ledger = Ledger(2, 2, tasks=EVAL_TASKS)
     value = 0
     expected = {}
     for index in range(2):

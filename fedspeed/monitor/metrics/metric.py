@@ -71,6 +71,8 @@ class Metric:
         title: its row among the results in the report. Empty: no row.
         row_from: smaller values have no row there.
         panel: label of its chart in `report.png`. Empty: no chart.
+        task: the evaluation task whose score it is; empty: of no task. Only runs with this task have its
+            slots, and a record without its value leaves it out.
         measure: called on every rank at the end of each round (per `rank` only). None: other code passes the
             value to the ledger (`set_rank` or `add_client`), or for `same` to the record.
 
@@ -97,6 +99,7 @@ class Metric:
     title: str = ""
     row_from: float | None = None
     panel: str = ""
+    task: str = ""
     measure: Callable[[], float] | None = None
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ To add metrics, add a module with a tuple METRICS to this folder, and its name t
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from importlib import import_module
 from itertools import permutations
 from typing import Literal
@@ -12,7 +12,7 @@ from typing import Literal
 from fedspeed.monitor.metrics.metric import NOTHING, Metric
 
 # In the order of tables and records.
-MODULES = ("losses", "speed", "traffic", "waits", "federation", "updates")
+MODULES = ("losses", "speed", "traffic", "waits", "federation", "updates", "evaluation")
 # Fields of records that are no metrics. No metric may have such a name.
 TAKEN = {
     "round",
@@ -90,18 +90,25 @@ def of_summary() -> tuple[Metric, ...]:
 
 
 def slots(
-    per: Literal["client", "rank"], sums_only: bool, hides: frozenset[str] = NOTHING
+    per: Literal["client", "rank"],
+    sums_only: bool,
+    hides: frozenset[str] = NOTHING,
+    tasks: Collection[str] | None = None,
 ) -> tuple[str, ...]:
     """Return the slots of the ledger that each client or rank fills and sends.
 
     Args:
         sums_only: return only the slots of masked modes.
         hides: leave out the slots of metrics that reveal any of this.
+        tasks: evaluation tasks of the run; None: leave out no task.
     """
     sent = [
         metric
         for metric in METRICS
-        if metric.per == per and (metric.shown_masked or not sums_only) and not metric.reveals & hides
+        if metric.per == per
+        and (metric.shown_masked or not sums_only)
+        and not metric.reveals & hides
+        and (not metric.task or tasks is None or metric.task in tasks)
     ]
     return tuple(dict.fromkeys(slot for metric in sent for slot in metric.slots))
 
