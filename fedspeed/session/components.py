@@ -25,7 +25,6 @@ from fedspeed.data.row_remarks import row_remarks
 from fedspeed.engine.base.placement import pipeline_tier
 from fedspeed.engine.world import import_deepspeed
 from fedspeed.errors import FedSpeedError, PlanError
-from fedspeed.federation.evaluators import TaskEvaluator
 from fedspeed.federation.link import ClientLink
 from fedspeed.federation.methods.base import Method
 from fedspeed.federation.role import RankRole
@@ -52,6 +51,7 @@ from fedspeed.session.resume import RunLock
 
 if TYPE_CHECKING:  # they load torch and cryptography, which a supervisor does without
     from fedspeed.engine.client_engine import ClientEngine
+    from fedspeed.federation.evaluators import TaskEvaluator
     from fedspeed.federation.rank_components import RankComponents, RunServices
     from fedspeed.routing.signed_broadcast import SignedBroadcast
 
@@ -248,7 +248,7 @@ def assemble_rank(
     *,
     method: Method,
     services: "RunServices",
-    task_evaluator: TaskEvaluator | None = None,
+    task_evaluator: "TaskEvaluator | None" = None,
 ) -> "RankComponents":
     """Build this rank's parts of the rounds.
 
@@ -274,7 +274,7 @@ def assemble_rank(
 
 def make_round_tasks(
     job: Job, tasks: Sequence[tuple[EvalTask, Sequence[Any]]], tokenizer: Tokenizer
-) -> TaskEvaluator | None:
+) -> "TaskEvaluator | None":
     """Return the evaluator of the run's evaluation tasks; None where there are none, and on the server.
 
     Args:

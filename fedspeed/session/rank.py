@@ -41,7 +41,8 @@ from fedspeed.session.rank_inputs import Inputs, read_inputs
 from fedspeed.session.refusal import AbortableTransport, abort, report_refusal
 from fedspeed.session.request import Job, RunRequest
 
-if TYPE_CHECKING:  # it loads torch
+if TYPE_CHECKING:  # they load torch
+    from fedspeed.engine.client_engine import ClientEngine
     from fedspeed.federation.rank_components import RankComponents
 
 LEAVE_S = 60.0  # for rank 0, which holds the store, to wait for the other ranks at the end
@@ -162,9 +163,7 @@ def _federate(
         closing.callback(shutil.rmtree, components.swap_folder(job), ignore_errors=True)
         closing.callback(leave_world)
         clock = StageClock(trace=components.make_trace(job))
-        with activity.during("the building of the engine"):
-            engine = components.make_engine(job, clock, inputs.sharers)
-        closing.callback(engine.close)
+        engine = _build_engine(job, clock, inputs, closing)
         own = participant.make_participant(job, others.store, transport, others.heartbeat)
         _close_later(closing, own, transport)
         closing.callback(others.heartbeat.close)
@@ -195,14 +194,9 @@ def _federate(
             witness=participant.make_signed_broadcast(job, own),
             certifier=agreement,
         )
+        tasks = components.make_round_tasks(job, inputs.eval_tasks, inputs.tokenizer)
         rank_components = components.assemble_rank(
-            job,
-            role,
-            engine,
-            link,
-            method=method,
-            services=services,
-            task_evaluator=components.make_round_tasks(job, inputs.eval_tasks, inputs.tokenizer),
+            job, role, engine, link, method=method, services=services, task_evaluator=tasks
         )
         try:
             progress = _run_rounds(job, rank_components, progress, stop)
@@ -212,6 +206,14 @@ def _federate(
             error.add_note(f"round {progress.round} was the last finished round")
             reported = _report_failure(job, others, monitor, error)
             raise reported from (None if reported is error else error)
+
+
+def _build_engine(job: Job, clock: StageClock, inputs: Inputs, closing: ExitStack) -> "ClientEngine":
+    """Build this rank's engine, and register its closing."""
+    with activity.during("the building of the engine"):
+        engine = components.make_engine(job, clock, inputs.sharers)
+    closing.callback(engine.close)
+    return engine
 
 
 def _close_later(
