@@ -1,4 +1,4 @@
-"""The comparison of evaluated models: `fedspeed eval compare RUN...` reads what `fedspeed eval` has written."""
+"""The comparison of evaluated models (`fedspeed eval compare RUN...`), from the results of `fedspeed eval`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
