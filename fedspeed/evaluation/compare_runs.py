@@ -1,4 +1,4 @@
-"""The comparison of evaluated models (`fedspeed eval compare RUN...`), from the results of `fedspeed eval`."""
+"""The comparison of evaluated models, from the results that `fedspeed eval` has written for each."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,0 +1,40 @@
+"""benchmarks/learning.py: which runs it makes, and its page from results."""
+
+import json
+
+from benchmarks.learning import loaded_config, runs_of
+from benchmarks.learning_report import losses_of, mean_loss, write_report
+
+
+def test_each_client_alone_and_all_rows_take_the_steps_of_the_federation(tmp_path):
+    config = loaded_config("dolly", [])
+    federated, *alone, centralised = runs_of("dolly", config, tmp_path)
+    assert federated.overrides == () and len(alone) == 8
+    assert f"data.path={tmp_path}/train-client-7.jsonl" in alone[7].overrides
+    assert not any(text.startswith(("train.", "federation.")) for run in alone for text in run.overrides)
+    assert "train.accumulation=8" in centralised.overrides
+    assert all(f"{tmp_path}/train-client-{i}.jsonl" in " ".join(centralised.overrides) for i in range(8))
+    assert [run.name for run in runs_of("gsm8k", loaded_config("gsm8k", []), tmp_path)][-2:] == [
+        "centralised",
+        "centralised-short-steps",
+    ]
+
+
+def test_the_page_keeps_its_remarks(tmp_path):
+    table = [
+        {"client": client, "category": "", "loss": 10.0 * client + 10, "tokens": 10, "rows": 1}
+        for client in range(2)
+    ]
+    folder = tmp_path / "out" / "gsm8k" / "held-out"
+    folder.mkdir(parents=True)
+    for model in ("base", "federated", "client-0"):
+        (folder / f"{model}.json").write_text(json.dumps(table))
+    assert set(losses_of(tmp_path / "out" / "gsm8k")) == {"base", "federated", "client-0"}
+    assert mean_loss(table) == 1.5
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "learning.md").write_text("old\n## Remarks\n\nkept\n")
+    write_report(tmp_path / "out", results)
+    page = (results / "learning.md").read_text()
+    assert "| base | 1.5000 | 1.000 | 2.000 |" in page and page.endswith("## Remarks\n\nkept\n")
+    assert "old" not in page and (results / "learning-gsm8k.png").read_bytes()[:4] == b"\x89PNG"
