@@ -21,9 +21,11 @@ from fedspeed.engine.world import leave_world
 from fedspeed.errors import EXIT_OK
 from fedspeed.evaluation.harness import evaluate_tasks, load_tasks
 from fedspeed.evaluation.harness_results import HarnessTasks
+from fedspeed.evaluation.report_section import update_report
 from fedspeed.evaluation.results import (
     add_results,
     harness_result_of,
+    read_results,
     result_of,
     results_table,
     write_answers,
@@ -64,6 +66,7 @@ def run_eval_rank(request: EvalRequest, json_out: TextIO | None) -> Ending:
         results = _evaluate(request, job, store)
     if job.reporter:
         _show(request, results, json_out)
+        update_report(request.out.parent / "report.md", read_results(request.out)["results"])
     rendezvous.leave(store, LEAVE_S)
     return Ending(status="finished", exit_code=EXIT_OK)
 
