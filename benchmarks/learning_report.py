@@ -117,6 +117,7 @@ def _plot(task: str, folder: Path, losses: dict[str, list[dict]], results: Path)
             right.plot(*zip(*shown), color=colour, marker="o", markersize=4, label=model)
     right.set_xlabel("round")
     right.set_title("held-out loss over rounds", loc="left", fontsize=10)
-    right.legend(frameon=False, fontsize=9)
+    if right.has_data():
+        right.legend(frameon=False, fontsize=9)
     results.mkdir(parents=True, exist_ok=True)
     (results / f"learning-{task}.png").write_bytes(png(figure))

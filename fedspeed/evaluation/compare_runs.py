@@ -75,8 +75,9 @@ def comparison_text(models: Sequence[EvaluatedModel]) -> str:
     header += ["best loss in training"] if has_loss else []
     rows = []
     for model in models:
-        loss = [MISSING if model.best_loss is None else f"{model.best_loss:.4f}"] if has_loss else []
-        rows.append([model.name, *(_score_text(model.results.get(task)) for task in tasks), *loss])
+        rows.append([model.name, *(_score_text(model.results.get(task)) for task in tasks)])
+        if has_loss:
+            rows[-1].append(MISSING if model.best_loss is None else f"{model.best_loss:.4f}")
     lines = _table(header, rows)
     for task in tasks:
         lines += _category_lines(models, task)
