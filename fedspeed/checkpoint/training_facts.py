@@ -1,6 +1,6 @@
 """How a model was trained and how good it is, for its model card."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,33 +81,3 @@ class TrainingFacts:
             return f"{text} of all clients together"
         shown = ", ".join(map(str, self.client_rows[:CLIENTS_NAMED]))
         return f"{text} (by client: {shown}{', ...' if len(self.client_rows) > CLIENTS_NAMED else ''})"
-
-
-def scores_to_markdown(evaluation: Mapping[str, Any]) -> str:
-    """Return the scores in a run's evaluation.json as a table; empty if it holds none.
-
-    Args:
-        evaluation: {"target": ..., "results": [{"task", "score", "interval_95", "items", ...}]}.
-    """
-    rows = [_score_row(result) for result in _results(evaluation)]
-    if not rows:
-        return ""
-    return "\n".join([
-        "| evaluation task | score | 95 % interval | items |",
-        "| --- | ---: | ---: | ---: |",
-        *rows,
-    ])
-
-
-def _results(evaluation: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    results = evaluation.get("results")
-    if not isinstance(results, list):
-        return []
-    return [r for r in results if isinstance(r, Mapping) and isinstance(r.get("score"), int | float)]
-
-
-def _score_row(result: Mapping[str, Any]) -> str:
-    interval = result.get("interval_95")
-    is_pair = isinstance(interval, list | tuple) and len(interval) == 2
-    low_high = f"{interval[0]:.4g} to {interval[1]:.4g}" if is_pair and interval is not None else ""
-    return f"| {result.get('task')} | {result['score']:.4g} | {low_high} | {result.get('items', '')} |"

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedspeed.evaluation.results import results_table
+from fedspeed.evaluation.results import scores_to_markdown
 from fedspeed.files import write_atomically
-from fedspeed.monitor.tables import table
 
 HEADING = "## Evaluation of the exported model\n"
 
@@ -22,6 +21,5 @@ def update_report(report: Path, results: Sequence[Mapping[str, Any]]) -> None:
     if found:
         following = rest.partition("\n## ")
         text = f"{before}\n{following[1].lstrip(chr(10))}{following[2]}" if following[1] else f"{before}\n"
-    header = ("task", "metric", "score", "95 % interval", "items")
-    section = f"{HEADING}\n{table(header, results_table(results), right=(2, 3, 4))}\n"
+    section = f"{HEADING}\n{scores_to_markdown(results)}\n"
     write_atomically(report, f"{text.rstrip()}\n\n{section}".encode())

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from fedspeed.errors import DataError
 from fedspeed.evaluation.harness_results import HARNESS, HarnessResult
 from fedspeed.evaluation.intervals import interval_95
 from fedspeed.files import json_value, write_atomically
+from fedspeed.log import LOG
+from fedspeed.monitor.tables import table
 
 if TYPE_CHECKING:  # it loads torch
     from fedspeed.evaluation.scoring import ScoredItem, TaskScores
@@ -130,7 +133,7 @@ def read_results(path: Path) -> dict[str, Any]:
 def add_results(path: Path, target: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> None:
     """Write results into a file, which keeps those of other tasks; a task that is in it already is replaced.
 
-    The results of another target are dropped.
+    The file of another target, or of the same one with other weights, is renamed (`earlier_file`).
 
     Args:
         target: what was evaluated, as JSON values.
@@ -143,8 +146,18 @@ def add_results(path: Path, target: Mapping[str, Any], results: Sequence[Mapping
     if earlier.get("target") == target:
         names = {result["task"] for result in results}
         kept = [result for result in earlier["results"] if result["task"] not in names]
+    elif earlier["results"]:
+        renamed = earlier_file(path)
+        path.rename(renamed)
+        LOG.info(f"{path.name} was of another model or of other weights: it is now {renamed}")
     text = json.dumps({"target": target, "results": [*kept, *results]}, indent=1, allow_nan=False)
     write_atomically(path, f"{text}\n".encode())
+
+
+def earlier_file(path: Path) -> Path:
+    """Return the first free name for a file of results that makes room for another: evaluation-1.json."""
+    names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(1))
+    return next(name for name in names if not name.exists())
 
 
 def write_answers(path: Path, results: "Iterable[tuple[str, Sequence[ScoredItem]]]") -> None:
@@ -174,6 +187,14 @@ def results_table(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, 
         for result in results
         for name, values in result["metrics"].items()
     ]
+
+
+def scores_to_markdown(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table of results in Markdown, with their notes below it, such as that they are unofficial."""
+    header = ("task", "metric", "score", "95 % interval", "items")
+    notes = [(result["task"], result.get("note") or result["settings"].get("note")) for result in results]
+    lines = [f"\n{task}: {note}." for task, note in notes if note]
+    return "\n".join([table(header, results_table(results), right=(2, 3, 4)), *lines])
 
 
 def score_text(metric: str, score: float | None) -> str:

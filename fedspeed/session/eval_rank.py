@@ -66,7 +66,8 @@ def run_eval_rank(request: EvalRequest, json_out: TextIO | None) -> Ending:
         results = _evaluate(request, job, store)
     if job.reporter:
         _show(request, results, json_out)
-        update_report(request.out.parent / "report.md", read_results(request.out)["results"])
+        if request.target.report is not None and request.out == request.target.results:
+            update_report(request.target.report, read_results(request.out)["results"])
     rendezvous.leave(store, LEAVE_S)
     return Ending(status="finished", exit_code=EXIT_OK)
 

@@ -19,6 +19,8 @@ from fedspeed.data.config import DataConfig
 from fedspeed.errors import ConfigError, FedSpeedError, JournalError, ModelError
 from fedspeed.evaluation.results import FILE
 from fedspeed.hub_names import is_hub_name
+from fedspeed.models.file_digests import weights_digest
+from fedspeed.models.local_config import local_folder
 from fedspeed.session.chat import KINDS, RUNS, base_of, exported_folder
 
 # Keys of a run that its evaluation keeps: whole sections, or single keys.
@@ -39,7 +41,8 @@ class EvalTarget:
         loaded: the configuration of one client without rounds, whose ranks share the items.
         data: of the rows of the run, with its template; of defaults where there is no run.
         has_rows: whether `data` names rows, so that held-out rows follow from it.
-        results: the file that the results are written to.
+        results: the file that the results are written to. report: of the run whose main model this is; None
+            if it is of no run.
     """
 
     name: str
@@ -48,6 +51,7 @@ class EvalTarget:
     data: DataConfig
     has_rows: bool
     results: Path
+    report: Path | None = None
 
     @property
     def config(self) -> RunConfig:
@@ -55,14 +59,21 @@ class EvalTarget:
         return self.loaded.config
 
     def to_json(self) -> dict[str, Any]:
-        """Return what is evaluated, for the file of results."""
+        """Return what is evaluated, for the file of results.
+
+        A run that trains further has other weights under the same name, so their digest is part of it; null
+        where there is no local folder.
+        """
         config = self.config
+        adapter = config.adapter.start_from
+        folder = Path(adapter) if adapter else local_folder(config.model.base, weights=False)
         return {
             "name": self.name,
             "kind": self.kind,
             "base": config.model.base,
-            "adapter": config.adapter.start_from or None,
+            "adapter": adapter or None,
             "template": self.data.template,
+            "weights": weights_digest(folder) or None if folder else None,
         }
 
 
@@ -162,6 +173,7 @@ def _target(
         data,
         has_rows,
         results=_results_file(run, exported),
+        report=run / "report.md" if run and exported and exported.name in KINDS else None,
     )
 
 
@@ -170,12 +182,19 @@ def _run_of(exported: Path) -> Path | None:
     return exported.parent if (exported.parent / "journal").is_dir() else None
 
 
+def results_name(exported: str) -> str:
+    """Return the name of the file with the results of a run's exported folder: evaluation.json for its main
+    one, and evaluation-NAME.json for others.
+    """
+    return FILE if exported in KINDS else f"{Path(FILE).stem}-{exported}{Path(FILE).suffix}"
+
+
 def _results_file(run: Path | None, exported: Path | None) -> Path:
-    """Return the file of results: a run's own, else one beside the exported weights, else below the working
+    """Return the file of results: in the run's folder, else beside the exported weights, else in the working
     folder.
     """
-    if run is not None:
-        return run / FILE
+    if run is not None and exported is not None:
+        return run / results_name(exported.name)
     return Path(FILE) if exported is None else exported / FILE
 
 

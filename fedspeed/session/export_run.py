@@ -13,12 +13,13 @@ from typing import Any
 from fedspeed import activity
 from fedspeed.checkpoint.card import CARD_FILE, Card, card_values, read_card, read_facts
 from fedspeed.checkpoint.merge import MergedTensors, write_merged
-from fedspeed.checkpoint.training_facts import scores_to_markdown
 from fedspeed.data.config import DataConfig
 from fedspeed.data.prompt_format import format_of
 from fedspeed.data.prompt_template import template_for
 from fedspeed.errors import FedSpeedError, ModelError
+from fedspeed.evaluation.results import read_results, scores_to_markdown
 from fedspeed.files import check_writable, follow_umask
+from fedspeed.models.file_digests import weights_digest
 from fedspeed.models.hub import model_folder
 from fedspeed.models.json_object import read_object
 from fedspeed.models.local_config import MORE_TOKENIZER_FILES, TOKENIZER_FILES
@@ -27,6 +28,7 @@ from fedspeed.models.quantisation import import_command
 from fedspeed.models.saved_adapter import CONFIG_FILE
 from fedspeed.session.base_of_adapter import find_base, run_config
 from fedspeed.session.chat import exported_folder
+from fedspeed.session.eval_target import results_name
 
 GENERATION_FILE = "generation_config.json"
 MARK = "fedspeed_export.json"  # in every folder that this command wrote, which it may replace
@@ -195,11 +197,22 @@ def _card(trained: Trained, dtype: str, obtain: str) -> Card:
         name="" if trained.folder.name in ("adapter", "model") else trained.folder.name,
         facts=facts,
         first_loss=first_loss if isinstance(first_loss, float) else None,
-        scores=scores_to_markdown(_json_of(run / "evaluation.json")),
+        scores=_scores(trained.folder),
         origin=origin_text(trained.base),
         obtain=obtain,
         is_merged=bool(dtype) and trained.adapted,
     )
+
+
+def _scores(folder: Path) -> str:
+    """Return the table of the scores of an exported folder; empty if there are none of these weights: those
+    of a run that has trained further since are left out.
+    """
+    evaluation = read_results(folder.parent / results_name(folder.name))
+    evaluated = evaluation.get("target", {}).get("weights")
+    if not evaluation["results"] or evaluated != weights_digest(folder):
+        return ""
+    return scores_to_markdown(evaluation["results"])
 
 
 def _data_config(trained: Trained) -> DataConfig:

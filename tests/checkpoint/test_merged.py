@@ -14,11 +14,13 @@ import yaml
 from fedspeed.checkpoint.card import Card, read_facts
 from fedspeed.checkpoint.journal import Entry, Journal
 from fedspeed.checkpoint.merge import MergedTensors
-from fedspeed.checkpoint.training_facts import TrainingFacts, scores_to_markdown
+from fedspeed.checkpoint.training_facts import TrainingFacts
 from fedspeed.cli import main
 from fedspeed.data.config import DataConfig
 from fedspeed.data.prompt_format import format_of
 from fedspeed.errors import ModelError
+from fedspeed.evaluation.results import add_results
+from fedspeed.models.file_digests import weights_digest
 from fedspeed.models.provenance import FILE, Provenance
 from fedspeed.models.tokenizer import byte_tokenizer
 from tests.checkpoint.test_export import write_base
@@ -274,8 +276,10 @@ def test_the_card_says_how_it_was_trained_and_how_good_it_is(tmp_path):
     base = write_base("llama", tmp_path / "base")
     run = tmp_path / "run"
     write_run(run, base, ["q_proj"])
-    result = {"task": "gsm8k", "score": 0.25, "interval_95": [0.125, 0.375], "items": 200}
-    (run / "evaluation.json").write_text(json.dumps({"target": "run", "results": [result, {"task": "x"}]}))
+    values = {"score": 0.25, "interval_95": [0.125, 0.375], "items": 200}
+    metrics = {"accuracy": values, "loss": {"score": 2.5, "interval_95": None, "items": 200}}
+    result = {"task": "gsm8k", "metric": "accuracy", "metrics": metrics, "settings": {"note": "unofficial"}}
+    add_results(run / "evaluation.json", {"weights": weights_digest(run / "adapter")}, [result])
     assert main(["export", str(run), "--merged"]) == 0
     text = (run / "merged" / "README.md").read_text()
     for part in (
@@ -283,12 +287,17 @@ def test_the_card_says_how_it_was_trained_and_how_good_it_is(tmp_path):
         "90 rows (by client: 40, 50)",
         "`plain`; updates were summed in the clear",
         "1.2500, from 2.5000 before training",
-        "| gsm8k | 0.25 | 0.125 to 0.375 | 200 |",
+        "| gsm8k | accuracy | 25.00 % | 12.50 to 37.50 % | 200 |\n| - | loss | 2.5000 | - | 200 |",
+        "gsm8k: unofficial.",
         "## Limits",
         "is merged into the base's weights",
     ):
         assert part in text, part
     assert read_facts(run / "merged") == FACTS
+    # The run has trained further since: the scores are of other weights.
+    write_adapter(base, run / "adapter", ["v_proj"])
+    assert main(["export", str(run), "--merged"]) == 0
+    assert "## Scores" not in (run / "merged" / "README.md").read_text()
 
 
 def test_masked_runs_have_sums_only_on_their_card():
@@ -297,10 +306,6 @@ def test_masked_runs_have_sums_only_on_their_card():
     )
     text = facts.to_markdown()
     assert "70 rows of all clients together" in text and "nobody saw more than sums" in text
-
-
-def test_scores_of_another_form_are_left_out():
-    assert scores_to_markdown({}) == "" == scores_to_markdown({"results": [{"task": "a", "score": "b"}]})
 
 
 def test_exports_do_not_replace_other_folders_and_leave_nothing_half_written(tmp_path, capsys, monkeypatch):

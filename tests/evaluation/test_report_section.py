@@ -5,7 +5,7 @@ from fedspeed.evaluation.report_section import update_report
 
 def result(score):
     values = {"score": score, "interval_95": [0.1, 0.9], "items": 4}
-    return {"task": "gsm8k", "metric": "accuracy", "metrics": {"accuracy": values}}
+    return {"task": "gsm8k", "metric": "accuracy", "metrics": {"accuracy": values}, "settings": {}}
 
 
 def test_scores_replace_those_of_an_earlier_evaluation(tmp_path):

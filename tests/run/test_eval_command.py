@@ -7,6 +7,7 @@ import json
 import pytest
 
 from fedspeed.cli import main
+from fedspeed.models.file_digests import weights_digest
 from tests.run.launched import ROOT, records
 
 EVAL = (str(ROOT / "fedspeed" / "__main__.py"), "eval")
@@ -53,6 +54,8 @@ def test_results_and_answers_are_kept(of_run, whole):
     kept = json.loads((run / "evaluation.json").read_text())
     results = [{key: value for key, value in line.items() if key != "target"} for line in of_run]
     assert kept["results"] == results and kept["target"] == of_run[0]["target"]
+    assert kept["target"]["weights"] == weights_digest(run / "adapter") != ""
+    assert "## Evaluation of the exported model" in (run / "report.md").read_text()
     answers = [json.loads(line) for line in (run / "answers").read_text().splitlines()]
     assert [answer["task"] for answer in answers].count("exact_match") == of_run[1]["items"]
     of_match = [answer for answer in answers if answer["task"] == "exact_match"]
@@ -61,8 +64,11 @@ def test_results_and_answers_are_kept(of_run, whole):
 
 def test_a_streamed_base_scores_the_same_on_one_rank(shared_workshop, of_run, whole):
     _, run = whole
+    # The folder of the results may hold a report that is not this run's.
+    (shared_workshop.folder / "report.md").write_text("mine")
     out = "--out", str(shared_workshop.folder / "streamed.json")
     [loss] = evaluate(shared_workshop, str(run), *out, "engine.tier=ram", "cluster.local_ranks=1")
+    assert (shared_workshop.folder / "report.md").read_text() == "mine"
     assert loss["score"] == pytest.approx(of_run[0]["score"], rel=1e-5)
     assert loss["prompts_sha256"] == of_run[0]["prompts_sha256"]
 
