@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fedspeed.data.overview import SplitOverview
+from fedspeed.data.overview import NO_CATEGORY, SplitOverview
 from fedspeed.monitor.plots import GREY, INK, RED, new_figure
 
 if TYPE_CHECKING:
@@ -51,6 +51,9 @@ def _draw_categories(axes: "Axes", overview: SplitOverview) -> None:
         colour = GREY if name == OTHERS else colormaps["tab20"](number)
         axes.barh(range(len(counts)), counts, left=left, height=0.68, color=colour, label=name)
         left = [start + count for start, count in zip(left, counts)]
+    if set(totals) == {NO_CATEGORY}:
+        axes.set_title("training rows", loc="left", fontsize=10, color=INK)
+        return
     axes.set_title("training rows by category", loc="left", fontsize=10, color=INK)
     handles, labels = axes.get_legend_handles_labels()
     legend = axes.legend(
@@ -73,6 +76,11 @@ def _draw_lengths(axes: "Axes", overview: SplitOverview) -> None:
         medianprops={"color": INK},
     )
     axes.set_xscale("log")
+    longest = max([overview.max_tokens, *(int(lengths[-1]) for lengths in lengths if len(lengths))])
+    shortest = min([overview.max_tokens, *(int(lengths[0]) for lengths in lengths if len(lengths))])
+    axes.set_xlim(shortest / 1.2, longest * 1.2)
+    axes.set_xticks(_ticks(shortest, longest))
+    axes.set_xticks([], minor=True)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.axvline(overview.max_tokens, color=RED, linewidth=1.4, linestyle="--")
     axes.set_title(
@@ -81,3 +89,11 @@ def _draw_lengths(axes: "Axes", overview: SplitOverview) -> None:
         fontsize=10,
         color=INK,
     )
+
+
+def _ticks(shortest: int, longest: int) -> list[int]:
+    """Return round numbers of tokens (1, 2 and 5 times powers of ten) from `shortest` to `longest`, at least
+    one.
+    """
+    steps = [step * 10**power for power in range(8) for step in (1, 2, 5)]
+    return [step for step in steps if shortest / 1.2 <= step <= longest * 1.2] or [longest]

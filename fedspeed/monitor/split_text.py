@@ -64,8 +64,9 @@ def _example_lines(client: ClientOverview) -> list[str]:
     count = sum(len(segment.tokens) for segment in client.example)
     lines = [f"example of client {client.client} ({count} tokens, one between two bars):"]
     for segment in client.example:
-        kind = "trained" if segment.is_trained else "prompt, not trained"
-        lines.append(f"  {kind} ({len(segment.tokens)} tokens):")
+        kind = "trained" if segment.is_trained else "not trained"
+        plural = "" if len(segment.tokens) == 1 else "s"
+        lines.append(f"  {kind} ({len(segment.tokens)} token{plural}):")
         lines += [f"    {line}" for line in _tokens_text(segment.tokens).split("\n")]
     return lines
 

@@ -42,7 +42,8 @@ TASKS = {
     "dolly": (8, "meta"),
     "codealpaca": (9, "meta"),
 }  # (clients, split)
-CLIENTS = 3  # for the user's own rows
+CLIENTS = 3  # for the user's own rows in one file
+MAX_FILES_AS_CLIENTS = 64  # more files are more likely parts of one data set than an owner each
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,11 @@ def starter(target: Path, task: str, rows: Path | None, hostfile: Path | None, b
         found = detect(str(rows))
         clients = CLIENTS
         split = "iid"
+        each_a_client = hostfile is None and 1 < found.files <= MAX_FILES_AS_CLIENTS
+        if each_a_client:
+            clients, split = found.files, "file"
         data = {"task": "file", "path": _path_in(rows, target), "format": found.format, **_fields(found)}
-        remarks.append(_description(rows, found))
+        remarks.append(_description(rows, found, each_a_client))
     hosts = read(hostfile).hosts if hostfile else ()
     if hosts and (rows is not None or task == "builtin"):
         clients = len(hosts)
@@ -139,7 +143,7 @@ def _fields(found: Detected) -> dict[str, str]:
     return {f"{part}_field": name for part, name in fields.items() if name and name != part}
 
 
-def _description(rows: Path, found: Detected) -> str:
+def _description(rows: Path, found: Detected, each_a_client: bool) -> str:
     fields = found.fields
     parts = [f"format {found.format}"]
     if found.format == "instruction":
@@ -150,7 +154,8 @@ def _description(rows: Path, found: Detected) -> str:
         ]
     category = f"category from {fields.category!r} ({found.categories} categories)"
     parts.append(category if fields.category else "no category")
-    files = f"{found.files} files (data.split=file makes each a client)" if found.files > 1 else ""
+    each = ", each a client" if each_a_client else " (data.split=file makes each a client)"
+    files = f"{found.files} files{each}" if found.files > 1 else ""
     seen = f"by the first {found.rows} rows; correct the YAML if this is not so"
     return f"{rows}: {', '.join(filter(None, [files, *parts]))}, {seen}"
 

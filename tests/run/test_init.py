@@ -140,8 +140,9 @@ def test_a_folder_of_files_is_recognised(project, capsys):
         write_file(project / "rows" / "own" / f"{number}.jsonl", CHAT)
     loaded, _, said = written(capsys, "--data", "rows/own", "--model", "base")
     assert loaded.config.data.path == "rows/own"
-    assert "rows/own: 3 files (data.split=file makes each a client), format messages, category from " in said
-    text = check(load(RUN, ["model.init=random", "data.split=file"]), None)
+    assert "rows/own: 3 files, each a client, format messages, category from " in said
+    assert (loaded.config.data.split, loaded.config.data.clients) == ("file", 3)
+    text = check(load(RUN, ["model.init=random"]), None)
     assert "client 2: rows/own/2.jsonl" in text
 
 
