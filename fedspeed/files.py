@@ -1,5 +1,6 @@
-"""Atomic writes, a check that a folder can be written to, and parsing of JSON that others wrote."""
+"""Atomic writes, digests, a check that a folder can be written to, and parsing of JSON that others wrote."""
 
+import hashlib
 import json
 import os
 import re
@@ -60,6 +61,12 @@ def check_writable(folder: Path) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     with tempfile.TemporaryFile(dir=existing):
         pass
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def json_value(text: str | bytes, object_pairs_hook: Callable | None = None) -> object:

@@ -27,7 +27,14 @@ DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 PATH = re.compile(r"[\w.-]+(/[\w.-]+)*/?")
 # Not ours, or of an example: what DeepSpeed reads on a tensor, hosts, a file of Slurm's, shapes of names.
 OF_OTHERS = {"param.ds_zero_partition_process_group", "gpu1.site-a.org", "gpu1.site-b.org", "slurm.conf"}
-OF_OTHERS |= {"fed.yaml", "self.config", "engine.forward_gradients", "org/model", "system/open_files"}
+OF_OTHERS |= {
+    "pytorch_model.bin",
+    "fed.yaml",
+    "self.config",
+    "engine.forward_gradients",
+    "org/model",
+    "system/open_files",
+}
 HOLDERS = {"engine": "ClientEngine", "trainer": "Trainer"}  # what a variable of such a name holds
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from fedspeed.errors import JournalError
-from fedspeed.files import json_value, write_atomically
+from fedspeed.files import json_value, sha256_of, write_atomically
 from fedspeed.models.folded import trainable
 
 ROUND = re.compile(r"round-(\d{6,})$")
@@ -215,7 +215,7 @@ class Journal:
         except (ValueError, TypeError, KeyError) as error:
             raise JournalError(f"{path}: damaged ({error}); {remedy}") from error
         state = path.parent / "state.safetensors"
-        found = sha256(state) if state.is_file() else "no file"
+        found = sha256_of(state) if state.is_file() else "no file"
         if found != entry.sha256:
             raise JournalError(
                 f"{state}: damaged (sha256 is {found[:12]}, the journal says {entry.sha256[:12]}); {remedy}"
@@ -298,9 +298,3 @@ def read_shapes(path: Path, remedy: str) -> dict[str, tuple[int, ...]]:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     except (OSError, SafetensorError) as error:
         raise JournalError(f"{path}: cannot be read ({error}); {remedy}") from error
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

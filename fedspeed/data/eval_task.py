@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from fedspeed.data.rows import Row
+from fedspeed.files import sha256_of
 
 ALL = "all"  # the category of all items
 Item = TypeVar("Item")
@@ -99,6 +100,10 @@ class EvalTask(ABC, Generic[Item]):
     def files(self) -> Sequence[Path]:
         """Return the data files that the items were read from, whose digests are part of a result."""
         return ()
+
+    def digests(self) -> Mapping[str, str]:
+        """Return the SHA-256 of the task's data by name: that of each of its files."""
+        return {path.name: sha256_of(path) for path in self.files()}
 
     def describe(self) -> dict[str, Any]:
         """Return the settings of the task for its result, as JSON values."""

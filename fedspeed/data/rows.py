@@ -1,6 +1,7 @@
 """Rows of text: what training and evaluation see of the data."""
 
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -39,3 +40,15 @@ class Row:
     is_text: bool = False
     is_completion: bool = False
     where: str = field(default="", compare=False, repr=False)
+
+
+def digested_fields(row: Row) -> list[Any]:
+    """Return what digests of rows cover of one row. Rows of a prompt and an answer have the same
+    digest as in earlier versions.
+    """
+    fields: list[Any] = [row.instruction, row.input, row.output]
+    if row.messages:
+        fields.append([astuple(message) for message in row.messages])
+    if row.is_text or row.is_completion:
+        fields.append("text" if row.is_text else "completion")
+    return fields

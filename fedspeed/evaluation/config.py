@@ -38,6 +38,10 @@ class EvaluationConfig:
         },
     )
     limit: int = field(default=100, metadata={"help": "most items of each task, 0: all", "min": 0})
+    unsafe: bool = field(
+        default=False,
+        metadata={"help": "run generated code where no sandbox can be built (docs/evaluation.md)"},
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

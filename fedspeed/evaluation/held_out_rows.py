@@ -1,15 +1,17 @@
 """The held-out rows that evaluation tasks read: those of a run's clients, or of a file."""
 
-from collections.abc import Sequence
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
 from fedspeed.data.clients import client_rows
 from fedspeed.data.config import DataConfig
-from fedspeed.data.rows import Row
+from fedspeed.data.rows import Row, digested_fields
 from fedspeed.data.tasks import rows_of_file, task_of
 from fedspeed.errors import DataError
 from fedspeed.evaluation.context import TaskContext
+from fedspeed.files import sha256_of
 
 
 def held_out_rows(context: TaskContext, limit: int = 0) -> list[Row]:
@@ -30,9 +32,12 @@ def held_out_rows(context: TaskContext, limit: int = 0) -> list[Row]:
     return rows[:limit] if limit else rows
 
 
-def held_out_files(context: TaskContext) -> Sequence[Path]:
-    """Return the file that the rows come from, where one was named."""
-    return [context.held_out] if context.held_out is not None else []
+def held_out_digests(context: TaskContext) -> dict[str, str]:
+    """Return the SHA-256 of the named file; else one of all rows that the run's clients hold out."""
+    if context.held_out is not None:
+        return {context.held_out.name: sha256_of(context.held_out)}
+    fields = [digested_fields(row) for row in held_out_rows(context)]
+    return {"held-out rows": hashlib.sha256(json.dumps(fields).encode()).hexdigest()}
 
 
 def _of_file(context: TaskContext, path: Path) -> list[Row]:

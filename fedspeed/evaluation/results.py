@@ -13,7 +13,7 @@ from fedspeed.data.eval_task import ALL, EvalTask, Tally
 from fedspeed.errors import DataError
 from fedspeed.evaluation.harness_results import HARNESS, HarnessResult
 from fedspeed.evaluation.intervals import interval_95
-from fedspeed.files import json_value, write_atomically
+from fedspeed.files import json_value, sha256_of, write_atomically
 from fedspeed.log import LOG
 from fedspeed.monitor.tables import table
 
@@ -43,7 +43,7 @@ def result_of(task: EvalTask, scores: "TaskScores", *, limit: int, seconds: floa
         "limit": limit,
         "settings": task.describe(),
         "prompts_sha256": prompts_digest(item.prompt for item in scores.items),
-        "data_sha256": {path.name: _digest(path) for path in task.files()},
+        "data_sha256": dict(task.digests()),
         "versions": versions(),
         "seconds": round(seconds, 3),
     }
@@ -73,7 +73,7 @@ def harness_result_of(result: HarnessResult, *, limit: int, seconds: float) -> d
         "limit": limit,
         "settings": dict(result.details),
         "prompts_sha256": prompts_digest(item.prompt for item in scores.items),
-        "data_sha256": {path.name: _digest(path) for path in result.files},
+        "data_sha256": {path.name: sha256_of(path) for path in result.files},
         "versions": versions(),
         "seconds": round(seconds, 3),
     }
@@ -106,11 +106,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_results(path: Path) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def round_tasks(config: RunConfig) -> list[tuple[EvalTask, Sequence[Any]]]:
         raise ConfigError(f"evaluation.tasks: {', '.join(twice)} is named twice; leave one of them out")
     loaded: list[tuple[EvalTask, Sequence[Any]]] = []
     faults: list[str] = []
-    for task in make_tasks(names, config.data, seed=config.run.seed):
+    for task in make_tasks(names, config.data, seed=config.run.seed, unsafe=config.evaluation.unsafe):
         try:
             loaded.append((task, task.items(config.evaluation.limit)))
         except FedSpeedError as error:

@@ -3,18 +3,16 @@
 A resumed run must have inputs of the same content, not only of the same name.
 """
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from fedspeed.checkpoint.journal import Entry, Journal
 from fedspeed.config.run import RunConfig
 from fedspeed.data.clients import ClientRows, client_rows
 from fedspeed.data.config import path_text
-from fedspeed.data.rows import Row
+from fedspeed.data.rows import digested_fields
 from fedspeed.data.sources import reads_hub
 from fedspeed.errors import DataError, JournalError
 from fedspeed.models import file_digests
@@ -161,17 +159,5 @@ def _rows_digest(clients: Sequence[ClientRows]) -> str:
         for part in (client.train, client.val):
             state.update(f"{client.client}:{len(part)}\n".encode())
             for row in part:
-                state.update(json.dumps(_digested(row)).encode() + b"\n")
+                state.update(json.dumps(digested_fields(row)).encode() + b"\n")
     return state.hexdigest()
-
-
-def _digested(row: Row) -> list[Any]:
-    """Return what the digest of the rows covers of one row. Rows of a prompt and an answer have the same
-    digest as in earlier versions.
-    """
-    fields: list[Any] = [row.instruction, row.input, row.output]
-    if row.messages:
-        fields.append([dataclasses.astuple(message) for message in row.messages])
-    if row.is_text or row.is_completion:
-        fields.append("text" if row.is_text else "completion")
-    return fields

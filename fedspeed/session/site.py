@@ -1,6 +1,5 @@
 """A site among organisations: its identity, and the beginning of a session with the other sites."""
 
-import hashlib
 import hmac
 import json
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from fedspeed import activity
 from fedspeed.config.run import RunConfig
 from fedspeed.config.show import as_dict, decisive
 from fedspeed.errors import FedSpeedError
-from fedspeed.files import foreign_json, write_atomically
+from fedspeed.files import foreign_json, sha256_of, write_atomically
 from fedspeed.models import saved_adapter
 from fedspeed.models.file_digests import config_digest
 from fedspeed.models.local_config import MORE_TOKENIZER_FILES, TOKENIZER_FILES, local_folder, tokenizer_place
@@ -263,5 +262,5 @@ def _digest(folder: Path, paths: Sequence[Path], settings: str = "") -> str:
 
 def _sha256(path: Path) -> bytes:
     work = f"the reading of {path.name}, to compare it with the other sites'"
-    with activity.during(work), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    with activity.during(work):
+        return bytes.fromhex(sha256_of(path))

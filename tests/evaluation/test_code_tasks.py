@@ -9,20 +9,22 @@ from pathlib import Path
 import pytest
 
 from fedspeed.data.eval_task import GenerationSettings
-from fedspeed.errors import DataError
+from fedspeed.errors import DataError, FedSpeedError
 from fedspeed.evaluation.answer_end import closing_brace, end_check, ended
 from fedspeed.evaluation.config import EVAL_TASKS, HUMANEVAL_X
 from fedspeed.evaluation.context import TaskContext, make_task
 from fedspeed.evaluation.languages import LANGUAGES
 from fedspeed.evaluation.languages.language import Exercise
+from fedspeed.evaluation.sandbox import runner as runners
 from fedspeed.evaluation.sandbox.runner import SandboxError, checked_sandbox
 from fedspeed.evaluation.tasks.code import humaneval
 from fedspeed.evaluation.tasks.code import programs as code_programs
 from fedspeed.evaluation.tasks.code.pass_at_k import pass_at_k, reported_ks
 from fedspeed.evaluation.tasks.code.programs import passed, passes, runner_for
-from fedspeed.session.eval_request import make_tasks
+from fedspeed.session.eval_request import make_tasks, round_tasks
 from tests.conftest import ROOT
 from tests.evaluation.sandboxes import needs_bwrap
+from tests.tiny import run_config
 
 DATA = ROOT.parent / "shared/data"
 TASK_OF = {"python": "humaneval", **{name: f"humanevalx_{name}" for name in HUMANEVAL_X}}
@@ -191,6 +193,16 @@ def test_sampling_can_be_chosen(tmp_path, monkeypatch):
     assert (task.settings.samples, task.settings.temperature, task.settings.top_p) == (5, 0.1, 0.75)
     [task] = make_tasks(["humaneval"], None, seed=0, samples=20)
     assert (task.settings.temperature, task.settings.top_p) == (0.8, 0.95)
+
+
+def test_code_tasks_of_a_run_need_a_sandbox_or_permission(tmp_path, monkeypatch):
+    write_records(tmp_path / "humaneval.jsonl.gz", [record_of("python", 0)])
+    monkeypatch.setenv("FEDSPEED_DATA", str(tmp_path))
+    monkeypatch.setattr(runners, "_bwrap", lambda: (_ for _ in ()).throw(SandboxError(runners._UNSAFE)))
+    with pytest.raises(FedSpeedError, match="evaluation.unsafe: true"):
+        round_tasks(run_config(evaluation={"tasks": ("humaneval",)}))
+    [(task, items)] = round_tasks(run_config(evaluation={"tasks": ("humaneval",), "unsafe": True}))
+    assert task.describe()["sandbox"] is False and len(items) == 1
 
 
 @needs_bwrap

@@ -46,6 +46,7 @@ def test_a_run_is_evaluated_as_its_own_rounds_were(of_run, whole):
     assert sum(part["items"] for part in parts) == loss["items"] == match["items"]
     low, high = loss["interval_95"]
     assert low < loss["score"] < high and match["settings"]["max_new"] == 256
+    assert loss["data_sha256"] == match["data_sha256"] and len(loss["data_sha256"]["held-out rows"]) == 64
     assert set(loss["versions"]) >= {"fedspeed", "torch", "transformers"}
 
 

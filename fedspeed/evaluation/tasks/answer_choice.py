@@ -2,13 +2,12 @@
 only, so it suits any data.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 from fedspeed.data.eval_task import ChoiceTask, Likelihood, most_likely
 from fedspeed.data.rows import Row
 from fedspeed.evaluation.context import TaskContext
-from fedspeed.evaluation.held_out_rows import held_out_files, held_out_rows
+from fedspeed.evaluation.held_out_rows import held_out_digests, held_out_rows
 
 
 class AnswerChoice(ChoiceTask[Row]):
@@ -34,8 +33,8 @@ class AnswerChoice(ChoiceTask[Row]):
             self._choices[row] = [row.output, *others[: self._count]]
         return rows
 
-    def files(self) -> Sequence[Path]:
-        return held_out_files(self._context)
+    def digests(self) -> Mapping[str, str]:
+        return held_out_digests(self._context)
 
     def prompt(self, item: Row) -> Row:
         return item

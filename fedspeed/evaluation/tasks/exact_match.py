@@ -1,12 +1,11 @@
 """Whether the model's generated answer to a held-out row equals the row's own."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 from fedspeed.data.eval_task import GenerationSettings, GenerationTask
 from fedspeed.data.rows import Row
 from fedspeed.evaluation.context import TaskContext
-from fedspeed.evaluation.held_out_rows import held_out_files, held_out_rows
+from fedspeed.evaluation.held_out_rows import held_out_digests, held_out_rows
 
 
 class ExactMatch(GenerationTask[Row]):
@@ -25,8 +24,8 @@ class ExactMatch(GenerationTask[Row]):
     def items(self, limit: int = 0) -> list[Row]:
         return held_out_rows(self._context, limit)
 
-    def files(self) -> Sequence[Path]:
-        return held_out_files(self._context)
+    def digests(self) -> Mapping[str, str]:
+        return held_out_digests(self._context)
 
     def prompt(self, item: Row) -> Row:
         return item

@@ -1,12 +1,11 @@
 """The loss on held-out rows, and how many of their answers greedy decoding reproduces exactly."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 from fedspeed.data.eval_task import LossTask
 from fedspeed.data.rows import Row
 from fedspeed.evaluation.context import TaskContext
-from fedspeed.evaluation.held_out_rows import held_out_files, held_out_rows
+from fedspeed.evaluation.held_out_rows import held_out_digests, held_out_rows
 
 
 class HeldOutLoss(LossTask):
@@ -20,8 +19,8 @@ class HeldOutLoss(LossTask):
     def items(self, limit: int = 0) -> list[Row]:
         return held_out_rows(self._context, limit)
 
-    def files(self) -> Sequence[Path]:
-        return held_out_files(self._context)
+    def digests(self) -> Mapping[str, str]:
+        return held_out_digests(self._context)
 
 
 def make(context: TaskContext) -> HeldOutLoss:
