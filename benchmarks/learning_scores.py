@@ -1,5 +1,6 @@
 """Scores of the models of benchmarks/learning.py on evaluation tasks, by `fedspeed eval`."""
 
+import json
 import os
 import subprocess
 import sys
@@ -38,6 +39,11 @@ SCORINGS = {
 }
 
 
+def _tasks_in(results: Path) -> set[str]:
+    """Return the tasks with results: of an interrupted evaluation, not all of them."""
+    return {result["task"] for result in json.loads(results.read_text())["results"]}
+
+
 def score(task: str, base: str, folder: Path, machine: tuple[str, ...]) -> None:
     """Run the evaluations of a task that have no results yet; the files are FOLDER/scores/NAME-MODEL.json.
 
@@ -51,7 +57,7 @@ def score(task: str, base: str, folder: Path, machine: tuple[str, ...]) -> None:
     for scoring in SCORINGS[task]:
         for model in scoring.models:
             out = folder / FOLDER / f"{scoring.name}-{model}.json"
-            if out.exists():
+            if out.exists() and _tasks_in(out) >= set(scoring.tasks.split(",")):
                 continue
             # The base is asked with the prompts that the others were trained with.
             target = [base, "data.template=alpaca", *machine] if model == "base" else [str(folder / model)]

@@ -45,7 +45,15 @@ _OUTSIDE_FINGERPRINT = (
 )
 
 # Keys that earlier versions did not have, and the values with which a run is one of theirs.
-_LATER_KEYS = {"federation.public_rows": "", "data.held_out": "", "data.format": "auto"}
+_LATER_KEYS: dict[str, Any] = {
+    "federation.public_rows": "",
+    "data.held_out": "",
+    "data.format": "auto",
+    "data.too_long": "cut",
+    "data.packing": False,
+    "data.chat_template": "",
+    "data.system_prompt": "",
+}
 
 
 def as_dict(config: RunConfig) -> dict[str, Any]:

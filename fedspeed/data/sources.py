@@ -115,8 +115,10 @@ def _files(text: str, wanted: Wanted) -> list[Path]:
             f"{wanted.key}={text}: no file matches the pattern (looked for {path.absolute()}); correct the "
             f"pattern{wanted.remedy}"
         )
+    is_hub = wanted.key == "data.held_out" and is_hub_name(text)
+    hub = " (of the hub, only data.path reads a set: save the rows to hold out as a file)" if is_hub else ""
     raise DataError(
-        f"{wanted.key}={text}: no such file or folder (looked for {path.resolve()}); correct the path"
+        f"{wanted.key}={text}: no such file or folder (looked for {path.resolve()}); correct the path{hub}"
         f"{wanted.remedy}"
     )
 

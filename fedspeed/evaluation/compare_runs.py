@@ -142,15 +142,31 @@ def _category_lines(models: Sequence[EvaluatedModel], task: str) -> list[str]:
 
 
 def _difference(models: Sequence[EvaluatedModel], task: str) -> str:
-    """Return a note if the models' results of a task come from different prompts or data; else nothing."""
+    """Return a note if the models' results of a task come from different prompts, data or settings, such as
+    the temperature; else nothing.
+    """
     with_result = [model for model in models if task in model.results]
-    for key, name in (("data_sha256", "data"), ("prompts_sha256", "prompts"), ("items", "items")):
-        values = [model.results[task].get(key) for model in with_result]
+    compared = {
+        "data_sha256": "data",
+        "prompts_sha256": "prompts",
+        "items": "items",
+        "settings": "settings of the generation",
+    }
+    for key, name in compared.items():
+        values = [_compared(model.results[task], key) for model in with_result]
         others = [model.name for model, value in zip(with_result, values) if value != values[0]]
         if others:
             first = with_result[0].name
             return f"{task}: {', '.join(others)} had other {name} than {first}; the scores do not compare"
     return ""
+
+
+def _compared(result: Mapping[str, Any], key: str) -> Any:
+    """Return a field of a result; of the settings, not the scores that lm-evaluation-harness puts there."""
+    value = result.get(key)
+    if key == "settings" and isinstance(value, dict):
+        return {name: setting for name, setting in value.items() if name != "harness_results"}
+    return value
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -79,7 +79,8 @@ def starter(target: Path, task: str, rows: Path | None, hostfile: Path | None, b
         split = "iid"
         each_a_client = hostfile is None and 1 < found.files <= MAX_FILES_AS_CLIENTS
         if each_a_client:
-            clients, split = found.files, "file"
+            clients = found.files
+            split = "file"
         data = {"task": "file", "path": _path_in(rows, target), "format": found.format, **_fields(found)}
         remarks.append(_description(rows, found, each_a_client))
     hosts = read(hostfile).hosts if hostfile else ()

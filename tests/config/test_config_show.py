@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from fedspeed.config.deepspeed import merge
 from fedspeed.config.deepspeed_rules import leaves
 from fedspeed.config.load import FIELDS, load
+from fedspeed.config.run import RunConfig
 from fedspeed.config.show import as_dict, fingerprint, render
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,3 +187,8 @@ def test_fingerprint_is_a_sha256_that_ignores_the_order_of_keys():
         dataclasses.replace(config, deepspeed=section) for section in ({"a": 1, "b": 2}, {"b": 2, "a": 1})
     )
     assert fingerprint(one) == fingerprint(other)
+
+
+def test_runs_of_earlier_versions_go_on():
+    """With the defaults of keys that they did not have, the fingerprint is what it was then."""
+    assert fingerprint(RunConfig()) == "acedda8c233633b892e786f5c8957c7fe355ff4b0e500e2c9dc4ef6ca905fe5d"

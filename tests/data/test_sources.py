@@ -1,6 +1,7 @@
 """The files that data.path and data.held_out name."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,11 @@ def test_faults(folder, value, message):
     (folder.parent / "empty").mkdir()
     with pytest.raises(DataError, match=message):
         files_of(value, WANTED)
+
+
+def test_held_out_rows_are_of_no_hub_set(folder):
+    with pytest.raises(DataError, match="data.held_out=org/set: no such .*of the hub, only data.path reads"):
+        files_of("org/set", replace(WANTED, key="data.held_out"))
 
 
 def test_rows_of_several_files_follow_each_other(folder):

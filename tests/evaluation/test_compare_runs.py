@@ -58,12 +58,25 @@ def test_models_by_tasks_with_intervals_and_categories(runs, capsys, tmp_path):
 
 @pytest.mark.parametrize(
     "changed, what",
-    [({"prompts_sha256": "z"}, "prompts"), ({"data_sha256": {}}, "data"), ({"items": 20}, "items")],
+    [
+        ({"prompts_sha256": "z"}, "prompts"),
+        ({"data_sha256": {}}, "data"),
+        ({"items": 20}, "items"),
+        ({"settings": {"temperature": 0.8}}, "settings of the generation"),
+    ],
 )
 def test_scores_on_other_items_are_noted(runs, tmp_path, changed, what):
     other = write(tmp_path / "other", result("gsm8k", 0.2) | changed)
     text = comparison_text([read_model(runs[0]), read_model(other)])
     assert f"note: gsm8k: other had other {what} than base" in text
+
+
+def test_scores_among_the_settings_are_no_difference(tmp_path):
+    results = [
+        result("lm_eval/x", score, settings={"harness_results": {"acc": score}}) for score in (0.1, 0.2)
+    ]
+    models = [read_model(write(tmp_path / name, one)) for name, one in zip("ab", results)]
+    assert "note" not in comparison_text(models)
 
 
 def test_a_run_that_was_not_evaluated_is_refused_with_the_command(tmp_path, capsys):
