@@ -76,3 +76,13 @@ def test_the_federated_bar_stands_out():
     for axes in comparison_figure(Comparison(rows, federated="all")).axes:
         colours = [bar.get_facecolor() for bar in axes.patches]
         assert colours[0] == colours[2] != colours[1]
+
+
+def test_scores_of_evaluation_tasks_have_a_curve_below_the_loss(make_round):
+    scores = {0: 0.02, 2: 0.1, 4: 0.3}
+    records = [make_round(n, **({"eval_gsm8k": scores[n]} if n in scores else {})) for n in range(5)]
+    figure = figure_of(records)
+    [axes] = [axes for axes in figure.axes if axes.get_ylabel() == "gsm8k\naccuracy"]
+    [curve] = axes.lines
+    assert list(curve.get_xdata()) == [0, 2, 4] and list(curve.get_ydata()) == [0.02, 0.1, 0.3]
+    assert "held_out\nloss" not in [axes.get_ylabel() for axes in figure.axes]
