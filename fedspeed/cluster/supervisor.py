@@ -192,12 +192,11 @@ class Supervisor:
         self.workers.send_signal(signal.SIGTERM)
 
     def _request_finish(self) -> None:
-        """Ask the ranks to finish the round, because of a signal."""
+        """Ask the ranks to end, because of a signal; those of a run finish its round if they can."""
         self.stop_requested = True
         name = signal.Signals(self.signals.received[0]).name
         self.log(
-            f"asked to end by {name}: the ranks have {self.finish_s:g} s to finish the round (once more "
-            "ends them at once)"
+            f"asked to end by {name}: the ranks have {self.finish_s:g} s to end (once more ends them at once)"
         )
         self.workers.send_signal(signal.SIGTERM)
 

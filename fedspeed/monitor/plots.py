@@ -278,7 +278,8 @@ def _draw_chart(axes: "Axes", metric: Metric, shown: list[tuple[int, float]]) ->
     axes.yaxis.set_major_formatter(PercentFormatter(1.0) if is_share else EngFormatter(sep=""))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
     axes.set_ylabel(metric.panel)
-    _from_zero(axes, values)
+    if metric.unit != "loss":
+        _from_zero(axes, values)
 
 
 def _from_zero(axes: "Axes", values: Sequence[float]) -> None:
