@@ -42,8 +42,8 @@ def test_every_output_has_the_scores(run):
     summary = json.loads((run / "summary.json").read_text())
     report = (run / "report.md").read_text()
     assert summary["eval_held_out"] == last["eval_held_out"] and "eval_gsm8k" not in summary
-    assert f"| held_out loss, last | {last['eval_held_out']:.4f} |" in report
-    assert " held_out loss | answer_choice accuracy |" in report and "gsm8k" not in report
+    assert f"| evaluation of held_out: loss, last | {last['eval_held_out']:.4f} |" in report
+    assert " eval: held_out loss | eval: answer_choice accuracy |" in report and "gsm8k" not in report
     [events] = (run / "tensorboard").glob("events.*")
     content = events.read_bytes()
     assert b"eval/held_out" in content and b"eval/answer_choice" in content and b"eval/gsm8k" not in content

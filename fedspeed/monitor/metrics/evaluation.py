@@ -29,10 +29,10 @@ def _metric(name: str, entry: EvalTaskEntry) -> Metric:
         shown_masked=True,
         reveals=frozenset({LOSSES}) if entry.private else NOTHING,
         tag=f"eval/{name}",
-        column=f"{name} {entry.unit}",
+        column=f"eval: {name} {entry.unit}",
         over_rounds="last",
-        title=f"{name} {entry.unit}, last",
-        panel=f"{name}\n{entry.unit}",
+        title=f"evaluation of {name}: {entry.unit}, last",
+        panel=f"eval: {name}\n{entry.unit}",
         task=name,
     )
 
