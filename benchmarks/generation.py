@@ -131,7 +131,7 @@ def transformers_answers(args) -> Callable:
     from fedspeed.models.config import AdapterConfig
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
-    model = AutoModelForCausalLM.from_pretrained(args.base, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(args.base, dtype=dtype, trust_remote_code=False)
     if args.peft:
         ours = lora_config(AdapterConfig(), model)
         lora = LoraConfig(r=ours.r, lora_alpha=ours.lora_alpha, target_modules=ours.target_modules)

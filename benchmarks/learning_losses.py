@@ -54,7 +54,7 @@ def _model(base: str, adapter: Path | None):
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, trust_remote_code=False)
     return (model if adapter is None else PeftModel.from_pretrained(model, adapter)).eval()
 
 

@@ -158,6 +158,7 @@ class NoMonitor:
 
     records: tuple[RoundRecord, ...] = ()
     absent: tuple[int, ...] = ()
+    row_table: RowTable | None = None
 
     def step(self, round_number: int, local_step: int, local_steps: int, loss: float | None = None) -> None:
         """Ignore a step."""

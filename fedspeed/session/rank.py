@@ -278,13 +278,12 @@ def _finish(
     comparison = _compare(job, rank_components, progress, inputs, start=start)
     exported = None
     if progress.done:
-        rows = monitor.row_table if isinstance(monitor, Monitor) else None
         exported = exporting.export_models(
             job,
             rank_components,
             progress,
             inputs.tokenizer,
-            rows,
+            monitor.row_table,
             data=with_template(job.config.data, _all_rows(inputs)),
         )
     if not isinstance(monitor, Monitor):  # another rank reports

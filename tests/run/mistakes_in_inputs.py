@@ -104,11 +104,6 @@ DATA = {
         ("rows.jsonl", "GSM8K"),
         rows("rows.jsonl", [{"question": "a", "answer": "b"}]),
     ),
-    "folder of many files": Mistake(
-        FILE + "data.path=.",
-        ("task=file needs one data file", "2"),
-        lambda here: (rows("a.jsonl", ROWS)(here), rows("b.jsonl", ROWS)(here)),
-    ),
 }
 MODELS = {
     "missing": Mistake("run model.base=gone/", ("model.base", "gone/", "does not exist", "config.json")),
@@ -173,7 +168,7 @@ MODELS = {
     ),
     "weights in pickles": Mistake(
         "run model.init=pretrained model.base=base",
-        ("pytorch_model.bin", "save_pretrained"),
+        ("pytorch_model.bin", "import-base base --out"),
         model("base", LLAMA, pytorch_model__bin=""),
     ),
     "weights in pickles beside a trainer's files": Mistake(

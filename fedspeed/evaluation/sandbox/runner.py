@@ -132,9 +132,12 @@ def checked_sandbox() -> Bubblewrap:
         run=(
             "sh",
             "-c",
-            f"echo started; n=0; while [ $n -lt {attempts} ]; do sleep 9 & n=$((n + 1)); echo process; done",
+            # The inner shell ends where it cannot start another process; the outer one goes on for a moment,
+            # in which the processes are seen.
+            f"echo started; (n=0; while [ $n -lt {attempts} ]; do sleep 99 & n=$((n + 1)); echo process; "
+            "done); n=0; while [ $n -lt 100000 ]; do n=$((n + 1)); done",
         ),
-        limits=Limits(wall_s=2.0, processes=8),
+        limits=Limits(processes=8),
     )
     outcome = sandbox.run(trial)
     if "started" not in outcome.text:

@@ -41,7 +41,7 @@ class GgufModel:
         with self._reading("its configuration"):
             from transformers import AutoConfig
 
-            config = AutoConfig.from_pretrained(**self._where)
+            config = AutoConfig.from_pretrained(**self._where, trust_remote_code=False)
         family = family_of(config.model_type, str(path))
         self._model = self._load(dtype)
         values = json.loads(self._model.config.to_json_string())
@@ -63,6 +63,7 @@ class GgufModel:
                 quantization_config=GgufConfig(dequantize=True),
                 dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype],
                 output_loading_info=True,
+                trust_remote_code=False,
             )
         if missing := sorted(report["missing_keys"]):
             raise ModelError(
