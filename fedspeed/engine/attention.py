@@ -1,4 +1,6 @@
-"""Compute attention on cards whose fused kernels do not support grouped queries."""
+"""Compute attention with grouped queries on cards whose fused kernels do not support them, and attention to a
+part of the keys.
+"""
 
 import torch
 from torch import nn
@@ -6,7 +8,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 
 REPEATED = "sdpa_repeated"
+# Implementations, by transformers' names, that compute scaled dot products, a mask, and nothing else.
+DOT_PRODUCT = ("sdpa", REPEATED)
 _GROUPED_FROM = (8, 0)  # CUDA compute capability: Ampere, where flash attention begins
+
+Partial = tuple[torch.Tensor, torch.Tensor]  # output [..., T, width], log-sum-exp of scores [..., T] fp32
 
 
 def choose_attention(model: PreTrainedModel) -> None:
@@ -56,3 +62,26 @@ def repeated_attention(
         query, key, value, attention_mask, dropout_p=dropout, is_causal=causal, scale=scaling
     )
     return output.transpose(1, 2).contiguous(), None
+
+
+def gives_log_sum_exp(key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Tell whether `partial_attention` has a kernel for such keys and values."""
+    return key.device.type == "cpu" and key.shape[-1] == value.shape[-1]
+
+
+def partial_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+) -> Partial:
+    """Compute attention to some of the keys that the queries attend to, for merging with attention to others.
+
+    Args:
+        query: [B, heads, T, width]; key, value: [B, heads, slots, width].
+        mask: what is added to scores, [B, 1, T, slots]. scaling: factor of scores; None: 1 / sqrt(width).
+    """
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    output, log_sum_exp = kernel(query, key, value, attn_mask=mask, scale=scaling)
+    return output, log_sum_exp

@@ -1,8 +1,12 @@
 """Generation without a model: choices of tokens, batches, caches, and the order of pieces."""
 
+from functools import partial
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fedspeed.engine.generation.batches import (
     BatchLimits,
@@ -17,6 +21,7 @@ from fedspeed.engine.generation.decode import AnswerSettings, generate_answers
 from fedspeed.engine.generation.piece_messages import PieceReceiver, PieceSender
 from fedspeed.engine.generation.pieces import Group, read_nothing
 from fedspeed.engine.generation.sampling import Draw, Sampling
+from fedspeed.engine.generation.segment_attention import SegmentAttention
 from fedspeed.errors import FedSpeedError
 
 LIMITS = BatchLimits(
@@ -169,3 +174,39 @@ def test_what_prompts_begin_with_is_computed_once_and_rows_that_stop_are_dropped
         found = {(prompt, sample): tokens.tolist() for prompt, sample, tokens in end.value}
     assert passes == [[((1, 3), 0)], [((3, 3), 6)], [((4, 1), 4)], [((2, 1), 2)]]
     assert found == {(0, 0): [4, 5], (0, 1): [4, 5], (1, 0): [5], (1, 1): [5], (2, 0): [], (2, 1): []}
+
+
+def test_attention_by_segments_is_attention_to_all_of_them():
+    """Rows share a prefix, have contexts in common, some of them none, and the sizes of groups differ."""
+    prefix = Segment(1)
+    contexts = Segment(3)
+    into = Segment(4)
+    width = 8
+    heads = 4
+    key_heads = 2
+
+    def drawn(rows, slots):
+        return torch.randn(rows, key_heads, slots, width)
+
+    prefix_view = View([], prefix, np.arange(5)[None])
+    prefix_view.update(drawn(1, 5), drawn(1, 5), 0)
+    of_prefix = (prefix, np.zeros(3, dtype=np.int64))
+    View([of_prefix], contexts, np.array([[5, 6], [-1, 5], [5, 6]])).update(drawn(3, 2), drawn(3, 2), 0)
+    behind = np.array([2, 0, 2, 2])  # none follows context 1
+    config = SimpleNamespace(_attn_implementation="sdpa")
+    module = SimpleNamespace(layer_idx=0, num_key_value_groups=2, is_causal=True)
+    before = [(prefix, np.zeros(4, dtype=np.int64)), (contexts, behind)]
+    for window, tokens in ((None, 1), (3, 1), (None, 2), (1, 2)):
+        start = into.positions.max(initial=6) + 1
+        view = View(before, into, np.tile(np.arange(start, start + tokens), (4, 1)))
+        mask = torch.zeros(4, 1, tokens, view._all_positions.shape[1])
+        mask.masked_fill_(~torch.from_numpy(view.attended(window)).unsqueeze(1), torch.finfo(mask.dtype).min)
+        query = torch.randn(4, heads, tokens, width)
+        keys, values = view.update(drawn(4, tokens), drawn(4, tokens), 0)
+        expected, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, keys, values, mask, scaling=0.3)
+        with SegmentAttention(view).used(config):
+            own = into.keys_and_values(0)
+            found, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, *own, mask, scaling=0.3)
+        assert torch.allclose(found, expected, atol=1e-6)
+        assert keys.shape[2] > own[0].shape[2] and not view.separate
+    assert type(ALL_ATTENTION_FUNCTIONS["sdpa"]) is not partial

@@ -7,6 +7,7 @@ from typing import TypeVar
 import numpy as np
 
 T = TypeVar("T")
+SPARE_SLOTS = 31  # free ones behind a row's tokens, so that a new token does not copy all before it
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,12 @@ class BatchLimits:
 
     def bytes_of(self, group: Sequence[Context], prefix: int) -> int:
         """Return the bytes of a group's keys and values, padding included, and of the copy that one block's
-        attention reads, in which each row has the prefix and its context for itself.
+        attention reads where it cannot read segments separately: in it each row has the prefix and its
+        context for itself.
         """
         widest = max(c.tokens for c in group)
         rows = sum(c.rows for c in group)
-        more = max(c.more for c in group)
+        more = max(c.more for c in group) + SPARE_SLOTS
         stored = len(group) * widest + rows * more
         copied = rows * (prefix + widest + more)
         return self.slot_bytes * (self.blocks * stored + copied)

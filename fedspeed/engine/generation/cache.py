@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig
 
+from fedspeed.engine.attention import gives_log_sum_exp
+from fedspeed.engine.generation.batches import SPARE_SLOTS
 from fedspeed.errors import ModelError
 from fedspeed.models.families.base import Family
 
@@ -21,6 +23,38 @@ NO_TOKEN = -1  # position of a slot that holds none
 FULL = "full_attention"
 SLIDING = "sliding_attention"
 _numbers = itertools.count()
+
+
+class Slots:
+    """A tensor [rows, heads, slots, width] to which slots are added, mostly without copying those before.
+
+    Args:
+        first: its slots at first.
+    """
+
+    def __init__(self, first: torch.Tensor):
+        self._stored = first.contiguous()  # `first` may be a part of a larger tensor, which is freed then
+        self._count = first.shape[2]
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """Return all slots."""
+        return self._stored[:, :, : self._count]
+
+    def append(self, more: torch.Tensor) -> None:
+        """Add slots behind the others."""
+        count = self._count + more.shape[2]
+        if count > self._stored.shape[2]:
+            rows, heads, _, width = self._stored.shape
+            larger = self._stored.new_empty(rows, heads, count + SPARE_SLOTS, width)
+            larger[:, :, : self._count] = self.tensor
+            self._stored = larger
+        self._stored[:, :, self._count : count] = more
+        self._count = count
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Drop all rows but some, [k] int64."""
+        self._stored = self.tensor.index_select(0, rows)
 
 
 class Segment:
@@ -34,20 +68,24 @@ class Segment:
     def __init__(self, rows: int):
         self.number = next(_numbers)
         self.positions = np.zeros((rows, 0), dtype=np.int64)
-        self._values: dict[int, KeysAndValues] = {}
+        self._slots: dict[int, tuple[Slots, Slots]] = {}
 
-    def append(self, block: int, keys: torch.Tensor, values: torch.Tensor) -> KeysAndValues:
-        """Add slots behind those of a block; returns all of its keys and values."""
-        if block in self._values:
-            before = self._values[block]
-            keys = torch.cat([before[0], keys], 2)
-            values = torch.cat([before[1], values], 2)
-        self._values[block] = keys, values
-        return keys, values
+    def append(self, block: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Add slots behind those of a block."""
+        if block not in self._slots:
+            self._slots[block] = Slots(keys), Slots(values)
+            return
+        for slots, more in zip(self._slots[block], (keys, values)):
+            slots.append(more)
+
+    def keys_and_values(self, block: int) -> KeysAndValues:
+        """Return all keys and values of a block."""
+        keys, values = self._slots[block]
+        return keys.tensor, values.tensor
 
     def rows(self, block: int, which: torch.Tensor) -> KeysAndValues:
         """Return keys and values of some rows, [k] int64, which may repeat. A single row is not copied."""
-        keys, values = self._values[block]
+        keys, values = self.keys_and_values(block)
         if keys.shape[0] == 1:
             return keys.expand(len(which), -1, -1, -1), values.expand(len(which), -1, -1, -1)
         return keys.index_select(0, which), values.index_select(0, which)
@@ -55,9 +93,8 @@ class Segment:
     def keep(self, which: np.ndarray) -> None:
         """Drop all rows but some, [k] int64."""
         self.positions = self.positions[which]
-        for block, (keys, values) in self._values.items():
-            at = torch.from_numpy(which).to(keys.device)
-            self._values[block] = keys.index_select(0, at), values.index_select(0, at)
+        for slots in itertools.chain.from_iterable(self._slots.values()):
+            slots.keep(torch.from_numpy(which).to(slots.tensor.device))
 
 
 class View:
@@ -72,6 +109,9 @@ class View:
         kept: rows of `into` that go on, [rows] int64, where others are dropped first; None: all.
 
     All four are attributes too, so that they can be sent to another rank.
+
+    Attributes:
+        separate: whether attention reads the segments of `before` by itself, see `segment_attention`.
     """
 
     is_compileable = False
@@ -87,6 +127,7 @@ class View:
         self.into = into
         self.positions = positions
         self.kept = kept
+        self.separate = False
         if kept is not None:
             into.keep(kept)
         into.positions = np.concatenate([into.positions, positions], axis=1)
@@ -104,13 +145,17 @@ class View:
         return attended if window is None else attended & (key > query - window)
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int) -> KeysAndValues:
-        """Store a block's new keys and values; returns all that its tokens may attend to. Called by
-        transformers' attention.
+        """Store a block's new keys and values; returns all that its tokens may attend to, or those of `into`
+        where segments are kept separate. Called by transformers' attention.
         """
+        self.into.append(layer_idx, keys, values)
+        stored = self.into.keys_and_values(layer_idx)
+        if self.separate and gives_log_sum_exp(*stored):
+            return stored
         pairs = [
             segment.rows(layer_idx, torch.from_numpy(rows).to(keys.device)) for segment, rows in self.before
         ]
-        pairs.append(self.into.append(layer_idx, keys, values))
+        pairs.append(stored)
         return torch.cat([pair[0] for pair in pairs], 2), torch.cat([pair[1] for pair in pairs], 2)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

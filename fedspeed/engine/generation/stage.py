@@ -9,6 +9,7 @@ from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.compute.micro_batches import Call
 from fedspeed.engine.generation.blocks import PieceModel
 from fedspeed.engine.generation.pieces import Piece
+from fedspeed.engine.generation.segment_attention import SegmentAttention
 from fedspeed.engine.instruction_executor import StageCompute
 from fedspeed.engine.stage_weights import StageWeights
 from fedspeed.models.blocks import anatomy
@@ -27,6 +28,7 @@ class PieceStage(StageCompute):
     def __init__(self, model: PreTrainedModel, store: BaseStore, chunks: Sequence[range], *, rows: int):
         parts = anatomy(model)
         self._chunks = chunks
+        self._config = model.config
         self._compute = PieceModel(model, parts, rows)
         self._loads = StageWeights(model, parts, store, chunks)
         self._clear()
@@ -36,6 +38,7 @@ class PieceStage(StageCompute):
         self._pieces: Sequence[Piece] = ()
         self._tensors: Sequence[Mapping[str, torch.Tensor]] = ()
         self._calls: dict[int, list[Call]] = {}
+        self._attention: dict[int, SegmentAttention] = {}
         self._values: dict[int, torch.Tensor] = {}
 
     def begin(
@@ -82,8 +85,11 @@ class PieceStage(StageCompute):
     def forward(self, micro: int, chunk: int, hidden: torch.Tensor) -> torch.Tensor:
         if micro not in self._calls:
             _, self._calls[micro] = self._compute.enter(self._pieces[micro], None)
-        for b in self._chunks[chunk]:
-            hidden = self._compute.block(b, self._calls[micro][b], hidden, self._tensors[micro])
+        if micro not in self._attention:
+            self._attention[micro] = SegmentAttention(self._pieces[micro].view)
+        with self._attention[micro].used(self._config):
+            for b in self._chunks[chunk]:
+                hidden = self._compute.block(b, self._calls[micro][b], hidden, self._tensors[micro])
         return hidden
 
     def head(self, micro: int, hidden: torch.Tensor) -> None:
