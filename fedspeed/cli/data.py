@@ -70,8 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out:
         write_split(arguments.out, clients)
         plots.append(arguments.out / PLOT)
+    shown = f"{len(clients)} clients" if arguments.client is None else f"client {arguments.client}"
     for path in plots:
-        _draw(view, path, config.data.task)
+        _draw(view, path, f"{config.data.task}: {shown}")
     return EXIT_OK
 
 
@@ -97,7 +98,7 @@ def _loaded(arguments: argparse.Namespace) -> "Loaded":
     return load(arguments.config or PROJECT / "ds_configs" / f"{TASKS[task]}.yaml", overrides)
 
 
-def _draw(view: "SplitOverview", path: Path, task: str) -> None:
+def _draw(view: "SplitOverview", path: Path, title: str) -> None:
     """Draw the figure of a split into a file.
 
     Raises:
@@ -108,6 +109,6 @@ def _draw(view: "SplitOverview", path: Path, task: str) -> None:
     from fedspeed.monitor.split_plot import split_figure
 
     try:
-        write_atomically(path, png(split_figure(view, f"{task}: {len(view.clients)} clients")))
+        write_atomically(path, png(split_figure(view, title)))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another place") from error

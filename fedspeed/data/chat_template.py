@@ -9,6 +9,7 @@ from fedspeed.data.chat_rendering import DATE, ChatRendering, Rendered
 from fedspeed.data.config import DataConfig
 from fedspeed.data.encode import Encoded, Example, Tokenizer, leading_special_ids
 from fedspeed.data.rows import Message, Row
+from fedspeed.data.templates import question
 from fedspeed.data.text_template import encode_text
 from fedspeed.data.too_long import shortened
 from fedspeed.errors import DataError
@@ -149,8 +150,7 @@ class ChatTemplate(PromptTemplate):
         """Return the messages of a row with the system prompt, up to the last one of the assistant."""
         messages = list(row.messages)
         if not messages:
-            question = "\n\n".join(text for text in (row.instruction, row.input) if text)
-            messages = [Message("user", question), Message("assistant", row.output)]
+            messages = [Message("user", question(row, "\n\n")), Message("assistant", row.output)]
         if self._config.system_prompt and messages[0].role != "system":
             messages.insert(0, Message("system", self._config.system_prompt))
         return messages

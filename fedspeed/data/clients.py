@@ -22,10 +22,6 @@ from fedspeed.units import shortened_list
 MAX_NAMED = 8  # files in a message
 
 
-class NoAnswer(DataError):
-    """No row keeps a part of its answer within data.max_tokens."""
-
-
 @dataclass(frozen=True)
 class ClientRows:
     """The rows of one client. `val` is what it evaluates: rows of its own that are held out from training, or
@@ -102,8 +98,11 @@ def client_rows(config: DataConfig, seed: int) -> list[ClientRows]:
     return clients
 
 
-def encode_client(rows: ClientRows, tokenizer: Tokenizer, config: DataConfig) -> ClientData:
+def encode_client(rows: ClientRows, tokenizer: Tokenizer, config: DataConfig, owner: str = "") -> ClientData:
     """Return the encoded rows of one client; each rank encodes those of its own clients.
+
+    Args:
+        owner: whose rows these are, for messages; empty: the client.
 
     Raises:
         DataError: no training row keeps an answer within data.max_tokens; or the template cannot express a
@@ -111,18 +110,21 @@ def encode_client(rows: ClientRows, tokenizer: Tokenizer, config: DataConfig) ->
     """
     template = template_for(config, tokenizer)
     all_rows = activity.counted((*rows.train, *rows.val), "the encoding of rows", "row")
-    encoded = [_encoded(row, template) for row in all_rows]
+    encoded = [encode_row(row, template) for row in all_rows]
     train = [example for row in encoded[: len(rows.train)] for example in row.examples]
     val = [example for row in encoded[len(rows.train) :] for example in row.examples]
     if not train:
-        raise NoAnswer(
-            f"client {rows.client}: data.max_tokens={config.max_tokens} cuts away the whole answer of each "
-            f"of its {len(rows.train)} training rows (template {template.name}); raise data.max_tokens"
+        effect = "cuts away the whole answer"
+        if config.too_long != "cut":
+            effect = f"with data.too_long={config.too_long} leaves nothing"
+        raise DataError(
+            f"{owner or f'client {rows.client}'}: data.max_tokens={config.max_tokens} {effect} of each of "
+            f"its {len(rows.train)} training rows (template {template.name}); raise data.max_tokens"
         )
     # The pad token of many tokenizers was added beyond the model's vocabulary, so padding uses no id above
     # those of the rows.
     pad_id = min(tokenizer.pad_token_id, max(int(example.input_ids.max()) for example in (*train, *val)))
-    counts = _counts(encoded)
+    counts = count_rows(encoded)
     packed = None
     if config.packing:
         packed = pack([len(example.input_ids) for example in train], config.max_tokens, rows.client)
@@ -135,7 +137,12 @@ def largest_id(data: ClientData) -> int:
     return max(data.pad_id, *(int(example.input_ids.max()) for example in (*data.train, *data.val)))
 
 
-def _encoded(row: Row, template: PromptTemplate) -> Encoded:
+def encode_row(row: Row, template: PromptTemplate) -> Encoded:
+    """Return the examples of a row.
+
+    Raises:
+        DataError: see `PromptTemplate.encode`; names the row.
+    """
     try:
         return template.encode(row)
     except DataError as error:
@@ -144,7 +151,8 @@ def _encoded(row: Row, template: PromptTemplate) -> Encoded:
         raise DataError(f"{where}: {error}") from None
 
 
-def _counts(encoded: Sequence[Encoded]) -> RowCounts:
+def count_rows(encoded: Sequence[Encoded]) -> RowCounts:
+    """Return the counts of encoded rows; packing is not among them."""
     return RowCounts(
         len(encoded),
         cut=sum(row.cut for row in encoded),

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 MAX_STEPS = 1_000_000  # of a client in a round; more is taken for a typing mistake
+MAX_TOKENS = 1_048_576  # of an example
 
 
 FormatName = Literal["auto", "instruction", "messages", "sharegpt", "prompt_completion", "text"]
@@ -98,7 +99,7 @@ class DataConfig:
     )
     max_tokens: int = field(
         default=512,
-        metadata={"help": "longest example, in tokens; see data.too_long", "min": 8, "max": 1_048_576},
+        metadata={"help": "longest example, in tokens; see data.too_long", "min": 8, "max": MAX_TOKENS},
     )
     too_long: Literal["cut", "drop", "keep_end", "error"] = field(
         default="cut",

@@ -26,9 +26,7 @@ def hub_records(name: str) -> Iterator[tuple[str, object]]:
     set_name, _, configuration = name.partition(":")
     try:
         found = datasets.load_dataset(set_name, configuration or None, split="train")
-    except (
-        Exception
-    ) as error:  # of many types: OSError, ValueError, the library's, and those of its network stack
+    except Exception as error:  # of many types: OSError, ValueError, the library's, its network stack's
         raise DataError(
             f"data.path={name}: there is no such file or folder, and the hub data set cannot be loaded "
             f"({type(error).__name__}: {error}). Without network, give {_LOCAL}"

@@ -8,17 +8,16 @@ from typing import Any
 import numpy as np
 
 from fedspeed import activity
-from fedspeed.data.clients import ClientRows
-from fedspeed.data.config import DataConfig
+from fedspeed.data.base_template import PromptTemplate
+from fedspeed.data.clients import ClientRows, count_rows, encode_row
+from fedspeed.data.config import MAX_TOKENS, DataConfig
 from fedspeed.data.copies import Copies, count_copies
 from fedspeed.data.encode import Encoded, Tokenizer
 from fedspeed.data.prompt_template import template_for
 from fedspeed.data.row_counts import RowCounts, RowTable
 from fedspeed.data.row_remarks import row_remarks
-from fedspeed.data.rows import Row
 from fedspeed.data.shown_tokens import Segment, segments
 
-NO_LIMIT = 1_048_576  # the largest data.max_tokens
 NO_CATEGORY = "(none)"
 
 
@@ -28,7 +27,7 @@ class ClientOverview:
 
     Attributes:
         client: number of the client.
-        train, held_out: numbers of rows, lost ones included.
+        train, held_out: numbers of rows, also of those that are not used.
         counts: of training and held-out rows together.
         categories: number of training rows by category, the most frequent one first.
         lengths: [rows] tokens of each training row before data.max_tokens shortens it, sorted.
@@ -56,9 +55,7 @@ class ClientOverview:
             "client": self.client,
             "train_rows": self.train,
             "held_out_rows": self.held_out,
-            "kept": self.counts.kept,
-            "cut": self.counts.cut,
-            "lost": self.counts.lost,
+            **_counts_json(self.counts),
             "categories": dict(self.categories),
             "tokens": self.quantiles,
             "example": [{"trained": part.is_trained, "tokens": list(part.tokens)} for part in self.example],
@@ -89,9 +86,7 @@ class SplitOverview:
         """Return the overview as a JSON object."""
         return {
             "rows": self.total.rows,
-            "kept": self.total.kept,
-            "cut": self.total.cut,
-            "lost": self.total.lost,
+            **_counts_json(self.total),
             "template": self.template,
             "max_tokens": self.max_tokens,
             "equal_rows_of_a_client": self.copies.within,
@@ -115,25 +110,32 @@ def overview(
     Raises:
         DataError: with data.too_long=error, a row is too long; or the template has no form for a row.
     """
+    template = template_for(config, tokenizer)
+    whole_rows = template_for(replace(config, max_tokens=MAX_TOKENS), tokenizer)
     described = [one for one in clients if client in (None, one.client)]
-    views = tuple(_client_overview(config, one, tokenizer) for one in described)
+    views = tuple(_client_overview(one, tokenizer, template, whole_rows) for one in described)
     table = RowTable.of([view.counts for view in views], config.max_tokens)
     return SplitOverview(
         clients=views,
         copies=count_copies(clients),
         max_tokens=config.max_tokens,
-        template=template_for(config, tokenizer).name,
+        template=template.name,
         notes=(*table.warnings(), *row_remarks(config, clients)),
     )
 
 
-def _client_overview(config: DataConfig, client: ClientRows, tokenizer: Tokenizer) -> ClientOverview:
-    template = template_for(config, tokenizer)
-    whole_template = template_for(replace(config, max_tokens=NO_LIMIT), tokenizer)
-    rows: list[Row] = list(activity.counted((*client.train, *client.val), "the encoding of rows", "row"))
-    encoded = [template.encode(row) for row in rows]
+def _client_overview(
+    client: ClientRows, tokenizer: Tokenizer, template: PromptTemplate, whole_rows: PromptTemplate
+) -> ClientOverview:
+    """Return the overview of a client.
+
+    Args:
+        template: of the run. whole_rows: the same without data.max_tokens.
+    """
+    rows = activity.counted((*client.train, *client.val), "the encoding of rows", "row")
+    encoded = [encode_row(row, template) for row in rows]
     whole = [
-        whole_template.encode(row) if _is_shortened(result) else result
+        encode_row(row, whole_rows) if _is_shortened(result) else result
         for row, result in zip(client.train, encoded)
     ]
     used = next((result for result in encoded[: len(client.train)] if result.examples), None)
@@ -142,11 +144,7 @@ def _client_overview(config: DataConfig, client: ClientRows, tokenizer: Tokenize
         client=client.client,
         train=len(client.train),
         held_out=len(client.val),
-        counts=RowCounts(
-            len(encoded),
-            cut=sum(result.cut for result in encoded),
-            lost=sum(not result.examples for result in encoded),
-        ),
+        counts=count_rows(encoded),
         categories=dict(categories.most_common()),
         lengths=np.sort([_length(result) for result in whole]),
         example=() if used is None else tuple(segments(used.examples[0], tokenizer)),
@@ -154,8 +152,18 @@ def _client_overview(config: DataConfig, client: ClientRows, tokenizer: Tokenize
 
 
 def _is_shortened(encoded: Encoded) -> bool:
-    return encoded.cut or not encoded.examples
+    return encoded.cut or encoded.kept_end or not encoded.examples
 
 
 def _length(encoded: Encoded) -> int:
     return sum(len(example.input_ids) for example in encoded.examples)
+
+
+def _counts_json(counts: RowCounts) -> dict[str, int]:
+    return {
+        "kept": counts.kept,
+        "cut": counts.cut,
+        "lost": counts.lost,
+        "dropped": counts.dropped,
+        "kept_end": counts.kept_end,
+    }

@@ -9,6 +9,7 @@ from fedspeed.data.encode import leading_special_ids
 from fedspeed.data.prompt_template import PromptTemplate, template_for
 from fedspeed.data.prompting import ChatFormat, PromptFormat
 from fedspeed.data.rows import Row
+from fedspeed.data.templates import question
 
 MAX_NEW_TOKENS = 64  # of the example's answer
 EXAMPLES = {  # invented, so that no row of a client is shown
@@ -65,9 +66,8 @@ def _messages(
     """Return (role, content) of the messages that apply_chat_template makes the row's prompt of; none where
     it makes another one.
     """
-    question = "\n\n".join(text for text in (row.instruction, row.input) if text)
     system = (("system", system_prompt),) if system_prompt else ()
-    messages = (*system, ("user", question))
+    messages = (*system, ("user", question(row, "\n\n")))
     ids = tokenizer.apply_chat_template(
         [{"role": role, "content": content} for role, content in messages],
         chat_template=template.jinja,

@@ -31,7 +31,7 @@ class PromptFormat:
     """The format of prompts and answers that a model was trained with.
 
     Attributes:
-        template: of `data.templates`.
+        template: a value of data.template other than auto.
         leading: ids and text of the tokens before every prompt; empty if there are none.
         end: ids and text of the tokens that end an answer.
         pad_id: id of the padding token.

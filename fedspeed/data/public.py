@@ -1,8 +1,9 @@
 """The public rows, which belong to no client and which the server of a method trains on."""
 
+import os
 from pathlib import Path
 
-from fedspeed.data.clients import ClientData, ClientRows, NoAnswer, encode_client
+from fedspeed.data.clients import ClientData, ClientRows, encode_client
 from fedspeed.data.config import DataConfig
 from fedspeed.data.encode import Tokenizer
 from fedspeed.data.tasks import rows_of_file, task_of
@@ -22,7 +23,7 @@ def public_data(text: str, config: DataConfig, tokenizer: Tokenizer) -> ClientDa
         DataError: there is no such file, it is malformed or has no rows, or data.max_tokens removes all
         answers.
     """
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     task = task_of(config)
     if not path.is_file():
         raise DataError(
@@ -32,10 +33,4 @@ def public_data(text: str, config: DataConfig, tokenizer: Tokenizer) -> ClientDa
     rows = tuple(rows_of_file(path, task, KEY))
     if not rows:
         raise DataError(f"{KEY}={text}: the file holds no rows; name one that has some")
-    try:
-        return encode_client(ClientRows(train=rows, val=(), client=-1), tokenizer, config)
-    except NoAnswer:
-        raise DataError(
-            f"{KEY}={text}: data.max_tokens={config.max_tokens} cuts away the whole answer of "
-            f"each of its {len(rows)} rows; raise data.max_tokens"
-        ) from None
+    return encode_client(ClientRows(train=rows, val=(), client=-1), tokenizer, config, owner=f"{KEY}={text}")

@@ -58,7 +58,7 @@ class Record:
         """Return the text of a category, which may be a number; empty where the record has none.
 
         Raises:
-            DataError: the field is a list or an object.
+            DataError: the field is a list or an object, or is not text that can be encoded as UTF-8.
         """
         value = self.values[name] if self.has(name) else None
         if isinstance(value, (list, dict)):
@@ -66,7 +66,8 @@ class Record:
                 f"{self.where}: field {name!r} must be a plain category, this is {shown(value)}; "
                 "name another field in data.category_field"
             )
-        return "" if value is None or not str(value).strip() else str(value)
+        text = "" if value is None else str(value)
+        return self._encodable(text, name) if text.strip() else ""
 
     def objects(self, name: str, remedy: str) -> list["Record"]:
         """Return the objects of a list.

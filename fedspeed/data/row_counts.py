@@ -1,11 +1,10 @@
 """Counts of rows that are used whole, and of those that data.max_tokens truncates or removes. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 
 WARN_ABOVE = 0.01  # share of rows that lose some of their answer
 CLIENTS_NAMED = 16  # at most, in messages
-COUNTS = 7  # numbers of a client: the fields of RowCounts
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,9 @@ class RowCounts:
     def harmed(self) -> float:
         """Return the share of rows that lose some or all of their answer."""
         return (self.cut + self.lost + self.dropped) / self.rows if self.rows else 0.0
+
+
+COUNTS = len(fields(RowCounts))  # numbers of a client
 
 
 @dataclass(frozen=True)
@@ -134,15 +136,7 @@ class DataReport:
 
 def count_values(counts: RowCounts) -> tuple[int, ...]:
     """Return one client's counts as the COUNTS values of the vector that `RowTable.from_values` reads."""
-    return (
-        counts.rows,
-        counts.cut,
-        counts.lost,
-        counts.dropped,
-        counts.kept_end,
-        counts.packed,
-        counts.sequences,
-    )
+    return astuple(counts)
 
 
 def counts_text(counts: RowCounts, cut: str = "", lost: str = "") -> str:

@@ -23,11 +23,11 @@ def _alpaca(row: Row) -> str:
 
 
 def _plain(row: Row) -> str:
-    return " ".join(text for text in (row.instruction, row.input) if text) + " "
+    return question(row, " ") + " "
 
 
 def _none(row: Row) -> str:
-    return "\n".join(text for text in (row.instruction, row.input) if text)
+    return question(row, "\n")
 
 
 _TEMPLATES = {"alpaca": _alpaca, "plain": _plain, "none": _none}
@@ -43,7 +43,11 @@ def prompt(row: Row, template: str) -> str:
     return _TEMPLATES[template](row)
 
 
+def question(row: Row, between: str) -> str:
+    """Return the instruction of a row and its input, if it has one, with a text between them."""
+    return between.join(text for text in (row.instruction, row.input) if text)
+
+
 def text_of(row: Row) -> Hashable:
-    """Return what all templates make the same tokens of: rows with equal texts are equal to a model."""
-    question = " ".join(text for text in (row.instruction, row.input) if text)
-    return question, row.output, tuple((message.role, message.content) for message in row.messages)
+    """Return what rows are compared by: those with equal texts count as equal, whatever their category."""
+    return question(row, " "), row.output, tuple((message.role, message.content) for message in row.messages)

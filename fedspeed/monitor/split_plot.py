@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 MAX_CATEGORIES = 12  # with a colour and a legend entry of their own; the others are drawn as one
 MAX_CLIENTS = 60
-OTHERS = "others"
+OTHERS = "(others)"
 
 
 def split_figure(overview: SplitOverview, title: str) -> "Figure":

@@ -1,6 +1,7 @@
 """The overview of a split as text for a terminal."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from fedspeed.data.overview import ClientOverview, SplitOverview
 from fedspeed.data.row_counts import counts_text
@@ -8,16 +9,20 @@ from fedspeed.text_safety import quoted
 
 MAX_CATEGORIES = 4  # of a client, by name
 MAX_TOKENS = 400  # of a segment of the example: its first and last ones
+COUNTS = {"cut": "cut", "lost": "lost", "dropped": "dropped", "kept_end": "end kept"}  # columns
 BAR = "\N{BOX DRAWINGS LIGHT VERTICAL}"
 
 
 def split_text(overview: SplitOverview) -> str:
     """Return a table of the clients, the remarks, and an example of the first client."""
+    total = asdict(overview.total)
+    counts = [name for name in COUNTS if name in ("cut", "lost") or total[name]]
+    header = ("client", "train", "held out", *(COUNTS[name] for name in counts))
     lines = [
         f"template {overview.template}, data.max_tokens={overview.max_tokens}; {counts_text(overview.total)}",
         *_table([
-            ("client", "train", "held out", "cut", "lost", *_quantile_names(overview), "categories"),
-            *(_client_values(client) for client in overview.clients),
+            (*header, *_quantile_names(overview), "categories"),
+            *(_client_values(client, counts) for client in overview.clients),
         ]),
         _copies_text(overview),
         *(f"note: {note}" for note in overview.notes),
@@ -31,9 +36,9 @@ def _quantile_names(overview: SplitOverview) -> list[str]:
     return [f"tokens {name}" if name == "min" else name for name in overview.clients[0].quantiles]
 
 
-def _client_values(client: ClientOverview) -> tuple[str, ...]:
-    counts = client.counts
-    numbers = (client.client, client.train, client.held_out, counts.cut, counts.lost)
+def _client_values(client: ClientOverview, counts: Sequence[str]) -> tuple[str, ...]:
+    counted = asdict(client.counts)
+    numbers = (client.client, client.train, client.held_out, *(counted[name] for name in counts))
     return (*map(str, numbers), *map(str, client.quantiles.values()), _categories_text(client.categories))
 
 
@@ -61,6 +66,8 @@ def _copies_text(overview: SplitOverview) -> str:
 
 def _example_lines(client: ClientOverview) -> list[str]:
     """Return the example of a client: each segment with its tokens between bars."""
+    if not client.example:
+        return [f"client {client.client} has no row to show: data.max_tokens takes all of them"]
     count = sum(len(segment.tokens) for segment in client.example)
     lines = [f"example of client {client.client} ({count} tokens, one between two bars):"]
     for segment in client.example:

@@ -133,14 +133,18 @@ def test_builtin_is_read_with_the_plain_template():
     )
 
 
-def test_a_client_whose_rows_are_all_cut_away_is_named():
-    config = DataConfig(clients=3, max_rows=30, template="alpaca", max_tokens=16)
-    with pytest.raises(
-        DataError,
-        match="client 2: data.max_tokens=16 cuts away .* 9 training rows .template alpaca.; raise "
-        "data.max_tokens",
-    ):
-        encode_client(client_rows(config, 0)[2], byte_tokenizer(), config)
+@pytest.mark.parametrize(
+    ("policy", "effect"),
+    [("cut", "cuts away the whole answer"), ("drop", "with data.too_long=drop leaves nothing")],
+)
+def test_a_client_without_any_row_within_the_limit_is_named(policy, effect):
+    config = DataConfig(clients=3, max_rows=30, template="alpaca", max_tokens=16, too_long=policy)
+    rows = client_rows(config, 0)[2]
+    said = f"data.max_tokens=16 {effect} of each of its 9 training rows .template alpaca.; raise data.max_tok"
+    with pytest.raises(DataError, match=f"client 2: {said}"):
+        encode_client(rows, byte_tokenizer(), config)
+    with pytest.raises(DataError, match=f"public.jsonl: {said}"):
+        encode_client(rows, byte_tokenizer(), config, owner="public.jsonl")
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data folder is absent")

@@ -45,7 +45,7 @@ def test_kept_cut_and_lost_rows_are_counted(tmp_path):
 def test_only_sums_where_only_sums_may_be_known():
     clients = [RowCounts(10, 3, 2), RowCounts(30, 0, 0)]
     each = RowTable.from_values([*count_values(clients[0]), *count_values(clients[1])], 64, sums_only=False)
-    total = RowTable.from_values([40.0, 3.0, 2.0, 0.0, 0.0], 64, sums_only=True)
+    total = RowTable.from_values([40.0, 3.0, 2.0, 0.0, 0.0, 0.0, 0.0], 64, sums_only=True)
     assert each == RowTable.of(clients, 64) and each.clients == tuple(clients)
     assert (total.total, total.clients, total.client_lines()) == (each.total, (), [])
     assert (
