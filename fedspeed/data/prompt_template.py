@@ -1,5 +1,6 @@
 """The prompt template of a run, which follows from its data configuration and its tokenizer."""
 
+import os
 from pathlib import Path
 from typing import get_args
 
@@ -80,7 +81,7 @@ def _name(config: DataConfig, tokenizer: Tokenizer) -> TemplateName:
 def _chat_template(config: DataConfig, tokenizer: Tokenizer) -> ChatTemplate:
     if config.chat_template:
         key = f"data.chat_template={config.chat_template}"
-        return ChatTemplate(tokenizer, _read(key, Path(config.chat_template).expanduser()), key, config)
+        return ChatTemplate(tokenizer, _read(key, config.chat_template), key, config)
     templates = tokenizer.chat_template
     if isinstance(templates, dict):
         if "default" not in templates:
@@ -97,9 +98,9 @@ def _chat_template(config: DataConfig, tokenizer: Tokenizer) -> ChatTemplate:
     return ChatTemplate(tokenizer, templates, "the tokenizer's chat template", config)
 
 
-def _read(key: str, path: Path) -> str:
+def _read(key: str, path: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return Path(os.path.expanduser(path)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise DataError(

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedspeed.config.paths import is_pattern, path_list
+from fedspeed.config.paths import existing_path, is_pattern, path_list
 from fedspeed.data.config import DataConfig, path_text
 from fedspeed.data.files import SUFFIXES
 from fedspeed.errors import DataError
 from fedspeed.hub_names import is_hub_name
+from fedspeed.text_safety import quoted
 
 FOLDER_VARIABLE = "FEDSPEED_DATA"
 _USUAL_FOLDERS = ("data", "../shared/data")
@@ -27,7 +28,7 @@ def reads_hub(config: DataConfig) -> bool:
     if not isinstance(path, str) or is_pattern(path) or "," in path:
         return False
     name, _, split = path.partition(":")
-    if not is_hub_name(name) or "/" in split or Path(path).expanduser().exists():
+    if not is_hub_name(name) or "/" in split or existing_path(path):
         return False
     return not path.lower().endswith(SUFFIXES)
 
@@ -58,10 +59,16 @@ def files_of(value: str | tuple[str, ...], wanted: Wanted) -> list[Path]:
         value: the value of the key, not empty.
 
     Raises:
-        DataError: a file or folder is missing, a pattern matches nothing, a folder holds no data file, or a
-            file is named twice.
+        DataError: a file or folder is missing or cannot be looked for, a pattern matches nothing, a folder
+            holds no data file, or a file is named twice.
     """
-    files = [file for text in path_list(value) for file in _files(text, wanted)]
+    try:
+        files = [file for text in path_list(value) for file in _files(text, wanted)]
+    except (OSError, RuntimeError, ValueError) as error:  # no possible name of a file, or no home
+        raise DataError(
+            f"{wanted.key}={quoted(path_text(value))}: cannot be looked for "
+            f"({getattr(error, 'strerror', None) or error}); correct the path"
+        ) from error
     where = f"{wanted.key}={path_text(value)}"
     if not files:
         raise DataError(f"{where}: names no file; give a file, a pattern, a folder or a list of these")

@@ -66,6 +66,8 @@ def test_names_that_exist_are_neither_patterns_nor_lists(folder):
         (("rows/site1.jsonl", "rows/gone.jsonl"), "data.path=rows/gone.jsonl: no such file or folder"),
         ("rows/site1.jsonl,rows", "data.path=rows/site1.jsonl,rows: .*site1.jsonl is named twice"),
         (",", "data.path=,: names no file"),
+        ("~no-one/a.csv", "data.path=~no-one/a.csv: cannot be looked for .Could not determine home"),
+        ("a" * 300, "data.path=a{200}[.]{3}: cannot be looked for .File name too long.; correct the path"),
         ("empty", "data.path=empty: the folder holds no data file, whose name would end in .json, .jsonl"),
     ],
 )
