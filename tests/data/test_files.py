@@ -1,6 +1,5 @@
 """Kinds of data files other than JSON, which tests/data/test_rows.py covers."""
 
-import gzip
 import json
 import sys
 
@@ -13,16 +12,10 @@ from fedspeed.data.formats import Fields
 from fedspeed.data.read import Layout, read_rows
 from fedspeed.data.rows import Message, Row
 from fedspeed.errors import DataError
+from tests.data.data_files import write
 
 TABLE = 'instruction,input,output\r\n"say ""hi"", please",,"one\r\ntwo"\r\n\r\nhé,"a,b",c'
 ROWS = [Row('say "hi", please', "", "one\r\ntwo", ""), Row("hé", "a,b", "c", "")]
-
-
-def write(folder, name, content):
-    path = folder / name
-    data = content if isinstance(content, bytes) else content.encode()
-    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-    return path
 
 
 @pytest.mark.parametrize(

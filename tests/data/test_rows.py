@@ -11,6 +11,7 @@ from fedspeed.data.formats import Fields
 from fedspeed.data.read import Layout, hub_rows, read_rows
 from fedspeed.data.rows import Row
 from fedspeed.errors import DataError
+from tests.data.data_files import write
 
 RECORDS = [
     {"instruction": "add", "input": "1 2", "output": "3", "category": "maths"},
@@ -18,13 +19,6 @@ RECORDS = [
 ]
 ROWS = [Row("add", "1 2", "3", "maths"), Row("greet", "", "h\u00e9 \u2028 \u6f22", "")]
 LINES = "\n".join(json.dumps(record, ensure_ascii=False) for record in RECORDS) + "\n"
-
-
-def write(folder, name, content):
-    path = folder / name
-    data = content if isinstance(content, bytes) else content.encode()
-    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-    return path
 
 
 @pytest.mark.parametrize(
@@ -195,6 +189,9 @@ def test_half_a_character_is_named(tmp_path):
         match=r"a\.jsonl:2: field 'output' holds '\\ud800' at character 1, half of a character; correct the "
         r"record",
     ):
+        read_rows(path, Layout())
+    path.write_text(GOOD[:-2] + ', "category": "\\udc00"}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl:1: field 'category' holds '\\udc00' at character 0"):
         read_rows(path, Layout())
     path.write_text('{"instruction": "a", "output": "\\ud83d\\ude00"}\n')
     assert read_rows(path, Layout())[0][1].output == "\U0001f600"
