@@ -24,7 +24,7 @@ fi
 
 unset PYTHONDONTWRITEBYTECODE  # every process would compile whatever it imports anew
 [ -x .venv/bin/python ] || python3 -m venv .venv
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-test.txt
 # Beside the others, so that all tests but its own run as for most users: without it.
 [ -d .venv/optional/bitsandbytes ] ||
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \

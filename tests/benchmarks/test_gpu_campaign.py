@@ -25,6 +25,7 @@ from tests.engine.engines import OPTIONAL
 from tests.limits import LIMIT_S
 
 
+@pytest.mark.slow
 def test_every_phase_runs_on_a_cpu(tmp_path):
     """One command runs all phases with tiny shapes. Those that need a GPU say so; the others give numbers."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(OPTIONAL)]), "OMP_NUM_THREADS": "1"}

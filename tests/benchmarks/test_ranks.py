@@ -52,6 +52,7 @@ def test_ratios_are_of_neighbours():
     assert quartiles([3.0], [2.0]) == (1.5, 1.5, 1.5)
 
 
+@pytest.mark.slow
 def test_resident_systems_are_compared_on_equal_losses():
     arguments = (
         "resident --blocks 2 --hidden 64 --micro 2 --tokens 16 --vocab 260 --repeat 1 --threads 1".split()

@@ -126,13 +126,16 @@ def test_a_counter_that_is_no_number_counts_as_silence():
 
 
 def leaves_or_stays(rank, port):
-    heartbeat, calls, _ = begin(rank, port)
+    heartbeat, calls, store = begin(rank, port)
     if rank == 1:
         heartbeat.close()
         heartbeat.close()
         return (), calls
     time.sleep(HEARTBEAT_TIMEOUT_S + 8 * INTERVAL_S)
     lost = heartbeat.lost()
+    store.put(f"looked/{rank}", "")
+    if rank == 0:  # which holds the store
+        assert not store.wait(["looked/2"], LIMIT_S)
     heartbeat.close()
     return lost, calls
 

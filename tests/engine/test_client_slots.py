@@ -90,7 +90,7 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_part_of_a_flat_parameter_may_be_frozen(bases, tmp_path, dtype):
     [found] = run_clusters([1], partly_frozen, bases["llama"], KINDS, dtype, tmp_path)
     for (kind, zero, optimizer), (changed, unchanged, parameters, end) in found.items():

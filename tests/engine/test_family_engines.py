@@ -114,6 +114,7 @@ def test_every_family_computes_what_transformers_does(tmp_path):
     assert {name: largest for name, largest in seen.items() if largest < SEEN} == {}
 
 
+@pytest.mark.slow
 def test_two_stages_compute_what_transformers_does(tmp_path):
     found, _ = run_clusters([2], in_world, of_pipelines, tmp_path)
     assert {name: differences for name, differences in found.items() if differences.largest > TOLERANCE} == {}

@@ -102,6 +102,7 @@ def test_three_hosts_in_two_clusters(config, tmp_path, launcher):
     assert "2 clusters" in check(config, 2, 3, 6)
 
 
+@pytest.mark.slow
 @on_virtual_hosts
 def test_a_lost_host_is_no_success(config, tmp_path):
     hosts = hostfile(tmp_path, ("alpha", 1, "fast"), ("gamma", 1, "slow"))
@@ -132,15 +133,11 @@ CLIENTS_OVER_HOSTS = ("engine.pipeline=client", "cluster.ranks_per_client=2", "m
 ONE_FOR_ALL = ("engine.pipeline=cluster", "routing.mode=mix+mask")
 
 
+@pytest.mark.slow
 @on_virtual_hosts
 @pytest.mark.parametrize(
     "ranks, clients, words",
-    [
-        (3, 3, ONE_FOR_ALL),
-        pytest.param(2, 1, CLIENTS_OVER_HOSTS, marks=pytest.mark.slow),
-        pytest.param(4, 2, CLIENTS_OVER_HOSTS, marks=pytest.mark.slow),
-        pytest.param(4, 4, ONE_FOR_ALL, marks=pytest.mark.slow),
-    ],
+    [(3, 3, ONE_FOR_ALL), (2, 1, CLIENTS_OVER_HOSTS), (4, 2, CLIENTS_OVER_HOSTS), (4, 4, ONE_FOR_ALL)],
 )
 def test_pipelines_over_hosts(config, tmp_path, ranks, clients, words):
     """Clients whose model lies over two servers each; one pipeline over all of a cluster's, whose hostfile

@@ -167,6 +167,7 @@ def test_a_cancelled_job_saves_and_stays_cancelled(slurm, project):
     assert sorted(line["saved"] for line in lines(project, "saved")) == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_an_unfinished_job_requeues_itself_when_told_so(slurm, project):
     job = submit(slurm, project, ["wait"], {"SLURM_MPI_TYPE": "none", "MAX_REQUEUES": "1"})
     wait_for_ranks(project, 4)

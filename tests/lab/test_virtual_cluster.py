@@ -196,8 +196,9 @@ def test_unknown_hosts_are_named(lab):
 # --- real DeepSpeed
 
 
-# That pdsh does is shown by test_rounds.
-@pytest.mark.parametrize("launcher", [pytest.param("pdsh", marks=pytest.mark.slow), "openmpi"])
+# That pdsh does is shown by test_rounds, too.
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["pdsh", "openmpi"])
 def test_deepspeed_starts_a_rank_in_every_slot(lab, hostfile, launcher):
     done = lab.run(
         ["deepspeed", "--hostfile", str(hostfile), "--launcher", launcher, str(GREET)], timeout=LIMIT_S

@@ -82,7 +82,7 @@ def test_scores_of_evaluation_tasks_have_a_curve_below_the_loss(make_round):
     scores = {0: 0.02, 2: 0.1, 4: 0.3}
     records = [make_round(n, **({"eval_gsm8k": scores[n]} if n in scores else {})) for n in range(5)]
     figure = figure_of(records)
-    [axes] = [axes for axes in figure.axes if axes.get_ylabel() == "gsm8k\naccuracy"]
+    [axes] = [axes for axes in figure.axes if axes.get_ylabel() == "eval: gsm8k\naccuracy"]
     [curve] = axes.lines
     assert list(curve.get_xdata()) == [0, 2, 4] and list(curve.get_ydata()) == [0.02, 0.1, 0.3]
-    assert "held_out\nloss" not in [axes.get_ylabel() for axes in figure.axes]
+    assert "eval: held_out\nloss" not in [axes.get_ylabel() for axes in figure.axes]

@@ -179,6 +179,7 @@ def test_what_it_refuses(arguments, message):
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_probe_of_this_machine_is_what_plan_reads(tmp_path):
     done = run_fedspeed("probe", "--out", tmp_path / "here.json", "--disk", tmp_path)
     assert done.returncode == 0, done.stderr

@@ -8,7 +8,7 @@ from fedspeed.errors import FedSpeedError, LostPeerError
 from fedspeed.routing.agreed_broadcast import Verdict, broadcast, verdict
 from fedspeed.routing.anonymous.crypto import SIGNATURE, digest
 from fedspeed.routing.session_hello import contradictions, open_session
-from tests.routing.members import Members
+from tests.routing.members import SOON_S, Members
 
 CONTEXT = b"a context that is new"
 A = b"a" * 32
@@ -118,7 +118,7 @@ def random_lie(members, rng):
 
 @pytest.mark.parametrize("size", [3, 4])
 def test_no_lie_makes_honest_members_differ_or_be_named_alone(size):
-    for seed in range(60):
+    for seed in range(40):
         members = Members(size)
         alter = random_lie(members, random.Random(seed))
         results = members.play(
@@ -139,7 +139,9 @@ def test_a_member_that_sends_nothing_is_missing_by_name():
     def alter(number, receiver, part):
         return b"" if number == 1 and receiver == 1 else part
 
-    results = members.play(lambda group: broadcast(group, CONTEXT, "a label", b"equal"), alter, liar=2)
+    results = members.play(
+        lambda group: broadcast(group, CONTEXT, "a label", b"equal"), alter, liar=2, wait_s=SOON_S
+    )
     assert type(results[1]) is LostPeerError
     assert "site2 did not send its table of a label" in str(results[1])
 

@@ -51,6 +51,7 @@ def test_an_audit_of_real_updates(workshop):
     assert 0.0 < found["loss"]["correlation"] <= found["loss"]["highest"] <= 1.0
 
 
+@pytest.mark.slow
 def test_a_coalition_with_all_relays_follows_every_cell(workshop):
     """It holds for every method; here the sums are of products of factors."""
     done = fedspeed(

@@ -70,7 +70,10 @@ def test_the_probe_sees_a_heavy_library(workshop):
     assert '["tensorboard"]' in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [("run", "--print-config"), ("run", "--dry-run"), ("doctor",)])
+@pytest.mark.parametrize(
+    "arguments",
+    [("run", "--print-config"), pytest.param(("run", "--dry-run"), marks=pytest.mark.slow), ("doctor",)],
+)
 def test_output_that_cannot_be_written(workshop, arguments):
     options = ("--config", str(workshop.config)) if arguments[0] == "run" else ()
     with open("/dev/full", "w") as full:

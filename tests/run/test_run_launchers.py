@@ -49,6 +49,7 @@ def test_mpirun_over_mpi(workshop, whole, copy_of_whole):
     assert tree(workshop.runs / "mpi.1") == before and not (workshop.runs / "mpi.2").exists()
 
 
+@pytest.mark.slow
 def test_mpi_survivors_go_on_without_a_killed_rank(workshop):
     """With ULFM, one of four participants dies after the first round. Nothing is restarted; later sums are
     those of the others.
@@ -75,6 +76,7 @@ def test_mpi_survivors_go_on_without_a_killed_rank(workshop):
     assert started.family() == {}
 
 
+@pytest.mark.slow
 def test_what_masked_sums_forbid_is_refused_under_every_launcher(workshop):
     """routing.mode=auto is masked for three participants, and only the ranks know their number."""
     ended = workshop.run(
@@ -93,6 +95,7 @@ def test_what_masked_sums_forbid_is_refused_under_every_launcher(workshop):
     )
 
 
+@pytest.mark.slow
 def test_deepspeed_over_gloo(workshop, whole):
     workshop.finish_run("run.name=deepspeed", *QUIET, launcher=DEEPSPEED)
     assert_same_run(workshop.runs / "deepspeed", whole[1])
@@ -226,7 +229,7 @@ def test_bad_input_of_one_client_ends_all_ranks(workshop, launcher, sign):
     assert started.family() == {}
 
 
-@pytest.mark.parametrize("launcher", [MPIRUN, DEEPSPEED])
+@pytest.mark.parametrize("launcher", [MPIRUN, pytest.param(DEEPSPEED, marks=pytest.mark.slow)])
 def test_a_bad_configuration_ends_all_ranks_at_once(workshop, launcher):
     started = workshop.start_run("run.name=typo", "train.learning_rate=1", launcher=launcher)
     ended = started.wait()

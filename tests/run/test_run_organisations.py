@@ -228,6 +228,7 @@ def test_members_leave_and_join_with_a_newer_roster(three):
         federation.sign(1)
 
 
+@pytest.mark.slow
 def test_a_newer_roster_is_taken_up_between_rounds(shared_workshop):
     """While the run is in progress one site leaves, one joins and one gets a new key; one site has two ranks.
     An older roster readmits nobody.

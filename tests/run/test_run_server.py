@@ -166,6 +166,7 @@ def test_clients_and_a_server_of_two_ranks_each_learn_the_same(served, server, w
         np.testing.assert_allclose(found[name], array, atol=2e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_clients_that_share_ranks_which_share_a_base_are_answered_in_the_order_of_their_turns(
     server, workshop
 ):

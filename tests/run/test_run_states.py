@@ -10,7 +10,7 @@ from tests.run.launched import journal_rounds, records
 from tests.run.sites import Federation
 
 
-@pytest.fixture(scope="module", params=[3, 4])
+@pytest.fixture(scope="module", params=[3, pytest.param(4, marks=pytest.mark.slow)])
 def trained(request, shared_workshop):
     """Return sites that have finished a run of one round."""
     federation = Federation(shared_workshop, f"signed{request.param}", request.param)

@@ -93,7 +93,7 @@ def test_over_tls(tmp_path):
         transport.close()
 
 
-@pytest.mark.parametrize("size", [9, 16])
+@pytest.mark.parametrize("size", [9, pytest.param(16, marks=pytest.mark.slow)])
 def test_many_participants(size):
     assert len({total for total, _ in in_threads(LocalTransport.set_of(size), rounds)}) == 1
 

@@ -40,14 +40,14 @@ def check(coalition):
         World(n, liars, lies, patch).check()
 
 
-@settings(max_examples=200, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @given(coalitions())
 def test_what_holds_whatever_liars_do(coalition):
     check(coalition)
 
 
 @pytest.mark.slow
-@settings(max_examples=2000)
+@settings(max_examples=600)
 @given(coalitions())
 def test_what_holds_whatever_liars_do_in_many_runs(coalition):
     check(coalition)
