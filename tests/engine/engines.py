@@ -93,6 +93,21 @@ def compute_in(dtype: str) -> None:
         get_accelerator().is_fp16_supported = lambda: True
 
 
+def in_world(rank, function, *args):
+    """Call a function in a rank's world, which it joins once for several engines (join=False)."""
+    import torch
+
+    from fedspeed.engine.world import join_world, leave_world, quiet
+
+    torch.set_num_threads(1)
+    quiet()
+    join_world(LIMIT_S)
+    try:
+        return function(rank, *args)
+    finally:
+        leave_world()
+
+
 @contextlib.contextmanager
 def engine(
     base: str,

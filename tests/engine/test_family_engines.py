@@ -11,6 +11,7 @@ from fedspeed.engine.generation.interface import Generating
 from fedspeed.errors import ModelError
 from fedspeed.models.families.experts import STACKED
 from fedspeed.models.families.registry import FAMILIES
+from tests.engine.engines import in_world
 from tests.engine.families import PIPELINE, Differences, by_engine, by_transformers, compare
 from tests.engine.family_bases import WRITTEN, configuration, write_base, write_kept
 from tests.processes import run_clusters
@@ -32,22 +33,6 @@ LEFT_OUT = {
 }
 # Families with several kinds of blocks or with parts that Llama lacks, which a cut into stages could break.
 PIPELINED = ("gemma3_text", "smollm3", "qwen3", "gpt_neox", "phi3", "granite", "gpt2", "qwen3_moe")
-
-
-def in_world(rank, function, *args):
-    """Call a function in a rank's world."""
-    import torch
-
-    from fedspeed.engine.world import join_world, leave_world, quiet
-    from tests.limits import LIMIT_S
-
-    torch.set_num_threads(1)
-    quiet()
-    join_world(LIMIT_S)
-    try:
-        return function(rank, *args)
-    finally:
-        leave_world()
 
 
 def of_single_ranks(rank, folder) -> dict[str, Differences]:

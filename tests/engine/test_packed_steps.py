@@ -11,8 +11,8 @@ from fedspeed.data.batches import StepBatches, collate, collate_packed
 from fedspeed.data.config import TrainConfig
 from fedspeed.data.encode import Example
 from fedspeed.engine.config import EngineConfig
-from fedspeed.engine.pipeline.headers import MicroBatchHeader
-from tests.engine.engines import engine
+from fedspeed.engine.pipeline.headers import TRAIN, MicroBatchHeader, PassHeader
+from tests.engine.engines import engine, in_world
 from tests.engine.families import PIPELINE, RATE, adapter, drawn_state
 from tests.engine.family_bases import VOCABULARY, WRITTEN, write_base
 from tests.processes import run_clusters
@@ -92,22 +92,6 @@ def built(base, kind, clients=((0,),), **options):
     )
 
 
-def in_world(rank, function, *args):
-    """Call a function in a rank's world."""
-    import torch
-
-    from fedspeed.engine.world import join_world, leave_world, quiet
-    from tests.limits import LIMIT_S
-
-    torch.set_num_threads(1)
-    quiet()
-    join_world(LIMIT_S)
-    try:
-        return function(rank, *args)
-    finally:
-        leave_world()
-
-
 def of_kinds(rank, kinds, folder):
     """Compare families by kinds of engines: {(family, kind): (the difference, that without boundaries)}."""
     found = {}
@@ -165,15 +149,14 @@ def test_a_packed_step_is_that_of_its_rows_in_a_pipeline(tmp_path, scope):
 
 
 def test_stages_without_the_data_know_which_rows_share_a_sequence():
-    for batch in (*step_of(True).micro, *step_of(False).micro):
-        header = MicroBatchHeader.of(batch, 1, 2, 3)
-        integers = iter(header.integers())
+    batches = (*step_of(True).micro, *step_of(False).micro)
+    sent = PassHeader(TRAIN, micros=tuple(MicroBatchHeader.of(batch, 1, 2, 3) for batch in batches))
+    for batch, header in zip(batches, PassHeader.read(sent.integers()).micros, strict=True):
         other = header.batch()
         assert np.array_equal(other.attention_mask, batch.attention_mask)
         assert (other.position_ids is None) == (batch.position_ids is None)
         if batch.position_ids is not None:
             assert np.array_equal(other.position_ids, batch.position_ids)
-        assert len(list(integers)) == 6 + len(header.lengths) + len(header.rows)
 
 
 def evaluated(rank, folder):
