@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import WARM_UP, Rows, ds_config, run_ranks, write_model  # noqa: E402
+from benchmarks.common import WARM_UP, Rows, ds_config, join_ranks, run_ranks, write_model  # noqa: E402
 
 CLIENTS = 4
 SYSTEMS = {
@@ -27,23 +27,14 @@ SYSTEMS = {
 
 
 def work(rank: int, port: int, folder: str, args, results) -> None:
-    os.environ.update(
-        RANK="0",
-        WORLD_SIZE="1",
-        LOCAL_RANK="0",
-        LOCAL_SIZE="1",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
     from fedspeed.data.config import TrainConfig
     from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
     from fedspeed.engine.config import EngineConfig
-    from fedspeed.engine.world import join_world, leave_world, quiet
+    from fedspeed.engine.world import leave_world
     from fedspeed.models.config import AdapterConfig, ModelConfig
     from fedspeed.monitor.clock import StageClock
 
-    quiet()
-    join_world(600)
+    join_ranks(port)
     engines = {}
     for name, (clients, slots) in SYSTEMS.items():
         spec = EngineSpec(

@@ -1,6 +1,7 @@
 """Random models and rows, DeepSpeed configurations, and processes, as several benchmarks need them."""
 
 import multiprocessing
+import os
 import queue
 import statistics
 import sys
@@ -89,6 +90,26 @@ def ds_config(stage: int, dtype: str, live: int = 0, nvme: str = "") -> dict:
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
     }
+
+
+def join_ranks(port: int, rank: int = 0, ranks: int = 1) -> None:
+    """Join the torch world of some ranks on this machine; collective operations wait at most 600 s.
+
+    Args:
+        port: of the store, which rank 0 opens.
+    """
+    from fedspeed.engine.world import join_world, quiet
+
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(ranks),
+        LOCAL_RANK=str(rank),
+        LOCAL_SIZE=str(ranks),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    quiet()
+    join_world(600)
 
 
 def run_ranks(function, ranks: int, arguments) -> dict:

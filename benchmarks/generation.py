@@ -27,7 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import ds_config, quartiles, run_ranks  # noqa: E402
+from benchmarks.common import ds_config, join_ranks, quartiles, run_ranks  # noqa: E402
 
 THEIRS = "transformers"
 
@@ -46,23 +46,14 @@ class Timed:
 
 def work(rank: int, port: int, folder: str, args, *, results) -> None:
     """Build all systems, time them, and put (rank, measurements by batch size and system) into `results`."""
-    os.environ.update(
-        RANK="0",
-        WORLD_SIZE="1",
-        LOCAL_RANK="0",
-        LOCAL_SIZE="1",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
     import numpy as np
     import torch
 
-    from fedspeed.engine.world import join_world, leave_world, quiet
+    from fedspeed.engine.world import leave_world
     from fedspeed.models.catalogue import shape_of
 
     torch.set_num_threads(args.threads or os.cpu_count() or 1)
-    quiet()
-    join_world(600)
+    join_ranks(port)
     rng = np.random.default_rng(0)
     vocabulary = shape_of(args.base).vocab
     prefix = rng.integers(3, vocabulary, args.prefix)
@@ -129,8 +120,9 @@ def transformers_answers(args) -> Callable:
     from fedspeed.engine.generation.batches import right_aligned
     from fedspeed.models.adapters import lora_config
     from fedspeed.models.config import AdapterConfig
+    from fedspeed.models.loading import DTYPES
 
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
+    dtype = DTYPES[args.dtype]
     model = AutoModelForCausalLM.from_pretrained(args.base, dtype=dtype, trust_remote_code=False)
     if args.peft:
         ours = lora_config(AdapterConfig(), model)
@@ -184,8 +176,9 @@ def parse_arguments() -> argparse.Namespace:
     for name, default in {"prompt": 64, "prefix": 0, "new": 32, "repeat": 3, "threads": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="bf16", choices=("fp32", "bf16"))
-    help = "let transformers compute the LoRA adapter too, through PEFT"
-    parser.add_argument("--peft", action="store_true", help=help)
+    parser.add_argument(
+        "--peft", action="store_true", help="let transformers compute the LoRA adapter too, through PEFT"
+    )
     args = parser.parse_args()
     args.batch = [int(size) for size in args.batch.split(",")]
     args.tiers = args.tiers.split(",")

@@ -34,7 +34,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import WARM_UP, Rows, ds_config, quartiles, run_ranks, write_model  # noqa: E402
+from benchmarks.common import WARM_UP, Rows, ds_config, join_ranks, quartiles, run_ranks, write_model  # noqa: E402
 
 RESIDENT = (512, 12)  # defaults of setting `resident`: hidden size and timed steps of each system
 
@@ -103,21 +103,12 @@ class PlainLoop:
 
 def work(rank: int, ranks: int, port: int, folder: str, args, *, results) -> None:
     """Build all systems on one rank, time their steps, and put (rank, measurements) into `results`."""
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE=str(ranks),
-        LOCAL_RANK=str(rank),
-        LOCAL_SIZE=str(ranks),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
     import torch
 
-    from fedspeed.engine.world import join_world, leave_world, quiet
+    from fedspeed.engine.world import leave_world
 
     torch.set_num_threads(args.threads or max(1, (os.cpu_count() or 1) // ranks))
-    quiet()
-    join_world(600)
+    join_ranks(port, rank, ranks)
     engines = build_systems(args, folder, rank, ranks)
     step = Rows(args, rank).step(args.micro, 1)
     measured = step_times(engines, step, args.repeat)

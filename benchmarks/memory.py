@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import run_ranks, write_model  # noqa: E402
+from benchmarks.common import join_ranks, run_ranks, write_model  # noqa: E402
 
 # name -> (tier, activation checkpointing, ZeRO stage, device of the offloaded base, rows in one micro-batch:
 # all or one). Stock offload runs on two ranks, each a client: with one, a CPU's gathered weights are the
@@ -43,23 +43,14 @@ def work(name: str, rank: int, port: int, folder: str, options: tuple, *, result
     from fedspeed.data.config import TrainConfig
     from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
     from fedspeed.engine.config import EngineConfig
-    from fedspeed.engine.world import join_world, leave_world, quiet
+    from fedspeed.engine.world import leave_world
     from fedspeed.models.catalogue import shape_of
     from fedspeed.models.config import AdapterConfig, ModelConfig
     from fedspeed.monitor.clock import StageClock, peak_bytes
 
     tier, checkpointing, stage, offload, together = SYSTEMS[name]
     ranks = ranks_of(name)
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE=str(ranks),
-        LOCAL_RANK=str(rank),
-        LOCAL_SIZE=str(ranks),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
-    quiet()
-    join_world(600)
+    join_ranks(port, rank, ranks)
     config = ds_config(stage, args.dtype, 2 * shape_of(folder).block)
     if offload:
         config["zero_optimization"]["offload_param"] = {"device": offload}

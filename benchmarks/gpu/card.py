@@ -4,6 +4,8 @@ import gc
 import os
 import time
 
+from benchmarks.common import join_ranks
+
 GIB = 2**30
 
 
@@ -28,18 +30,7 @@ def join(dry: bool) -> None:
     """
     from fedspeed.net.ports import free_port
 
-    os.environ.update(
-        RANK="0",
-        WORLD_SIZE="1",
-        LOCAL_RANK="0",
-        LOCAL_SIZE="1",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(free_port()),
-    )
-    from fedspeed.engine.world import join_world, quiet
-
-    quiet()
-    join_world(300)
+    join_ranks(free_port())
     from deepspeed.accelerator import get_accelerator
 
     found = get_accelerator().device_name()
