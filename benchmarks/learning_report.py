@@ -51,8 +51,15 @@ def _head() -> str:
 
 def losses_of(folder: Path) -> dict[str, list[dict]]:
     """Return the held-out losses of a task by model, base first (`learning_losses.evaluate`)."""
-    paths = sorted((folder / LOSSES).glob("*.json"), key=lambda path: path.stat().st_mtime)
+    paths = sorted((folder / LOSSES).glob("*.json"), key=lambda path: _place(path.stem))
     return {path.stem: json.loads(path.read_text()) for path in paths}
+
+
+def _place(model: str) -> tuple[int, int, str]:
+    """Return the place of a model: base, federated, each client alone, then the centralised ones."""
+    kind, _, number = model.partition("-")
+    kinds = ("base", "federated", "client", "centralised")
+    return kinds.index(kind), int(number) if kind == "client" else 0, model
 
 
 def mean_loss(table: list[dict]) -> float:
