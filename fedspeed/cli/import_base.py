@@ -46,12 +46,12 @@ def run(arguments: argparse.Namespace) -> int:
     from fedspeed.session.import_base import import_base
 
     with ActivityLine():
-        result = import_base(
+        lines = import_base(
             arguments.source,
             arguments.out,
             arguments.dtype,
             origin=arguments.origin,
             ask=not arguments.no_answer,
         )
-    print_result("\n".join(result.lines))
+    print_result("\n".join(lines))
     return EXIT_OK

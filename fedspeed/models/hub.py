@@ -6,8 +6,8 @@ from fedspeed.errors import ModelError
 from fedspeed.hub_names import is_hub_name
 from fedspeed.models.families.registry import family_of
 from fedspeed.models.local_config import cached_file, local_folder
-from fedspeed.models.quantisation import refuse_quantised
-from fedspeed.models.stored import other_weights
+from fedspeed.models.quantisation import import_command, refuse_quantised
+from fedspeed.models.stored import IMPORTED_FORMATS, other_weights
 
 ANSWER_S = 5.0  # timeout of a request to the hub; its client retries downloads for half a minute
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -42,11 +42,14 @@ def check_hub(name: str, weights: bool = True, quantised: bool = False) -> None:
         refuse_quantised(info.config or {}, name, f"model.base={name}")
     files = [sibling.rfilename for sibling in info.siblings or []]
     if weights and not any(file.endswith(".safetensors") for file in files):
-        others = other_weights(files)
+        other = next(iter(other_weights(files)), "")
+        convert = "load it in transformers and write it with save_pretrained(FOLDER)"
+        if other.lower().endswith(IMPORTED_FORMATS):
+            source = f"FOLDER/{other}" if other.lower().endswith(".gguf") else "FOLDER"
+            convert = f"`hf download {name} --local-dir FOLDER`, then `{import_command(source, 'BASE')}`"
         raise ModelError(
-            f"model.base={name}: the hub has no safetensors of it{f', but {others[0]}' if others else ''}; "
-            "convert it: load it in "
-            "transformers and write it with save_pretrained(FOLDER), and give that folder"
+            f"model.base={name}: the hub has no safetensors of it{other and f', but {other}'}; convert it: "
+            f"{convert}, and give that folder"
         )
 
 

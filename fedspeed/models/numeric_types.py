@@ -10,6 +10,8 @@ from fedspeed.units import shortened_list
 
 NumericType = Literal["fp32", "bf16", "fp16"]
 NAMES: tuple[NumericType, ...] = ("fp32", "bf16", "fp16")
+# As torch and a config.json call them.
+TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def provenance_of(folder: Path) -> Provenance | None:
     try:
         return Provenance(**values)
     except TypeError as error:
-        raise ModelError(f"{path}: damaged ({error}); import the base again") from error
+        raise ModelError(f"{path}: damaged ({error}); delete the folder and import the base again") from error
 
 
 def public_name(base: str) -> str:

@@ -1,10 +1,12 @@
-"""The tensors in safetensors files, read from the files' headers without torch."""
+"""Safetensors files: what their headers say, read without torch, and how they are written."""
 
 import math
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
@@ -12,10 +14,14 @@ from fedspeed.errors import ModelError
 from fedspeed.files import json_value
 from fedspeed.models.quantisation import import_command
 
+if TYPE_CHECKING:
+    import torch
+
 BASE_FILE = "model.safetensors"
+FORMAT = {"format": "pt"}  # metadata that transformers requires
 # Stored types that hold weights as they are.
 FLOATS = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
-_IMPORTED = (".bin", ".gguf")  # formats that import-base reads
+IMPORTED_FORMATS = (".bin", ".gguf")  # what import-base reads besides
 _OTHER_FORMATS = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".ckpt")
 # Files that trainers write in the same formats, and that hold no weights.
 _NO_WEIGHTS = ("optimizer", "scheduler", "scaler", "sampler", "rng_state", "training_args")
@@ -33,6 +39,22 @@ class Stored:
     shape: tuple[int, ...]
     begin: int
     end: int
+
+
+def write_safetensors(path: Path, tensors: dict[str, "torch.Tensor"]) -> None:
+    """Write a file of tensors.
+
+    Raises:
+        OSError: it cannot be written, for instance because the disk is full.
+    """
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path, metadata=FORMAT)
+    except SafetensorError as error:
+        if (number := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def weight_files(folder: Path, single: str) -> list[Path]:
@@ -53,7 +75,7 @@ def weight_files(folder: Path, single: str) -> list[Path]:
             "load it in transformers (an adapter in PEFT) and write it with save_pretrained(FOLDER), which "
             "makes safetensors"
         )
-        if single == BASE_FILE and others[0].lower().endswith(_IMPORTED):
+        if single == BASE_FILE and others[0].lower().endswith(IMPORTED_FORMATS):
             source = folder / others[0] if others[0].lower().endswith(".gguf") else folder
             remedy = f"`{import_command(source)}`"
         raise ModelError(

@@ -1,7 +1,6 @@
 """`fedspeed import-base`: import a model, load it in the engine, and let it answer."""
 
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +32,10 @@ TEXTS = ("The quick brown fox: 3 x 14 = 42.", "def f(x):\n    return x + 1\n", "
 FP32_BYTES = 8 << 30  # size of a base in fp32 up to which a CPU computes the answer in fp32
 
 
-@dataclass
-class Imported:
-    """The result of an import.
-
-    Attributes:
-        lines: to print.
-    """
-
-    lines: list[str] = field(default_factory=list)
-
-
-def import_base(name: str, out: Path, dtype: str = "auto", *, origin: str = "", ask: bool = True) -> Imported:
-    """Import a model into a folder, unless it is there already.
+def import_base(
+    name: str, out: Path, dtype: str = "auto", *, origin: str = "", ask: bool = True
+) -> list[str]:
+    """Import a model into a folder, unless it is there already; return lines to print.
 
     Args:
         name: a GGUF file, a folder, or a hub name. dtype: auto, fp32, bf16 or fp16.
@@ -56,16 +46,14 @@ def import_base(name: str, out: Path, dtype: str = "auto", *, origin: str = "", 
     """
     source = find_source(name, dtype, origin)
     if is_imported(source, out):
-        return Imported([f"{out} is there already: {source.provenance.describe()}"])
-    result = Imported()
+        return [f"{out} is there already: {source.provenance.describe()}"]
+    lines: list[str] = []
 
     def check(draft: Path) -> None:
-        result.lines += _check(draft, ask)
+        lines.extend(_check(draft, ask))
 
     provenance, notes = write_base(source, out, check)
-    result.lines.insert(0, f"base     {out}: {provenance.describe()}")
-    result.lines += [f"note     {note}" for note in notes]
-    return result
+    return [f"base     {out}: {provenance.describe()}", *lines, *(f"note     {note}" for note in notes)]
 
 
 def _check(draft: Path, ask: bool) -> list[str]:

@@ -131,7 +131,7 @@ def test_the_dry_run_asks_for_a_bases_tokenizer_where_the_run_does(monkeypatch, 
         ("org/gone", ("org/gone is no folder here", "the hub has no such model", "hf auth login")),
         (
             "org/pickled",
-            ("model.base=org/pickled", "no safetensors of it, but pytorch_model.bin", "save_pretrained"),
+            ("model.base=org/pickled", "no safetensors of it, but pytorch_model.bin", "import-base FOLDER"),
         ),
         ("org/bert", ("model_type is 'bert'", "llama, qwen2, gpt2")),
     ],

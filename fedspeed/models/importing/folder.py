@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from fedspeed.files import check_writable, follow_umask
 from fedspeed.models.base_files import check_base
 from fedspeed.models.importing.shards import write_tensors
 from fedspeed.models.importing.source import Source
+from fedspeed.models.numeric_types import TORCH_NAMES
 from fedspeed.models.provenance import FILE, Provenance, provenance_of
 
 PIECE_BYTES = 16 << 20  # read at a time
 _OTHER_KEYS = ("torch_dtype", "dtype", "_name_or_path", "auto_map")
-_LONG_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-_SHORT_NAMES = {long: short for short, long in _LONG_NAMES.items()}
+_SHORT_NAMES = {long: short for short, long in TORCH_NAMES.items()}
 
 
 def is_imported(source: Source, out: Path) -> bool:
@@ -63,7 +64,7 @@ def write_base(source: Source, out: Path, check: Callable[[Path], None]) -> tupl
         ModelError: the source is damaged, or FedSpeed cannot use it.
     """
     with _draft_of(out) as draft:
-        config, dequantised = _write(source, draft)
+        config = _write(source, draft)
         (draft / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         _, _, notes = check_base(draft)
         provenance = replace(source.provenance, files=_digests(source))
@@ -73,8 +74,8 @@ def write_base(source: Source, out: Path, check: Callable[[Path], None]) -> tupl
     return provenance, [note.replace(str(draft), str(out)) for note in notes]
 
 
-def _write(source: Source, draft: Path) -> tuple[dict[str, Any], str]:
-    """Write the tensors; return (values of config.json, dtype of what was dequantised)."""
+def _write(source: Source, draft: Path) -> dict[str, Any]:
+    """Write the tensors; return the values of config.json."""
     dtype = source.provenance.dtype
     config, tensors = source.open(draft, "bf16" if dtype == "auto" else dtype)
     named = str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
@@ -83,10 +84,10 @@ def _write(source: Source, draft: Path) -> tuple[dict[str, Any], str]:
     values = {key: value for key, value in config.items() if key not in _OTHER_KEYS}
     is_plain = source.quantisation is None and not source.is_gguf
     if dtype == "auto":
-        kept = named if is_plain else _LONG_NAMES[dequantised]
+        kept = named if is_plain else TORCH_NAMES[dequantised]
     else:
-        kept = _LONG_NAMES[dtype]
-    return values | ({"dtype": kept} if kept else {}), dequantised
+        kept = TORCH_NAMES[dtype]
+    return values | ({"dtype": kept} if kept else {})
 
 
 @contextmanager
@@ -112,7 +113,7 @@ def _draft_of(out: Path) -> Iterator[Path]:
 
 def _remove_abandoned(folder: Path) -> None:
     """Remove the drafts of imports that were killed."""
-    for path in folder.parent.glob(f".{folder.name}.*.import"):
+    for path in folder.parent.glob(f".{escape(folder.name)}.*.import"):
         number = path.name.rpartition(".import")[0].rpartition(".")[2]
         if number.isdigit() and not Path(f"/proc/{number}").exists():
             shutil.rmtree(path, ignore_errors=True)

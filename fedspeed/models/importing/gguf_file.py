@@ -12,6 +12,7 @@ from fedspeed import activity
 from fedspeed.errors import ModelError
 from fedspeed.models.catalogue import from_config
 from fedspeed.models.families.registry import FAMILIES, family_of
+from fedspeed.models.loading import DTYPES
 
 MAGIC = b"GGUF"
 PROBE = "The quick brown fox, naïve café:\n    x = 3 * 14  # 東京"
@@ -43,6 +44,13 @@ class GgufModel:
 
             config = AutoConfig.from_pretrained(**self._where, trust_remote_code=False)
         family = family_of(config.model_type, str(path))
+        with self._reading("its positions"):
+            scaling = position_scaling(path)
+        if scaling:
+            raise ModelError(
+                f"{path}: scales its rotary positions ({scaling}), and transformers does not read that from "
+                "GGUF files: the model would be another one; get it as safetensors"
+            )
         self._model = self._load(dtype)
         values = json.loads(self._model.config.to_json_string())
         self.config = {key: value for key, value in values.items() if key not in _NO_CONFIG}
@@ -61,7 +69,7 @@ class GgufModel:
             model, report = AutoModelForCausalLM.from_pretrained(
                 **self._where,
                 quantization_config=GgufConfig(dequantize=True),
-                dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype],
+                dtype=DTYPES[dtype],
                 output_loading_info=True,
                 trust_remote_code=False,
             )
@@ -116,6 +124,24 @@ class GgufModel:
     def is_dequantised(self, name: str) -> bool:
         """Return True: each has been converted."""
         return True
+
+
+def position_scaling(path: Path) -> str:
+    """Return the name of the key or tensor of a GGUF file that scales rotary positions; empty if none does.
+
+    Args:
+        path: of the file.
+    """
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+    for name, field in reader.fields.items():
+        if name.endswith(".rope.scaling.type") and field.contents() != "none":
+            return name
+    for tensor in reader.tensors:
+        if tensor.name.startswith(("rope_freqs", "rope_factors")) and (tensor.data != 1).any():
+            return str(tensor.name)
+    return ""
 
 
 @contextmanager

@@ -9,11 +9,10 @@ from fedspeed import activity
 from fedspeed.errors import ModelError
 from fedspeed.models.base_files import COMPUTED
 from fedspeed.models.importing.tensors import Tensors
-from fedspeed.models.stored import BASE_FILE
+from fedspeed.models.loading import DTYPES
+from fedspeed.models.stored import BASE_FILE, write_safetensors
 
 SHARD_BYTES = 4 << 30
-FORMAT = {"format": "pt"}  # metadata that transformers requires
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def write_tensors(
@@ -28,13 +27,14 @@ def write_tensors(
 
     Raises:
         ModelError: a tensor has values that are not finite, or cannot be read.
+        OSError: a file cannot be written.
     """
     names = [name for name in tensors.names() if not COMPUTED.search(name)]
     shard: dict[str, torch.Tensor] = {}
     files: list[list[str]] = []
     size = 0
     total = 0
-    for name in activity.counted(names, "the writing of the base", "tensor"):
+    for name in activity.counted(names, "the writing of the weights", "tensor"):
         as_stored = dequantised if tensors.is_dequantised(name) else ""
         wanted = as_stored if dtype == "auto" else dtype
         tensor = _converted(name, tensors.read(name), wanted)
@@ -66,7 +66,7 @@ def _converted(name: str, tensor: torch.Tensor, dtype: str) -> torch.Tensor:
     converted = tensor.to(DTYPES[dtype]) if dtype else tensor
     if not converted.isfinite().all():
         raise ModelError(
-            f"{name}: has values up to {tensor.abs().max().item():.3g}, and fp16 ends at 65504; import with "
+            f"{name}: has values up to {tensor.abs().max().item():.3g}, and fp16 ends at 65504; take "
             "--dtype bf16"
         )
     return converted
@@ -77,9 +77,7 @@ def _draft_name(number: int) -> str:
 
 
 def _write_shard(folder: Path, number: int, shard: dict[str, torch.Tensor]) -> list[str]:
-    from safetensors.torch import save_file
-
-    save_file(shard, folder / _draft_name(number), metadata=FORMAT)
+    write_safetensors(folder / _draft_name(number), shard)
     return list(shard)
 
 

@@ -67,13 +67,10 @@ class Source:
         for name in _COPIED:
             if (self.path / name).is_file():
                 shutil.copyfile(self.path / name, draft / name)
+        config = _plain(read_object(self.path / "config.json", "a model configuration"))
         if self.provenance.format == "torch":
-            return self._config(), TorchFiles(self.paths)
-        return self._config(), SafetensorFiles(self.path, self.quantisation)
-
-    def _config(self) -> dict[str, Any]:
-        values = read_object(self.path / "config.json", "a model configuration")
-        return {key: value for key, value in values.items() if key not in QUANTISED_BY}
+            return config, TorchFiles(self.paths)
+        return config, SafetensorFiles(self.path, self.quantisation)
 
 
 def find_source(name: str, dtype: str, origin: str = "") -> Source:
@@ -123,9 +120,7 @@ def _folder_source(folder: Path, blank: Provenance, name: str) -> Source:
         raise ModelError(f"{config}: no such file; {hint}")
     values = read_object(config, "a model configuration")
     quantisation = quantisation_of(values, str(config))
-    from_config(
-        {key: value for key, value in values.items() if key not in QUANTISED_BY}, name, str(config)
-    )  # refuses other families
+    from_config(_plain(values), name, str(config))  # refuses other families
     if not has_tokenizer(folder):
         raise ModelError(
             f"{folder}: holds no tokenizer (none of {', '.join(TOKENIZER_SIGNS)}), without which the model "
@@ -141,6 +136,11 @@ def _folder_source(folder: Path, blank: Provenance, name: str) -> Source:
     form = quantisation.method if quantisation else "safetensors"
     paths = tuple(weight_files(folder, BASE_FILE))
     return _with_fingerprint(Source(folder, paths, quantisation, replace(blank, format=form)))
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a config.json without those that describe a quantisation."""
+    return {key: value for key, value in config.items() if key not in QUANTISED_BY}
 
 
 def _with_fingerprint(source: Source) -> Source:

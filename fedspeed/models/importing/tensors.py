@@ -190,8 +190,8 @@ def _torch_tensors(path: Path) -> dict[str, torch.Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"{path}: holds more than tensors, and loading it would run code that it names; get the model as "
-            "safetensors"
+            f"{path}: is damaged, or holds more than tensors, and loading it would run code that it names; "
+            "get the model as safetensors"
         ) from error
     except (OSError, RuntimeError, EOFError) as error:
         reason = str(error).partition("\n")[0]
