@@ -49,7 +49,12 @@ class Card:
 
     def text(self) -> str:
         """Return the card as Markdown with its front matter."""
-        values: dict[str, Any] = {"template": self.format.template, "dtype": self.dtype}
+        values: dict[str, Any] = {
+            "template": self.format.template,
+            "dtype": self.dtype,
+            "round": self.round,
+            "name": self.name,
+        }
         if self.format.chat and self.format.chat.system_prompt:
             values["system_prompt"] = self.format.chat.system_prompt
         if self.facts:
@@ -98,8 +103,10 @@ class Card:
 
     def _beside(self) -> str:
         """Describe how this model relates to the run's other models."""
-        if self.is_merged:
-            return " The adapter of the run is merged into the base's weights."
+        merged = " The adapter is merged into the base's weights." if self.is_merged else ""
+        return merged + self._others()
+
+    def _others(self) -> str:
         if self.name.startswith("client-"):
             return (
                 f" This is client {self.name.removeprefix('client-')}'s own; the run's `{self.kind}` is "

@@ -20,10 +20,9 @@ from fedspeed.models.hub import model_folder
 from fedspeed.models.json_object import read_object
 from fedspeed.models.local_config import local_folder
 from fedspeed.models.provenance import public_name
-from fedspeed.models.stored import BASE_FILE, key_of, stored_tensors
+from fedspeed.models.stored import BASE_FILE, FORMAT, key_of, stored_tensors, write_safetensors
 
 GENERATION_FILE = "generation_config.json"
-FORMAT = {"format": "pt"}  # metadata that transformers requires
 
 
 def export(
@@ -83,10 +82,10 @@ def export(
     if card:
         (part / CARD_FILE).write_text(card, encoding="utf-8")
     follow_umask(part)
-    _put_in_place(part, folder)
+    put_in_place(part, folder)
 
 
-def _put_in_place(part: Path, folder: Path) -> None:
+def put_in_place(part: Path, folder: Path) -> None:
     """Rename a complete folder to `folder`, which it replaces."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -133,7 +132,7 @@ def _write_around(part: Path, named: Mapping[str, np.ndarray], base: str, prefix
     which is the run's.
     """
     import torch
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     folder = model_folder(base)
     stored = stored_tensors(folder)
@@ -146,7 +145,7 @@ def _write_around(part: Path, named: Mapping[str, np.ndarray], base: str, prefix
         for key in tensors.keys() & trained.keys():
             tensors[key] = torch.from_numpy(np.ascontiguousarray(named[trained[key]]))
         total += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        save_file(tensors, part / file.name, metadata=FORMAT)
+        write_safetensors(part / file.name, tensors)
     index = folder / f"{BASE_FILE}.index.json"
     if not (folder / BASE_FILE).is_file():
         values = json.loads(index.read_text(encoding="utf-8"))
@@ -168,11 +167,22 @@ def _generation(model: Any, tokenizer: Any, base: str, stop_ids: Collection[int]
         if path and path.is_file()
         else model.generation_config.to_diff_dict()
     )
+    return with_special_tokens(values, tokenizer, stop_ids)
+
+
+def with_special_tokens(generation: Mapping[str, Any], tokenizer: Any, stop_ids: Collection[int]) -> dict:
+    """Return the values of a generation_config.json with the special tokens of a tokenizer. Tokens that end
+    an answer are kept where all that should are among them, and else replaced: they may be of another
+    tokenizer.
+
+    Args:
+        stop_ids: tokens that end an answer besides the tokenizer's end-of-sequence.
+    """
+    values = dict(generation)
     named = values.get("eos_token_id")
-    ends = named if isinstance(named, list) else [named]
-    wanted = {tokenizer.eos_token_id, *stop_ids}
-    if not wanted <= set(ends):
-        values["eos_token_id"] = sorted(wanted) if stop_ids and len(wanted) > 1 else tokenizer.eos_token_id
+    ends = {tokenizer.eos_token_id, *stop_ids}
+    if not ends <= set(named if isinstance(named, list) else [named]):
+        values["eos_token_id"] = sorted(ends) if len(ends) > 1 else tokenizer.eos_token_id
     for key in ("bos_token_id", "pad_token_id"):
         if (token := getattr(tokenizer, key)) is not None:
             values[key] = token

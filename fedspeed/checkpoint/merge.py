@@ -15,6 +15,7 @@ from fedspeed.models.families.registry import FAMILIES
 from fedspeed.models.importing.shards import write_tensors
 from fedspeed.models.importing.tensors import SafetensorFiles
 from fedspeed.models.loading import WeightFiles
+from fedspeed.models.numeric_types import TORCH_NAMES
 from fedspeed.models.saved_adapter import CONFIG_FILE, PREFIX, WEIGHTS_FILE, read_config
 
 
@@ -135,7 +136,6 @@ def write_merged(
         ModelError: a tensor is not finite, perhaps in this dtype only.
     """
     write_tensors(folder, tensors, dtype, dtype)
-    names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
     values = {key: value for key, value in config.items() if key not in ("torch_dtype", "_name_or_path")}
-    values |= {"dtype": names[dtype], "use_cache": True}
+    values |= {"dtype": TORCH_NAMES[dtype], "use_cache": True}
     return values | ({"tie_word_embeddings": False} if tensors.unties else {})

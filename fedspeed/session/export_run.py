@@ -12,6 +12,7 @@ from typing import Any
 
 from fedspeed import activity
 from fedspeed.checkpoint.card import CARD_FILE, Card, card_values, read_card, read_facts
+from fedspeed.checkpoint.export import GENERATION_FILE, put_in_place, with_special_tokens
 from fedspeed.checkpoint.merge import MergedTensors, write_merged
 from fedspeed.data.config import DataConfig
 from fedspeed.data.prompt_format import format_of
@@ -23,6 +24,7 @@ from fedspeed.models.file_digests import weights_digest
 from fedspeed.models.hub import model_folder
 from fedspeed.models.json_object import read_object
 from fedspeed.models.local_config import MORE_TOKENIZER_FILES, TOKENIZER_FILES
+from fedspeed.models.numeric_types import TORCH_NAMES
 from fedspeed.models.provenance import origin_text, provenance_of, public_name
 from fedspeed.models.quantisation import import_command
 from fedspeed.models.saved_adapter import CONFIG_FILE
@@ -30,9 +32,7 @@ from fedspeed.session.base_of_adapter import find_base, run_config
 from fedspeed.session.chat import exported_folder
 from fedspeed.session.eval_target import results_name
 
-GENERATION_FILE = "generation_config.json"
 MARK = "fedspeed_export.json"  # in every folder that this command wrote, which it may replace
-_LONG = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def export_run(name: str, *, merged: bool, out: Path | None, dtype: str) -> list
         FedSpeedError: the run has not finished, `out` is another folder, or the base is not there.
     """
     trained = _trained(exported_folder(name))
-    if trained.adapted and merged and str(run_setting(trained, "model", "init")) == "random":
+    if trained.adapted and merged and trained.config.get("model", {}).get("init") == "random":
         raise ModelError(
             f"{trained.folder}: its base's weights were drawn at random for the run and are in no file, so "
             "that there is nothing to merge the adapter into; train with adapter.method=full"
@@ -95,11 +95,6 @@ def export_run(name: str, *, merged: bool, out: Path | None, dtype: str) -> list
             f"`{trained.base_for_others}`, see {CARD_FILE}"
         )
     return lines
-
-
-def run_setting(trained: Trained, section: str, key: str) -> Any:
-    """Return a value of the run's configuration; None if its journal is gone."""
-    return trained.config.get(section, {}).get(key)
 
 
 def _default_name(name: str, merged: bool) -> str:
@@ -137,14 +132,8 @@ def _write_model(trained: Trained, draft: Path, dtype: str) -> None:
 def _generation(path: Path, trained: Trained) -> dict:
     """Return the content of generation_config.json: the base's, with the tokens that end an answer."""
     values = read_object(path, "a generation configuration") if path.is_file() else {}
-    named = values.get("eos_token_id")
     template = template_for(_data_config(trained), trained.tokenizer)
-    ends = set(named if isinstance(named, list) else [named]) - {None} | template.stop_ids
-    values["eos_token_id"] = min(ends) if len(ends) == 1 else sorted(ends)
-    for key in ("bos_token_id", "pad_token_id"):
-        if (token := getattr(trained.tokenizer, key)) is not None:
-            values[key] = token
-    return values
+    return with_special_tokens(values, trained.tokenizer, template.stop_ids)
 
 
 def _write_adapter(trained: Trained, draft: Path) -> None:
@@ -170,9 +159,10 @@ def _obtain(trained: Trained) -> str:
             f"The base has no public name: it was the folder `{name}` of whoever trained. Get a copy, and "
             f"put it into this folder as `{name}`.\n\n"
         )
+    dtype = "" if origin.dtype == "auto" else f" --dtype {origin.dtype}"
     return (
         f"The base has no public name. It was made of {origin.describe()}. Make it again in this folder: "
-        f"`{import_command(origin.source, name)}`.\n\n"
+        f"`{import_command(origin.source, name)}{dtype}`.\n\n"
     )
 
 
@@ -186,16 +176,15 @@ def _card(trained: Trained, dtype: str, obtain: str) -> Card:
     run = trained.folder.parent
     summary = _json_of(run / "summary.json")
     first_loss = summary.get("first_val_loss")
-    facts = read_facts(trained.folder)
     return Card(
         run=run.name,
         kind="model" if dtype else "adapter",
-        round=int(summary.get("best_round") or summary.get("rounds") or 0),
+        round=int(values.get("round", summary.get("best_round") or 0)),
         base=trained.base_for_others,
-        dtype=_LONG[dtype] if dtype else values["dtype"],
+        dtype=TORCH_NAMES[dtype] if dtype else values["dtype"],
         format=format_of(trained.tokenizer, _data_config(trained)),
-        name="" if trained.folder.name in ("adapter", "model") else trained.folder.name,
-        facts=facts,
+        name=str(values.get("name", "")),
+        facts=read_facts(trained.folder),
         first_loss=first_loss if isinstance(first_loss, float) else None,
         scores=_scores(trained.folder),
         origin=origin_text(trained.base),
@@ -241,7 +230,6 @@ def _replaced(target: Path) -> Iterator[Path]:
             f"--out={target}: is there already and was not written by `fedspeed export`; name a new folder"
         )
     draft = target.with_name(f".{target.name}.{os.getpid()}.part")
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         check_writable(target.parent)
@@ -249,9 +237,7 @@ def _replaced(target: Path) -> Iterator[Path]:
         with activity.during(f"the export to {target.name}"):
             yield draft
         (draft / MARK).write_text("{}\n")
-        if target.exists():
-            target.rename(old)
-        draft.rename(target)
+        put_in_place(draft, target)
     except OSError as error:
         raise FedSpeedError(
             f"--out={target}: cannot be written ({error.strerror or error}); make room, or name "
@@ -259,7 +245,6 @@ def _replaced(target: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _is_empty(folder: Path) -> bool:

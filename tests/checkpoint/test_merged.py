@@ -13,7 +13,7 @@ import yaml
 
 from fedspeed.checkpoint.card import Card, read_facts
 from fedspeed.checkpoint.journal import Entry, Journal
-from fedspeed.checkpoint.merge import MergedTensors
+from fedspeed.checkpoint.merge import MergedTensors, write_merged
 from fedspeed.checkpoint.training_facts import TrainingFacts
 from fedspeed.cli import main
 from fedspeed.data.config import DataConfig
@@ -88,10 +88,8 @@ def write_run(folder, base, targets, *, facts=FACTS, tokenizer=None, dtype="floa
     values = json.loads((adapter / "adapter_config.json").read_text())
     assert values["base_model_name_or_path"] == str(base)
     tokenizer.save_pretrained(adapter)
-    data = DataConfig(template=template, max_tokens=64)
-    card = Card(
-        folder.name, "adapter", 2, base=str(base), dtype=dtype, format=format_of(tokenizer, data), facts=facts
-    )
+    format = format_of(tokenizer, DataConfig(template=template, max_tokens=64))
+    card = Card(folder.name, "adapter", 2, base=str(base), dtype=dtype, format=format, facts=facts)
     (adapter / "README.md").write_text(card.text())
     section = {"task": "file", "template": template, "max_tokens": 64, "split": "meta", "clients": 2}
     config = {"model": {"base": str(base), "init": "pretrained"}, "data": section}
@@ -107,10 +105,7 @@ def test_an_adapter_is_merged_as_peft_computes_it(case, tmp_path):
 
     family, kind, targets, use_rslora = CASES[case]
     base = write_base(family, tmp_path / "base", kind)
-    shutil.rmtree(tmp_path / "adapter", ignore_errors=True)
     model = write_adapter(base, tmp_path / "adapter", targets, use_rslora=use_rslora)
-    from fedspeed.checkpoint.merge import write_merged
-
     tensors = MergedTensors(Path(base), tmp_path / "adapter")
     (tmp_path / "out").mkdir()
     config = json.loads((tmp_path / "base" / "config.json").read_text())
@@ -120,10 +115,9 @@ def test_an_adapter_is_merged_as_peft_computes_it(case, tmp_path):
     with torch.no_grad():
         theirs = model(input_ids=IDS).logits
         ours = merged(input_ids=IDS).logits
-        before = model.get_base_model()
     assert (theirs - ours).abs().max() < 2e-5 * theirs.abs().max()
     assert tensors.unties == case.startswith("tied") and merged.dtype == torch.float32
-    assert before is not None and values["use_cache"] is True
+    assert values["use_cache"] is True
 
 
 def test_what_cannot_be_merged_is_refused(tmp_path):
@@ -134,6 +128,10 @@ def test_what_cannot_be_merged_is_refused(tmp_path):
     path.write_text(json.dumps(values | {"lora_bias": True}))
     with pytest.raises(ModelError, match="lora_bias=true.*merge_and_unload"):
         MergedTensors(Path(base), tmp_path / "adapter")
+    write_adapter(write_base("gpt2", tmp_path / "tied"), tmp_path / "head", ["lm_head"])
+    head_only = write_base("gpt2", tmp_path / "head-only", "head")
+    with pytest.raises(ModelError, match="by the name of the head only.*merge_and_unload"):
+        MergedTensors(Path(head_only), tmp_path / "head")
 
 
 IN_A_FRESH_PROCESS = """
@@ -240,7 +238,8 @@ def test_an_adapter_names_the_public_base_and_loads_from_another_folder(tmp_path
     values = json.loads((tmp_path / "given" / "adapter_config.json").read_text())
     assert values["base_model_name_or_path"] == "org/model"
     text = (tmp_path / "given" / "README.md").read_text()
-    assert str(tmp_path) not in text, "no path of this machine"
+    texts = {path.name: path.read_bytes() for path in (tmp_path / "given").iterdir()}
+    assert [name for name in texts if str(tmp_path).encode() in texts[name]] == [], "no path of this machine"
     assert yaml.safe_load(text.split("---")[1])["base_model"] == "org/model"
     code = snippet_of(tmp_path / "given").replace("'.'", repr(str(tmp_path / "given")))
     code += "\nprint(output[0].tolist())"
@@ -262,12 +261,12 @@ def test_an_adapter_of_a_base_without_a_public_name_says_how_to_get_it(tmp_path,
     text = (run / "export" / "README.md").read_text()
     assert "it was the folder `mine` of whoever trained" in text and str(tmp_path) not in text
     assert "base_model" not in yaml.safe_load(text.split("---")[1])
-    origin = Provenance("tiny.Q4_1.gguf", "gguf", "auto", {"tiny.Q4_1.gguf": "ab12"}, origin="a shop")
+    origin = Provenance("tiny.Q4_1.gguf", "gguf", "fp16", {"tiny.Q4_1.gguf": "ab12"}, origin="a shop")
     (tmp_path / "mine" / FILE).write_text(origin.text())
     assert main(["export", str(run)]) == 0, "an export is replaced"
     text = (run / "export" / "README.md").read_text()
     assert "tiny.Q4_1.gguf (a shop), gguf, sha256 of tiny.Q4_1.gguf: ab12" in text
-    assert "fedspeed import-base tiny.Q4_1.gguf --out mine" in text
+    assert "fedspeed import-base tiny.Q4_1.gguf --out mine --dtype fp16" in text
     values = json.loads((run / "export" / "adapter_config.json").read_text())
     assert values["base_model_name_or_path"] == "mine"
 
@@ -298,6 +297,27 @@ def test_the_card_says_how_it_was_trained_and_how_good_it_is(tmp_path):
     write_adapter(base, run / "adapter", ["v_proj"])
     assert main(["export", str(run), "--merged"]) == 0
     assert "## Scores" not in (run / "merged" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "folder, round, said",
+    [
+        ("adapter", 0, "the start, which no round beat"),
+        ("adapter-last", 3, "round 3"),
+        ("adapter-client-1", 2, "This is client 1's own"),
+    ],
+)
+def test_the_card_says_which_weights_of_the_run_they_are(folder, round, said, tmp_path):
+    run = tmp_path / "run"
+    write_run(run, write_base("llama", tmp_path / "base"), ["q_proj"])
+    (run / "adapter").rename(run / folder)
+    name = "client-1" if "client" in folder else ""
+    format = format_of(byte_tokenizer(), DataConfig(template="plain"))
+    card = Card("run", "adapter", round, base="base", dtype="float32", format=format, name=name)
+    (run / folder / "README.md").write_text(card.text())
+    assert main(["export", str(run / folder), "--merged", "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert said in text and "is merged into the base's weights" in text
 
 
 def test_masked_runs_have_sums_only_on_their_card():
