@@ -78,7 +78,8 @@ class TokenScores:
 
     Attributes:
         logprobs: the log-probability of each token, [t] fp32.
-        likeliest: whether no other token is more likely in its place, [t] bool.
+        likeliest: whether it is the most likely token in its place, of equally likely ones the first, [t]
+            bool.
     """
 
     logprobs: np.ndarray
