@@ -2,8 +2,8 @@
 
 Server and supervisor exchange JSON over one connection; nothing is unpickled. Commands are {"start": [changes
 to the environment, one per rank]} and {"signal": number}. If the connection ends, the server kills its ranks
-and ends. Messages to the supervisor are {"rank", "pid", "code"} when a rank has ended, and {"failed", "code",
-"threads"} if the server cannot serve.
+and ends. Messages to the supervisor are {"ready": true} after the imports, {"rank", "pid", "code"} when a
+rank has ended, and {"failed", "code", "threads"} if the server cannot serve.
 """
 
 import gc
@@ -108,6 +108,7 @@ def serve(supervisor: Connection, env: Mapping[str, str], preload: Callable[[], 
         # memory pages and so copy them.
         gc.collect()
         gc.freeze()
+        send_message(supervisor, ready=True)
         _Server(supervisor, env, target).run()
         return EXIT_OK
     except FedSpeedError as error:

@@ -56,7 +56,7 @@ def run_local(
     If a rank dies, the others are ended, and all start again from the journal while restarts are left. A
     restart counts only if no round was finished since the start before it. An exception that occurs again
     without a new round would occur a third time, so it ends the run. SIGTERM, SIGINT, SIGHUP and SIGUSR1 are
-    passed on as SIGTERM, once; a second one ends everything at once.
+    passed on as SIGTERM, once; a second one ends everything at once. Ranks that have not begun never do.
 
     Args:
         argv: arguments of the script. Spawned ranks run the same script as this process, by the same

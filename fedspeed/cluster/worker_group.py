@@ -72,7 +72,7 @@ class WorkerGroup(Protocol):
         """Return the ranks that have ended since the last call, without blocking."""
 
     def send_signal(self, number: int) -> None:
-        """Signal every rank that has not ended."""
+        """Signal every rank that has not ended; one that has not begun yet never does."""
 
     def close(self) -> None:
         """Kill what is left, at once."""
@@ -124,12 +124,19 @@ class SpawnedGroup:
         self._processes.clear()
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Server:
-    """A running fork server and the connection to it."""
+    """A running fork server and the connection to it.
+
+    Attributes:
+        ready: whether its imports are done.
+        cancelled: the signal for its ranks that came before; 0: none.
+    """
 
     pid: int
     connection: Connection
+    ready: bool = False
+    cancelled: int = 0
 
 
 class ForkedGroup:
@@ -170,15 +177,27 @@ class ForkedGroup:
             elif "failed" in message:
                 self.close()
                 raise PreloadFailed(message["failed"], message["code"], message["threads"])
+            elif "ready" in message:
+                self._server.ready = True
             else:
                 self._running.remove(message["rank"])
                 exits.append(RankExit(**message))
         return exits
 
     def send_signal(self, number: int) -> None:
-        """Signal every rank that has not ended."""
-        if self._server:
-            forkserver.send_message(self._server.connection, signal=int(number))
+        """Signal every rank that has not ended.
+
+        A server that imports reads no commands, for minutes on a slow machine, and has no ranks yet: it is
+        ended.
+        """
+        server = self._server
+        if server is None:
+            return
+        if server.ready or server.connection.poll():
+            forkserver.send_message(server.connection, signal=int(number))
+        else:
+            server.cancelled = int(number)
+            os.kill(server.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """End the server, which kills its ranks."""
@@ -207,6 +226,8 @@ class ForkedGroup:
         pid, status = os.waitpid(server.pid, 0)
         server.connection.close()
         self._server = None
+        if server.cancelled:
+            return [RankExit(rank, pid, -server.cancelled) for rank in sorted(self._running)]
         code = os.waitstatus_to_exitcode(status)
         cause = f"the fork server {exit_text(code)}, and its ranks ended with it"
         return [RankExit(rank, pid, code, cause) for rank in sorted(self._running)]

@@ -32,10 +32,10 @@ class Supervised:
             text=True,
         )
 
-    def end(self):
+    def end(self, within_s=LIMIT_S):
         """Return exit code, output and errors, and assert that no process of any rank is left."""
         try:
-            output, errors = self.process.communicate(timeout=LIMIT_S)
+            output, errors = self.process.communicate(timeout=within_s)
         finally:
             self.process.kill()
         self.nobody_is_left()
@@ -51,11 +51,12 @@ class Supervised:
 
     def await_ranks(self):
         """Wait until all ranks of the first life run and return their notes."""
-        deadline = time.monotonic() + LIMIT_S
-        while len(self.notes()) < RANKS:
-            assert time.monotonic() < deadline, "the ranks did not start"
-            time.sleep(0.01)
+        _wait_until(lambda: len(self.notes()) == RANKS, "the ranks did not start")
         return self.notes()
+
+    def await_file(self, name):
+        """Wait until a file is there."""
+        _wait_until((self.folder / name).exists, f"{name} did not appear")
 
     def nobody_is_left(self, within_s=LIMIT_S):
         """Assert that all ranks and their parents end in time."""
@@ -68,6 +69,13 @@ class Supervised:
         while any(is_running(pid) for pid in pids):
             assert time.monotonic() < deadline, "a rank or its parent outlived the supervisor"
             time.sleep(0.02)
+
+
+def _wait_until(condition, fault):
+    deadline = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < deadline, fault
+        time.sleep(0.01)
 
 
 def is_running(pid):

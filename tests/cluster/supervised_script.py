@@ -39,6 +39,8 @@ def preload():
         os.fork = fork
     if mode == "bad preload":
         raise ConfigError("preload dislikes it")
+    if mode == "slow preload":
+        time.sleep(600)
 
 
 def target(env):

@@ -179,6 +179,16 @@ def test_a_second_signal_does_not_wait(supervise):
     assert time.monotonic() - started < LIMIT_S / 10, "without the second signal it would have been 500 s"
 
 
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_signal_during_the_imports_does_not_wait_for_them(supervise, signals):
+    run = supervise("fork", "slow preload")
+    run.await_file("preloads")
+    for _ in range(signals):
+        run.process.send_signal(signal.SIGINT)
+    code, output, errors = run.end(LIMIT_S / 5)
+    assert (code, run.lives(), errors) == (75, 0, "") and "asked to end by SIGINT" in output
+
+
 @BOTH
 def test_ranks_die_with_a_killed_supervisor(supervise, way):
     run = supervise(way, "wait")
