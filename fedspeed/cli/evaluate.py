@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 from fedspeed.cli.arguments import Commands, file_name, not_negative, positive, probability, temperature
 from fedspeed.cli.output import print_result, report_ending
 from fedspeed.cli.packages import missing_package, need_packages
+from fedspeed.cli.rank_process import prepare_rank
 from fedspeed.errors import EXIT_OK, ConfigError
 from fedspeed.session.ending import Ending, error_ending
 
@@ -115,6 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
             "eval: TARGET is missing; name a base, an exported adapter or model, or a run, before the "
             "overrides"
         )
+    _check_options(arguments)
     if arguments.target == COMPARE:
         return _compare(arguments)
     if arguments.helm is not None:
@@ -126,6 +128,26 @@ def run(arguments: argparse.Namespace) -> int:
     if from_process(None).kind == "none":
         return _run_local(request, arguments)
     return _rank(request, arguments)
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Refuse options that would have no effect.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    has_harness = bool(arguments.lm_eval or arguments.preset)
+    unused = [
+        f"{option} belongs to {place}"
+        for option, is_given, place, is_there in (
+            ("--plot", arguments.plot is not None, "`eval compare`", arguments.target == COMPARE),
+            ("--num-fewshot", arguments.num_fewshot is not None, "--lm-eval", has_harness),
+            ("--chat-template", arguments.chat_template, "--lm-eval", has_harness),
+        )
+        if is_given and not is_there
+    ]
+    if unused:
+        raise ConfigError(f"eval: {', '.join(unused)}, and has no effect here; leave it out")
 
 
 def _listed() -> str:
@@ -163,7 +185,12 @@ def _write_helm(arguments: argparse.Namespace) -> int:
     """Write the files for crfm-helm; return the exit code."""
     from fedspeed.evaluation.helm import write_helm
 
-    written = write_helm(arguments.helm, arguments.target)
+    try:
+        written = write_helm(arguments.helm, arguments.target)
+    except OSError as error:
+        raise ConfigError(
+            f"{arguments.helm}: cannot be written ({error.strerror}); choose another folder"
+        ) from error
     print_result("\n".join(str(path) for path in written))
     return EXIT_OK
 
@@ -214,7 +241,7 @@ def _run_local(request: "EvalRequest", arguments: argparse.Namespace) -> int:
     # survive.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from fedspeed.cluster.devices import choose_accelerator
-    from fedspeed.cluster.local import run_local
+    from fedspeed.cluster.local import END_S, run_local
     from fedspeed.cluster.local_ranks import local_rank_count
     from fedspeed.session.components import preload
     from fedspeed.session.eval_request import check_request
@@ -231,6 +258,7 @@ def _run_local(request: "EvalRequest", arguments: argparse.Namespace) -> int:
         last_round=None,
         preload=preload,
         target=lambda env: _rank(request, arguments, env),
+        finish_s=END_S,  # there is no round to finish
     )
     return ended.exit_code
 
@@ -241,14 +269,7 @@ def _rank(request: "EvalRequest", arguments: argparse.Namespace, env: Mapping[st
     Args:
         env: changes to the environment, if the process was forked rather than started.
     """
-    if env is not None:
-        os.environ.update(env)
-    from fedspeed.cluster.devices import choose_accelerator, choose_allocator
-    from fedspeed.monitor.stdout import claim_stdout
-
-    choose_accelerator(os.environ)
-    choose_allocator(os.environ)
-    json_out = claim_stdout() if arguments.json else None  # before anything keeps a reference to stdout
+    json_out = prepare_rank(env, as_json=arguments.json)
     code = report_ending(_ending(request, json_out), json_out)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 from fedspeed.cli.arguments import PROJECT, QUICKSTART, Commands, file_name
 from fedspeed.cli.output import print_result, report_ending
 from fedspeed.cli.packages import missing_package, need_packages
+from fedspeed.cli.rank_process import prepare_rank
 from fedspeed.errors import EXIT_OK, LostPeerError, ModelError
 from fedspeed.session.ending import Ending, error_ending
 
@@ -154,14 +155,7 @@ def _rank(arguments: argparse.Namespace, env: Mapping[str, str] | None = None) -
         arguments: of the command.
         env: changes to the environment, if the process was forked rather than started.
     """
-    if env is not None:
-        os.environ.update(env)
-    from fedspeed.cluster.devices import choose_accelerator, choose_allocator
-    from fedspeed.monitor.stdout import claim_stdout
-
-    choose_accelerator(os.environ)
-    choose_allocator(os.environ)
-    json_out = claim_stdout() if arguments.json else None  # before anything keeps a reference to stdout
+    json_out = prepare_rank(env, as_json=arguments.json)
     ending = _ending_of_rank(arguments, json_out)
     report_ending(ending, json_out)
     sys.stdout.flush()
