@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile
@@ -67,6 +68,11 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_number(number: float) -> float | None:
+    """Return a number for JSON, which has none for infinity and NaN (the loss of a diverged model): None."""
+    return number if math.isfinite(number) else None
 
 
 def json_value(text: str | bytes, object_pairs_hook: Callable | None = None) -> object:

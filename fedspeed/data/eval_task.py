@@ -4,6 +4,7 @@ answers.
 A task knows no model and no engine; `evaluation/scoring.py` evaluates it with an engine.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -191,13 +192,19 @@ class LossTask(EvalTask[Row]):
 
 
 def most_likely(likelihoods: Sequence[Likelihood], *, per_token: bool = False) -> int:
-    """Return the index of the likeliest choice, the first if several are equal.
+    """Return the index of the likeliest choice, the first if several are equal; -1 if the likelihood of one
+    is NaN.
 
     Args:
         per_token: divide log-probabilities by the number of tokens, which favours longer choices.
     """
     values = [choice.logprob / choice.tokens if per_token else choice.logprob for choice in likelihoods]
-    return values.index(max(values))
+    return largest(values)
+
+
+def largest(values: Sequence[float]) -> int:
+    """Return the index of the largest value, the first if several are equal; -1 if one is NaN."""
+    return -1 if any(map(math.isnan, values)) else values.index(max(values))
 
 
 def by_metric(task: EvalTask, score: ItemScore) -> dict[str, float]:

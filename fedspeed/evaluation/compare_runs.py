@@ -47,7 +47,7 @@ def read_model(name: str) -> EvaluatedModel:
     if folder.is_file():
         file = folder
         summary = None
-        shown = folder.parent.name if folder.name == FILE else folder.stem
+        shown = folder.resolve().parent.name if folder.name == FILE else folder.stem
     else:
         file = folder / FILE
         summary = read_summary(folder)

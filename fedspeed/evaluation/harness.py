@@ -57,6 +57,5 @@ def evaluate_tasks(
     from fedspeed.evaluation.lm_eval_adapter import EngineLM
     from fedspeed.evaluation.lm_eval_runs import run_tasks
 
-    model = EngineLM(engine, tokenizer, max_length=settings.max_length)
-    result = run_tasks(model, tasks, settings)
+    result = run_tasks(EngineLM(engine, tokenizer), tasks, settings)
     return None if engine.groups.client_rank else result

@@ -20,14 +20,12 @@ class HarnessSettings:
         limit: items of each task, a fixed choice; 0: all.
         chat: whether prompts go through the model's chat template.
         folders: where local data files are looked for.
-        max_length: tokens of a sequence; None: as many as the model has positions.
     """
 
     num_fewshot: int | None = None
     limit: int = 0
     chat: bool = False
     folders: tuple[Path, ...] = ()
-    max_length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,5 +56,5 @@ class HarnessResult:
     name: str
     scores: "TaskScores"
     details: Mapping[str, Any] = field(default_factory=dict)
-    numbers: Mapping[str, float] = field(default_factory=dict)
+    numbers: Mapping[str, float | None] = field(default_factory=dict)
     files: Sequence[Path] = ()

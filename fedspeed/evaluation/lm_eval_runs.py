@@ -24,13 +24,14 @@ from fedspeed.errors import DataError, FedSpeedError
 from fedspeed.evaluation.context import TaskContext
 from fedspeed.evaluation.harness_results import HarnessResult, HarnessSettings, HarnessTasks
 from fedspeed.evaluation.item_choice import chosen_items
+from fedspeed.evaluation.presets import UNOFFICIAL
 from fedspeed.evaluation.scoring import ScoredItem, TaskScores
+from fedspeed.evaluation.tasks.choices import NOTE
+from fedspeed.files import json_number
 
 OWN_TASKS = Path(__file__).parent / "lm_eval_tasks"
 LOCAL_SUFFIXES = (".jsonl.gz", ".jsonl", ".json")
 FEWSHOT_SEED = 1234  # as in the harness
-NOT_COMPARABLE = "ready prompts: not comparable with published scores of lm-evaluation-harness"
-UNOFFICIAL = "unofficial: computed with tasks of lm-evaluation-harness, not by the board's own program"
 
 
 def load_requested(names: Sequence[str], settings: HarnessSettings) -> list[HarnessTasks]:
@@ -211,14 +212,14 @@ def _result(requested: HarnessTasks, output: Mapping[str, Any], settings: Harnes
 
 def _note(requested: HarnessTasks) -> str:
     if all(name.startswith("fedspeed_") for name in requested.tasks):
-        return NOT_COMPARABLE
+        return NOTE
     return UNOFFICIAL if all(name.startswith("flowertune_") for name in requested.tasks) else ""
 
 
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return the harness's own numbers of a task, without missing standard errors."""
+def _numbers(values: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the harness's own numbers of a task as JSON values, without missing standard errors."""
     return {
-        name: value
+        name: json_number(value)
         for name, value in values.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and "_stderr" not in name
     }

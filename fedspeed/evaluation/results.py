@@ -13,7 +13,7 @@ from fedspeed.data.eval_task import ALL, EvalTask, Tally
 from fedspeed.errors import DataError
 from fedspeed.evaluation.harness_results import HARNESS, HarnessResult
 from fedspeed.evaluation.intervals import interval_95
-from fedspeed.files import json_value, sha256_of, write_atomically
+from fedspeed.files import json_number, json_value, sha256_of, write_atomically
 from fedspeed.log import LOG
 from fedspeed.monitor.tables import table
 
@@ -30,16 +30,12 @@ def result_of(task: EvalTask, scores: "TaskScores", *, limit: int, seconds: floa
     Args:
         limit: most items; 0: all. seconds: that the evaluation took.
     """
-    main = task.metrics[0]
-    table = scores.main
     return {
         "task": task.name,
-        "metric": main,
-        **_values(table.get(ALL, Tally())),
+        "metric": task.metrics[0],
+        **_values(scores.main.get(ALL, Tally())),
         "metrics": {name: _values(of.get(ALL, Tally())) for name, of in scores.metrics.items()},
-        "by_category": {
-            category: _values(tally) for category, tally in sorted(table.items()) if category != ALL
-        },
+        "by_category": _by_category(scores),
         "limit": limit,
         "settings": task.describe(),
         "prompts_sha256": prompts_digest(item.prompt for item in scores.items),
@@ -67,9 +63,7 @@ def harness_result_of(result: HarnessResult, *, limit: int, seconds: float) -> d
         "metric": main,
         **metrics.get(main, {"score": None, "interval_95": None, "items": items}),
         "metrics": metrics,
-        "by_category": {
-            category: _values(tally) for category, tally in sorted(scores.main.items()) if category != ALL
-        },
+        "by_category": _by_category(scores),
         "limit": limit,
         "settings": dict(result.details),
         "prompts_sha256": prompts_digest(item.prompt for item in scores.items),
@@ -79,13 +73,14 @@ def harness_result_of(result: HarnessResult, *, limit: int, seconds: float) -> d
     }
 
 
+def _by_category(scores: "TaskScores") -> dict[str, Any]:
+    return {category: _values(tally) for category, tally in sorted(scores.main.items()) if category != ALL}
+
+
 def _values(tally: Tally) -> dict[str, Any]:
-    interval = interval_95(tally)
-    return {
-        "score": tally.mean if tally.items else None,
-        "interval_95": None if interval is None else list(interval),
-        "items": tally.items,
-    }
+    score = json_number(tally.mean)
+    interval = None if score is None else interval_95(tally)
+    return {"score": score, "interval_95": None if interval is None else list(interval), "items": tally.items}
 
 
 def prompts_digest(prompts: Iterable[str]) -> str:
@@ -120,9 +115,13 @@ def read_results(path: Path) -> dict[str, Any]:
         return {"results": []}
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as results ({error}); move it away") from error
-    if not isinstance(values, dict) or not isinstance(values.get("results"), list):
+    if not isinstance(values, dict) or not _are_results(values.get("results")):
         raise DataError(f"{path}: is no file of results; move it away, or name another one with --out")
     return values
+
+
+def _are_results(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(one, dict) and "task" in one for one in values)
 
 
 def add_results(path: Path, target: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> None:

@@ -26,6 +26,7 @@ from fedspeed.data.rows import Row
 from fedspeed.engine.client_engine import ClientEngine
 from fedspeed.errors import DataError
 from fedspeed.evaluation.answer_end import end_check, ended
+from fedspeed.files import json_number
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class ScoredItem:
         values: dict[str, Any] = {"index": index, "category": self.category, "prompt": self.prompt}
         values["answers"] = list(self.answers)
         if self.logprobs:
-            values["logprobs"] = list(self.logprobs)
-        return values | {"scores": {name: tally.mean for name, tally in self.tallies.items()}}
+            values["logprobs"] = list(map(json_number, self.logprobs))
+        return values | {"scores": {name: json_number(tally.mean) for name, tally in self.tallies.items()}}
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,8 @@ def test_all_sets_together_have_a_category_each(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"gold": 4}, {"gold": "1"}, {"choices": None}, {"query": None}, {"gold": -1}],
-    ids=lambda change: next(iter(change)),
+    [{"gold": 4}, {"gold": "1"}, {"gold": -1}, {"choices": None}, {"choices": ["sun", ""]}, {"query": None}],
+    ids=str,
 )
 def test_a_record_of_another_kind_is_refused(tmp_path, change):
     write(tmp_path, "arc_easy", [ARC, ARC | change])

@@ -86,7 +86,9 @@ def test_a_run_that_was_not_evaluated_is_refused_with_the_command(tmp_path, caps
     assert main(["eval", "compare"]) == 2
 
 
-def test_a_file_of_results_can_be_named(runs, tmp_path):
+def test_a_file_of_results_can_be_named(runs, tmp_path, monkeypatch):
     assert read_model(f"{runs[0]}/evaluation.json").name == "base"
+    monkeypatch.chdir(runs[0])
+    assert read_model("evaluation.json").name == "base"
     (tmp_path / "eight-shot.json").write_text(json.dumps({"results": [result("gsm8k", 0.1)]}))
     assert read_model(str(tmp_path / "eight-shot.json")).name == "eight-shot"

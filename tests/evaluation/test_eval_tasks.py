@@ -143,6 +143,11 @@ def test_the_likeliest_choice_may_be_so_by_token():
     assert (most_likely(some), most_likely(some, per_token=True)) == (1, 3)
 
 
+def test_a_model_that_computes_no_numbers_finds_nothing_likeliest():
+    none = [Likelihood(float("nan"), 2), Likelihood(float("nan"), 1)]
+    assert most_likely(none) == most_likely([none[0], Likelihood(-1.0, 1)]) == -1
+
+
 def test_all_samples_of_a_row_count_and_the_first_rank_speaks(tokenizer, context):
     settings = GenerationSettings(max_new=4, samples=3, temperature=0.5, top_p=0.9, seed=4)
     task = ExactMatch(context, settings)

@@ -7,6 +7,7 @@ import re
 import pytest
 import yaml
 
+from fedspeed.cli import main
 from fedspeed.errors import ModelError
 from fedspeed.evaluation.helm import write_helm
 from fedspeed.evaluation.helm_entries import SCENARIOS
@@ -98,3 +99,8 @@ def test_an_adapter_or_an_empty_folder_is_refused(model, tmp_path):
     with pytest.raises(ModelError, match="is an adapter, .*export RUN --merged"):
         write_helm(tmp_path / "out", str(model))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written_is_refused(model, capsys):
+    assert main(["eval", str(model), "--helm", str(model / "config.json")]) == 2
+    assert f"{model / 'config.json'}: cannot be written" in capsys.readouterr().err

@@ -100,9 +100,7 @@ def test_the_finance_board_on_local_data(tmp_path):
         asked[0]
         == f"Instruction: What is the sentiment of this news? {question}\nInput: Sales fell.\nAnswer: "
     )
-    assert f"this tweet? {question}\nInput: $ABC up" in asked[-2] or any(
-        "this tweet?" in text for text in asked
-    )
+    assert f"Instruction: What is the sentiment of this tweet? {question}\nInput: $ABC up\nAnswer: " in asked
     wrong = results(names[:1], HarnessSettings(folders=(tmp_path,)), answering(lambda prompt: "positive"))
     assert wrong["flowertune_fpb"]["score"] == pytest.approx(1 / 3)
 
@@ -110,20 +108,19 @@ def test_the_finance_board_on_local_data(tmp_path):
 def test_the_general_and_the_medical_board_on_local_data(tmp_path):
     from fedspeed.evaluation.lm_eval_runs import single_tasks, task_manager
 
-    general = PRESETS["flowertune_general"].harness[1:]  # STEM has the same form, and 19 subjects
+    general = PRESETS["flowertune_general"].harness
     medical = PRESETS["flowertune_medical"].harness
     manager = task_manager(general)
-    subjects = [subject for group in general for subject in single_tasks(manager, group)]
-    assert len(subjects) == 57 - 19 - 13  # the category "other" is not on the board
-    for subject in subjects:
+    subjects = {group: single_tasks(manager, group) for group in general}
+    assert sum(map(len, subjects.values())) == 57 - 13  # the category "other" is not on the board
+    group = "mmlu_social_sciences"  # the others have the same form
+    for subject in subjects[group]:
         write(tmp_path, subject, [MMLU, MMLU | {"answer": 0}])
     for name, record in MEDICAL.items():
         write(tmp_path, name, [record])
-    found = results([*general, *medical], HarnessSettings(folders=(tmp_path,), num_fewshot=0), answering("B"))
-    for group in general:
-        assert found[group]["score"] == 0.5 and found[group]["interval_95"] is not None
-        assert found[group]["items"] == 2 * len(found[group]["by_category"])
-    assert sum(found[group]["items"] for group in general) == 2 * len(subjects)
+    found = results([group, *medical], HarnessSettings(folders=(tmp_path,), num_fewshot=0), answering("B"))
+    assert found[group]["score"] == 0.5 and found[group]["interval_95"] is not None
+    assert found[group]["items"] == 2 * len(subjects[group]) == 2 * len(found[group]["by_category"])
     assert [found[name]["score"] for name in medical] == [0, 0, 0, 0]
     right = {"pubmedqa": "no", "medmcqa": "C", "medqa_4options": "D", "careqa_en": "A"}
     for name in medical:

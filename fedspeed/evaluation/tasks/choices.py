@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedspeed.data.eval_task import ChoiceTask, Likelihood, most_likely
+from fedspeed.data.eval_task import ChoiceTask, Likelihood, largest, most_likely
 from fedspeed.data.files import records
 from fedspeed.errors import DataError
 from fedspeed.evaluation.context import TaskContext
@@ -95,7 +95,7 @@ class Choices(ChoiceTask[Question]):
 def _likeliest_by_length(item: Question, likelihoods: Sequence[Likelihood]) -> int:
     lengths = [len(choice.lstrip()) for choice in item.choices]
     values = [choice.logprob / length for choice, length in zip(likelihoods, lengths, strict=True)]
-    return values.index(max(values))
+    return largest(values)
 
 
 def question(record: Any, where: str, category: str) -> Question:
@@ -116,6 +116,8 @@ def question(record: Any, where: str, category: str) -> Question:
             choices = tuple(f" {choice}" for choice in record["choices"])
             prompts = (text + end,) * len(choices)
         if not all(isinstance(prompt, str) for prompt in prompts) or not 0 <= right < len(choices):
+            raise ValueError
+        if not all(choice.strip() for choice in choices):
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError):
         raise DataError(
