@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # they load torch
     from fedspeed.engine.client_engine import ClientEngine
     from fedspeed.evaluation.scoring import ScoredItem
 
+SCORING_S = 24 * 3600.0  # for the first rank to score the answers to a task
 LEAVE_S = 60.0  # for rank 0, which holds the store, to wait for the other ranks at the end
 
 
@@ -99,7 +100,7 @@ def _evaluate(request: EvalRequest, job: Job, store: rendezvous.Store) -> _Resul
         engine = components.make_engine(job, StageClock(), sharers)
     try:
         engine.load(engine.state())
-        done = _scored(request, job, engine, tasks=tasks, tokenizer=tokenizer, template=template)
+        done = _scored(request, job, engine, store, tasks=tasks, tokenizer=tokenizer, template=template)
         for of_harness in harness:
             _score_harness(request, engine, tokenizer, of_harness, done=done)
         return done
@@ -114,6 +115,7 @@ def _scored(
     request: EvalRequest,
     job: Job,
     engine: "ClientEngine",
+    store: rendezvous.Store,
     *,
     tasks: list[tuple[EvalTask, Any]],
     tokenizer: Any,
@@ -128,7 +130,15 @@ def _scored(
         began = time.monotonic()
         scores = score_task(engine, task, items, tokenizer=tokenizer, template=template)
         if not job.reporter:
+            # It runs programs longer than a collective would wait for it.
+            store.wait([f"scored/{task.name}"], SCORING_S)
             continue
+        store.put(f"scored/{task.name}", "")
+        if unscored := len(items) - len(scores.items):
+            LOG.info(
+                f"{task.name}: {unscored} of {len(items)} rows are not scored, because nothing of their "
+                f"answers fits into data.max_tokens={request.target.data.max_tokens}"
+            )
         seconds = time.monotonic() - began
         _keep(request, done, result_of(task, scores, limit=request.limit, seconds=seconds), scores.items)
     return done

@@ -75,7 +75,7 @@ class EvalRequest:
         target = self.target
         return make_tasks(
             self.tasks,
-            target.data if target.has_rows else None,
+            target.data,
             seed=target.config.run.seed,
             samples=self.samples,
             sampling=self.sampling,

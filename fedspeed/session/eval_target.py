@@ -29,6 +29,8 @@ _KEPT = ("model", "adapter", "data", "engine", "deepspeed", "run.seed", "train.m
 _DROPPED = ("engine.pipeline", "engine.cuts", "engine.client_slots", "adapter.start_from")
 # Sections of which an evaluation takes nothing.
 _UNUSED = ("federation", "routing", "checkpoint", "evaluation")
+# Overrides that name rows; others of data say how rows, of --held-out for example, become prompts.
+_NAMING_ROWS = ("data.task=", "data.path=", "data.held_out=")
 NAME = "evaluation"  # of the folder below RUNS for a base that belongs to no run
 
 
@@ -162,7 +164,7 @@ def _target(
     fixed += [f"run.out={flow(str(out))}", f"run.name={flow(folder)}"]
     kept = [f"{key}={text}" for key, text in inherited.items()]
     whole = load(None, [*kept, *fixed, *overrides])
-    has_rows = run is not None or any(text.startswith("data.") for text in overrides)
+    has_rows = run is not None or any(text.startswith(_NAMING_ROWS) for text in overrides)
     data = whole.config.data
     if not has_rows and data.task == "builtin":
         data = replace(data, task="file")  # data.template=auto then follows from the model

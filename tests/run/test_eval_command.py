@@ -84,11 +84,11 @@ def test_a_base_is_evaluated_on_a_file_of_rows(shared_workshop):
     assert loss["target"]["kind"] == "base" and loss["target"]["template"] == "alpaca"
     assert loss["items"] == 3 and set(loss["by_category"]) == {"copy", "reverse", "double"}
     assert loss["data_sha256"] == {"rows.jsonl": hashlib.sha256(path.read_bytes()).hexdigest()}
-    # Another task is added, and a task that is evaluated again replaces its result.
-    [limited] = evaluate(shared_workshop, base, *options, "--limit", "2")
-    evaluate(shared_workshop, base, *options, "--tasks", "answer_choice")
+    # A task that is evaluated again replaces its result, and another one is added.
+    tasks = "--tasks", "held_out,answer_choice", "--limit", "2"
+    [limited, _] = evaluate(shared_workshop, base, *options, *tasks)
     kept = json.loads(out.read_text())["results"]
-    assert [(one["task"], one["items"]) for one in kept] == [("held_out", 2), ("answer_choice", 3)]
+    assert [(one["task"], one["items"]) for one in kept] == [("held_out", 2), ("answer_choice", 2)]
     assert kept[0]["score"] == limited["score"] != loss["score"]
 
 
@@ -111,6 +111,11 @@ def test_a_base_is_evaluated_on_a_file_of_rows(shared_workshop):
         (("{run}", "--out", "{model}"), "{model}: cannot be written"),
         (("{model}", "--held-out", "rows"), "no model.safetensors and no model.safetensors.index.json"),
         ((), "TARGET is missing"),
+        (("{model}", DRAWN, "data.template=plain"), "has no held-out rows of its own"),
+        (
+            ("{model}", "--chat-template", "--plot", "x.png"),
+            "--plot belongs to `eval compare`, --chat-template",
+        ),
     ],
 )
 def test_what_is_wrong_is_refused_before_anything_starts(shared_workshop, whole, capsys, arguments, said):
