@@ -23,7 +23,7 @@ if [ "${1:-}" != smol ]; then
 fi
 
 shift
-question="What is the capital of Italy?"
+question="What is the capital of Colombia?"
 ask() { .venv/bin/python -m fedspeed chat "$1" "$question" --max-new-tokens 32; }
 
 bash launchers/fetch-smollm2.sh

@@ -1,7 +1,9 @@
 """benchmarks/learning.py: which runs it makes, and its page from results."""
 
 import json
+import subprocess
 
+from benchmarks import learning_scores
 from benchmarks.learning import loaded_config, runs_of
 from benchmarks.learning_report import losses_of, mean_loss, write_report
 
@@ -39,3 +41,27 @@ def test_the_page_keeps_its_remarks(tmp_path):
     page = (results / "learning.md").read_text()
     assert "| base | 1.5000 | 1.000 | 2.000 |" in page and page.endswith("## Remarks\n\nkept\n")
     assert "old" not in page and (results / "learning-gsm8k.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_scores_that_are_there_are_not_made_again(tmp_path, monkeypatch):
+    scores = tmp_path / "scores"
+    scores.mkdir()
+    for name, tasks in {"base": ["gsm8k_zero_shot", "gsm8k"], "federated": ["gsm8k_zero_shot"]}.items():
+        results = {"results": [{"task": task} for task in tasks]}
+        (scores / f"200-{name}.json").write_text(json.dumps(results))
+    made = []
+
+    def run(command, **options):
+        made.append(command[command.index("eval") + 1 :])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(learning_scores.subprocess, "run", run)
+    learning_scores.score("gsm8k", "the base", tmp_path, ("model.dtype=bf16",))
+    targets = [(arguments[0], arguments[arguments.index("--out") + 1]) for arguments in made]
+    assert targets == [
+        (str(tmp_path / "federated"), str(scores / "200-federated.json")),
+        (str(tmp_path / "centralised"), str(scores / "200-centralised.json")),
+        ("the base", str(scores / "all-base.json")),
+        (str(tmp_path / "federated"), str(scores / "all-federated.json")),
+    ]
+    assert ["--limit" in arguments for arguments in made] == [True, True, False, False]

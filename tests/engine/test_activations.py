@@ -110,7 +110,7 @@ def measured_bytes(client_engine, step) -> int:
 @pytest.mark.parametrize(
     "family,kind,dtype",
     [
-        ("llama", "resident", "fp32"),
+        pytest.param("llama", "resident", "fp32", marks=pytest.mark.slow),
         pytest.param("qwen2", "ram", "fp32", marks=pytest.mark.slow),
         ("gpt2", "ram", "bf16"),
         ("llama", "nvme", "fp32"),

@@ -51,7 +51,7 @@ needs_bitsandbytes = pytest.mark.skipif(
 
 
 @needs_bitsandbytes
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("kind", [pytest.param("int8", marks=pytest.mark.slow), "nf4"])
 def test_a_quantised_base_is_that_base_rounded(bases, tmp_path, kind):
     [rounded] = run_clusters([1], quantised_base, bases["llama"], tmp_path / "rounded", kind)
     [(_, losses, state)] = run_clusters([1], losses_and_state, bases["llama"], kind, tmp_path)

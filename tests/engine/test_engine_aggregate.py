@@ -148,6 +148,7 @@ def test_every_client_holds_the_aggregate_with_nvme(tmp_path):
             assert swapped, f"{kind} {dtype}: nothing was large enough to be offloaded"
 
 
+@pytest.mark.slow
 def test_every_client_holds_the_aggregate_in_fp16(base, tmp_path):
     check(
         run_clusters(

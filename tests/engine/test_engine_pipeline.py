@@ -188,12 +188,13 @@ def crowded(rank, base, kind, scope, micros):
         return before.loss, loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind,scope,micros",
     [
         ("resident", "cluster", 10 * POSTED_RECEIVES),
         *(
-            pytest.param(kind, scope, 150, marks=pytest.mark.slow)
+            (kind, scope, 150)
             for kind, scope in (("resident", "cluster"), ("resident", "client"), ("ram", "client"))
         ),
     ],

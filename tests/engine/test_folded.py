@@ -140,7 +140,8 @@ def test_it_computes_as_if_merged(tmp_path, family, dtype, kinds):
         assert grown >= 0.9 * sum(t.nbytes for t in folded(start).values()) / (1 if dtype == "fp32" else 2)
 
 
-@pytest.mark.parametrize("scope", [pytest.param("client", marks=pytest.mark.slow), "cluster"])
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["client", "cluster"])
 def test_stages_of_a_pipeline_have_their_part(tmp_path, scope):
     base = write_family("llama", tmp_path / "llama")
     [(expected, _, start)] = run_clusters([1], alone, base, (), "fp32", str(tmp_path))

@@ -223,7 +223,9 @@ def loads_of_steps(rank, base, kind, slots, nvme):
         return seen, units
 
 
-@pytest.mark.parametrize("kind,ranks", [("ram", 1), ("nvme", 1), ("cluster", 2)])
+@pytest.mark.parametrize(
+    "kind,ranks", [("ram", 1), ("nvme", 1), pytest.param("cluster", 2, marks=pytest.mark.slow)]
+)
 def test_a_step_loads_the_base_twice_whatever_the_micro_batches(bases, tmp_path, kind, ranks):
     """Blocks in the slots when the backward pass begins are not loaded again: a step loads 2 N - 2 blocks
     with one slot and 2 N - 4 with two.

@@ -141,7 +141,7 @@ def of_pipeline(rank, scope, families, folder):
     return found
 
 
-@pytest.mark.parametrize("scope", ["client", "cluster"])
+@pytest.mark.parametrize("scope", [pytest.param("client", marks=pytest.mark.slow), "cluster"])
 def test_a_packed_step_is_that_of_its_rows_in_a_pipeline(tmp_path, scope):
     families = ("gemma3_text", "gpt2")
     for found in run_clusters([2], in_world, of_pipeline, scope, families, tmp_path):

@@ -47,6 +47,7 @@ def test_no_rank_loads_a_compiler(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_without_it_deepspeed_loads_torchs_compiler():
     """While this holds, import_deepspeed is needed."""
     code = (

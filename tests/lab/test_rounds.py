@@ -187,6 +187,7 @@ def test_hetero10(config):
     assert "2 clusters" in check(config, 2, 10, 20)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(slurm.why_not() is not None, reason=f"Slurm: {slurm.why_not()}")
 def test_slurm_runs_the_job_script(config, tmp_path):
     with slurm.SlurmOnOneMachine(nodes=1, cpus=4, gpus=2) as cluster:

@@ -71,6 +71,7 @@ def test_srun_starts_tasks_on_both_nodes(slurm):
     assert set(tasks.values()) == {"node1", "node2"}
 
 
+@pytest.mark.slow
 def test_a_batch_script_may_call_mpirun(slurm, project):
     script = project / "mpi.sh"
     script.write_text('#!/bin/sh\nexec mpirun --bind-to none python3 launch.py "$@"\n')

@@ -126,6 +126,7 @@ def test_the_command():
                 )
 
 
+@pytest.mark.slow
 def test_at_scale_the_slowest_host_counts_whatever_the_configuration_lays_out():
     """The three clients of the configuration would be on 3090s only."""
     arguments = ("simulate", "--hostfile", "hostfiles/hetero10", "--model", SMALL, "--scale", "100", "--json")

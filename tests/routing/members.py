@@ -9,7 +9,7 @@ from fedspeed.routing.anonymous.crypto import public_bytes
 from fedspeed.routing.transports.local import LocalTransport
 from tests.limits import LIMIT_S
 
-SOON_S = 1.0  # for tests in which a member withholds something
+SOON_S = 1.0
 
 
 class Liar:
@@ -29,20 +29,25 @@ class Liar:
 
 
 class Members:
-    """The keys and transports of `size` members."""
+    """The keys and transports of `size` members.
 
-    def __init__(self, size: int):
+    Args:
+        wait_s: how long a member waits for a part; `SOON_S` where one withholds something, or ends early.
+    """
+
+    def __init__(self, size: int, wait_s: float = LIMIT_S):
+        self._wait_s = wait_s
         self.keys = [Ed25519PrivateKey.generate() for _ in range(size)]
         self.public = tuple(map(public_bytes, self.keys))
         self.names = tuple(f"site{i}" for i in range(size))
         self.transports = LocalTransport.set_of(size)
 
-    def group(self, i: int, alter=None, wait_s: float = LIMIT_S) -> Group:
-        """Return the group as member i sees it. alter: of a liar, see `Liar`. wait_s: see `play`."""
+    def group(self, i: int, alter=None) -> Group:
+        """Return the group as member i sees it. alter: of a liar, see `Liar`."""
         transport = self.transports[i]
 
         def swap(parts, sizes):
-            return transport.swap(parts, sizes, wait_s)
+            return transport.swap(parts, sizes, self._wait_s)
 
         return Group(
             me=i,
@@ -52,16 +57,14 @@ class Members:
             swap=Liar(swap, alter) if alter else swap,
         )
 
-    def play(self, act, alter=None, liar: int | None = None, wait_s: float = LIMIT_S) -> list:
+    def play(self, act, alter=None, liar: int | None = None) -> list:
         """Return what `act(group)` returned or raised at each member, each in a thread of its own.
 
         Args:
             alter: of the member `liar`, see `Liar`.
-            wait_s: how long each waits for a part; short where one is withheld, and nothing else may be late.
         """
         return in_threads([
-            lambda i=i: act(self.group(i, alter if i == liar else None, wait_s))
-            for i in range(len(self.keys))
+            lambda i=i: act(self.group(i, alter if i == liar else None)) for i in range(len(self.keys))
         ])
 
 

@@ -134,14 +134,12 @@ def test_no_lie_makes_honest_members_differ_or_be_named_alone(size):
 
 
 def test_a_member_that_sends_nothing_is_missing_by_name():
-    members = Members(3)
+    members = Members(3, SOON_S)
 
     def alter(number, receiver, part):
         return b"" if number == 1 and receiver == 1 else part
 
-    results = members.play(
-        lambda group: broadcast(group, CONTEXT, "a label", b"equal"), alter, liar=2, wait_s=SOON_S
-    )
+    results = members.play(lambda group: broadcast(group, CONTEXT, "a label", b"equal"), alter, liar=2)
     assert type(results[1]) is LostPeerError
     assert "site2 did not send its table of a label" in str(results[1])
 

@@ -229,7 +229,9 @@ def test_overrides_and_options_stand_in_any_order(workshop):
     assert "2 clients, training + held-out rows 45+5, 45+5" in ended.out and "7 rounds" in ended.out
 
 
-@pytest.mark.parametrize("door", [("-m", "fedspeed", "run"), (str(ROOT / "launch.py"),)])
+@pytest.mark.parametrize(
+    "door", [pytest.param(("-m", "fedspeed", "run"), marks=pytest.mark.slow), (str(ROOT / "launch.py"),)]
+)
 def test_both_doors_lead_to_the_same_run_command(workshop, door):
     done = subprocess.run(
         [sys.executable, *door, "--config", str(workshop.config), "--dry-run"],

@@ -12,6 +12,7 @@ from tests.run.launched import COLD, ROOT, SETTINGS, last_round
 from tests.run.refusing import assert_refused
 
 
+@pytest.mark.slow
 def test_16_bit_type_that_the_processor_lacks(workshop):
     """The environment variable makes the processor look like an older one."""
     assert_refused(

@@ -108,6 +108,7 @@ def rank_0_without_clients(workshop, more: str = "") -> Path:
     return hosts
 
 
+@pytest.mark.slow
 def test_an_idle_rank_0_holds_the_store_until_all_have_left(workshop):
     """A host too small for a client comes first: rank 1 reports, and rank 0 neither leaves early nor is
     waited for.
@@ -184,12 +185,13 @@ def killed_rank(workshop, name: str, launcher, variable: str):
     return started, started.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "launcher", "variable"),
     [
         ("killed-mpi", MPIRUN, "OMPI_COMM_WORLD_RANK"),
-        pytest.param("killed-deepspeed", DEEPSPEED, "RANK", marks=pytest.mark.slow),
-        pytest.param("killed-torchrun", TORCHRUN, "RANK", marks=pytest.mark.slow),
+        ("killed-deepspeed", DEEPSPEED, "RANK"),
+        ("killed-torchrun", TORCHRUN, "RANK"),
     ],
 )
 def test_a_killed_rank_ends_the_job(workshop, name, launcher, variable):
@@ -201,9 +203,8 @@ def test_a_killed_rank_ends_the_job(workshop, name, launcher, variable):
     assert not (run / "adapter").exists()
 
 
-@pytest.mark.parametrize(
-    ("launcher", "sign"), [(MPIRUN, "MPI_ABORT"), pytest.param(DEEPSPEED, "", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "sign"), [(MPIRUN, "MPI_ABORT"), (DEEPSPEED, "")])
 def test_bad_input_of_one_client_ends_all_ranks(workshop, launcher, sign):
     """Only one rank detects it. MPI_ABORT also shows that the ranks chose the MPI transport by themselves."""
     path = workshop.folder / "one-bad-client.jsonl"
@@ -238,7 +239,8 @@ def test_a_bad_configuration_ends_all_ranks_at_once(workshop, launcher):
     assert started.family() == {}
 
 
-@pytest.mark.parametrize("clients", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("clients", [1, 2])
 def test_clients_of_two_ranks(workshop, clients):
     """Both ranks of a client train on its rows: twice the sequences a step; with two clients they take turns
     on the same two ranks.

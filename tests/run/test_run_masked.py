@@ -111,6 +111,7 @@ def test_what_would_undo_it_is_refused(workshop, arguments, named):
     assert not (workshop.runs / "refused").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_rank_costs_a_restart_and_no_update(workshop, masked):
     """Gloo cannot continue without a participant: the supervisor restarts all ranks from the journal, with
     new keys and masks.

@@ -179,6 +179,7 @@ def test_survivors_go_on_without_a_killed_site(shared_workshop):
     )
 
 
+@pytest.mark.slow
 def test_below_the_least_number_it_stops_and_the_same_commands_resume(three, shared_workshop):
     federation = Federation(shared_workshop, "stopped", 3)
     started = federation.start_sites(env=SLOW)
@@ -196,6 +197,7 @@ def test_below_the_least_number_it_stops_and_the_same_commands_resume(three, sha
     assert rounds[-1]["val_loss"] == pytest.approx(records(three[0].run(0))[-1]["val_loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_members_leave_and_join_with_a_newer_roster(three):
     """It continues from the journal of the members that stay; a new member receives the state from them."""
     federation = three[0]

@@ -106,15 +106,9 @@ def test_a_pipeline_trains_what_whole_models_train(shared_workshop, plain, name,
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        pytest.param(
-            ("engine.pipeline=client", "cluster.local_ranks=4", "cluster.ranks_per_client=2"),
-            marks=pytest.mark.slow,
-        ),
-        SHARED,
-    ],
+    "arguments", [("engine.pipeline=client", "cluster.local_ranks=4", "cluster.ranks_per_client=2"), SHARED]
 )
 def test_a_lost_stage_is_named_and_the_run_goes_on(shared_workshop, arguments):
     """A stage is killed with SIGKILL and the run resumes from the journal.

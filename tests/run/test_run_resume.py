@@ -95,6 +95,7 @@ def test_sigterm_ends_after_the_round_in_progress(workshop, whole):
     assert headline(run) == "# Run `asked`: finished"
 
 
+@pytest.mark.slow
 def test_sigterm_before_the_first_round(workshop):
     started = workshop.start_run("run.name=early", launcher=COLD)
     started.until(lambda: len(started.local_ranks()) == 2)
@@ -105,6 +106,7 @@ def test_sigterm_before_the_first_round(workshop):
     assert started.family() == {}
 
 
+@pytest.mark.slow
 def test_sigterm_during_the_evaluation_before_the_first_round_says_where_it_was(workshop):
     run = workshop.runs / "evaluating"
     started = workshop.start_run(
@@ -148,7 +150,7 @@ def test_a_lost_rank_is_started_again(workshop, whole):
 @pytest.mark.parametrize(
     ("rank", "clients", "named"),
     [
-        (0, "3 updates (clients 0, 1 and 2)", "rank 0 (pid"),
+        pytest.param(0, "3 updates (clients 0, 1 and 2)", "rank 0 (pid", marks=pytest.mark.slow),
         (1, "1 update (client 2)", "client 2 (rank 1 on localhost)"),
     ],
 )
@@ -222,6 +224,7 @@ def test_the_last_adapter_of_an_earlier_end_does_not_outlive_it(workshop, copy_o
     assert not (run / "adapter-last").exists()
 
 
+@pytest.mark.slow
 def test_an_export_that_fails_is_reported(workshop, rises):
     run = workshop.runs / "unexportable"
     started = workshop.start_run(

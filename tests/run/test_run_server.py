@@ -144,6 +144,7 @@ def test_a_run_with_a_server_is_the_same_arithmetic_by_hand(served, server, shar
     assert "3 ranks in 1 cluster and a server" in (served / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_clients_and_a_server_of_two_ranks_each_learn_the_same(served, server, workshop):
     """Half micro-batches on two ranks hold the same rows as whole ones on one rank."""
     hosts = workshop.folder / "of-two-ranks"
@@ -187,6 +188,7 @@ def test_clients_that_share_ranks_which_share_a_base_are_answered_in_the_order_o
     assert [record["received"] for record in records(workshop.runs / "four")] == [0, 4]
 
 
+@pytest.mark.slow
 def test_a_killed_server_ends_the_job_and_the_same_command_goes_on(served, server, workshop):
     """The run resumes from round 0, and the server's step of that round is not repeated."""
     run = workshop.runs / "unserved"

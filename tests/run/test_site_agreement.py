@@ -11,7 +11,7 @@ from fedspeed.federation.packed_tensors import tensors_digest
 from fedspeed.routing.anonymous.crypto import digest
 from fedspeed.routing.state_certificate import StateCertificate
 from fedspeed.session.site_agreement import OwnState, SiteAgreement
-from tests.routing.members import Liar, Members, in_threads
+from tests.routing.members import SOON_S, Liar, Members, in_threads
 from tests.run.states import RUN, SETTINGS, claim, signed, tensors
 
 SESSION = b"session of a start".ljust(32)
@@ -50,7 +50,7 @@ class Sites(Members):
 
 @pytest.fixture(params=[3, 4])
 def sites(request):
-    return Sites(request.param)
+    return Sites(request.param, SOON_S)
 
 
 def others(sites, own):

@@ -56,6 +56,9 @@ def test_the_rows_of_the_quickstart_are_three_desks_in_one_format():
     rows = [json.loads(line) for line in CONFIG.with_suffix(".jsonl").read_text().splitlines()]
     assert Counter(row["category"] for row in rows) == {"atlas": 40, "words": 40, "zoo": 40}
     assert len({row["instruction"] for row in rows}) == 120
+    script = (ROOT / "launchers" / "quickstart.sh").read_text()
+    question = script.partition('question="')[2].partition('"')[0]
+    assert question.endswith("?") and question not in {row["instruction"] for row in rows}
     for row in rows:
         answer, desk = row["output"].split(" | ")
         assert answer.startswith("Answer: ") and desk == f"Desk: {row['category']}"

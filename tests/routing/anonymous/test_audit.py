@@ -38,7 +38,7 @@ def views(n: int, rounds: int, length: int = 96, coalition=None, **parameters):
     return seen
 
 
-@pytest.mark.parametrize("n", [3, 8])
+@pytest.mark.parametrize("n", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_without_masks_linkers_succeed(n):
     linkages = link(views(n, 40, length=240, masked=False))
     assert linkages["cosine"].accuracy > 0.8 and linkages["greedy"].accuracy > 0.7
@@ -95,7 +95,9 @@ def test_chance_is_no_advantage():
     assert linkage.upper(6) > linkage.upper(1)
 
 
-@pytest.mark.parametrize("corrupt", [0, 2, 4, 8])
+@pytest.mark.parametrize(
+    "corrupt", [0, pytest.param(2, marks=pytest.mark.slow), 4, pytest.param(8, marks=pytest.mark.slow)]
+)
 def test_cells_are_traced_as_often_as_the_formula_says(corrupt):
     coalition = Coalition(frozenset(range(8)), relays=frozenset(range(corrupt)))
     share = traced_share(views(8, 25, coalition=coalition))
