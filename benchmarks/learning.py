@@ -12,8 +12,9 @@ centralised  one client with all training rows: as many steps, each on as many r
              together, so that it trains on as many rows as the federation.
 centralised-short-steps   gsm8k only: as many rows, in steps of the size of a client's.
 
-All have the learning rate and its schedule of the YAML. Every model is then evaluated on the held-out rows of
-all clients. `scores` scores the models by `fedspeed eval`: GSM8K, questions by likelihood, HumanEval(-X).
+All have the learning rate and its schedule of the YAML; a server optimizer only the federation, because there
+is no mean of clients elsewhere. Every model is then evaluated on the held-out rows of all clients. `scores`
+scores the models by `fedspeed eval`: GSM8K, questions by likelihood, HumanEval(-X).
 
 The benchmark goes on where it stopped: finished runs and evaluations are not repeated, and a run resumes from
 its journal. `report` writes benchmarks/results/learning.md and its plots from whatever is there; it keeps the
@@ -32,8 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 TASKS = ("gsm8k", "dolly", "codealpaca")
-# The settings of this machine: two cores with AMX, which other work shares. Two threads that wait for each
-# other would be slower than one.
+# For a machine of two cores that other work shares: two threads that wait for each other would be slower
+# than one.
 MACHINE = ("model.dtype=bf16", "engine.threads=1", "cluster.local_ranks=1", "routing.mode=plain")
 
 
@@ -61,7 +62,7 @@ def runs_of(task: str, config, split: Path) -> list[Run]:
     """
     from fedspeed.data.split_files import HELD_OUT, train_file
 
-    one_client = ("data.task=file", "data.clients=1", "data.split=iid")
+    one_client = ("data.task=file", "data.clients=1", "data.split=iid", "federation.server_optimizer=none")
     clients = config.data.clients
     alone = [
         Run(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedspeed.errors import DataError
-from fedspeed.evaluation.results import FILE, read_results
+from fedspeed.evaluation.results import FILE, interval_text, read_results, score_text
 from fedspeed.monitor.plots import BLUE, INK, new_figure
 from fedspeed.monitor.summary_file import read_summary
 
@@ -75,7 +75,7 @@ def comparison_text(models: Sequence[EvaluatedModel]) -> str:
     header += ["best loss in training"] if has_loss else []
     rows = []
     for model in models:
-        rows.append([model.name, *(_score_text(model.results.get(task)) for task in tasks)])
+        rows.append([model.name, *(_cell(model.results.get(task)) for task in tasks)])
         if has_loss:
             rows[-1].append(MISSING if model.best_loss is None else f"{model.best_loss:.4f}")
     lines = _table(header, rows)
@@ -100,7 +100,7 @@ def comparison_figure(models: Sequence[EvaluatedModel]) -> "Figure":
             errors = [[max(0.0, score - low)], [max(0.0, high - score)]]
             axes.barh(row, score, height=0.68, color=BLUE, alpha=0.8, xerr=errors, ecolor=INK, capsize=3)
             axes.annotate(
-                _number(result["score"]),
+                score_text(result.get("metric", ""), score),
                 (max(high, 0), row),
                 xytext=(5, 0),
                 textcoords="offset points",
@@ -120,13 +120,14 @@ def _task_heading(models: Sequence[EvaluatedModel], task: str) -> str:
     return f"{task} ({metrics[0]})" if metrics[0] else task
 
 
-def _score_text(result: Mapping[str, Any] | None) -> str:
-    """Return a score with its interval and the number of items: `0.185 [0.137, 0.245] of 200`."""
+def _cell(result: Mapping[str, Any] | None) -> str:
+    """Return a score with its interval and the number of items: `18.50 % [13.70 to 24.50 %] of 200`."""
     if result is None or result["score"] is None:
         return MISSING
+    metric = result.get("metric", "")
     interval = result.get("interval_95")
-    between = f" [{_number(interval[0])}, {_number(interval[1])}]" if interval else ""
-    return f"{_number(result['score'])}{between} of {result['items']}"
+    between = f" [{interval_text(metric, interval)}]" if interval else ""
+    return f"{score_text(metric, result['score'])}{between} of {result['items']}"
 
 
 def _category_lines(models: Sequence[EvaluatedModel], task: str) -> list[str]:
@@ -135,10 +136,20 @@ def _category_lines(models: Sequence[EvaluatedModel], task: str) -> list[str]:
     if len(categories) < 2:
         return []
     rows = [
-        [model.name, *(_score_text(of_model.get(category)).split(" [")[0] for category in categories)]
+        [
+            model.name,
+            *(_category_cell(model.results[task], of_model.get(category)) for category in categories),
+        ]
         for model, of_model in zip(models, by_model)
+        if of_model
     ]
     return ["", *_table([_task_heading(models, task), *categories], rows)]
+
+
+def _category_cell(result: Mapping[str, Any], category: Mapping[str, Any] | None) -> str:
+    if category is None:
+        return MISSING
+    return _cell({**category, "metric": result.get("metric", ""), "interval_95": None})
 
 
 def _difference(models: Sequence[EvaluatedModel], task: str) -> str:
@@ -174,7 +185,3 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [[value.ljust(width) for value, width in zip(row, widths)] for row in (header, *rows)]
     lines.insert(1, ["-" * width for width in widths])
     return [f"| {' | '.join(values)} |" for values in lines]
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}" if abs(value) >= 1 else f"{value:.3f}"

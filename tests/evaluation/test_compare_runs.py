@@ -35,7 +35,9 @@ def category(score):
 @pytest.fixture
 def runs(tmp_path):
     """Return the folders of a base and a federated run; only the latter has a loss by category."""
-    loss = result("held_out", 0.97, items=96, by_category={"C": category(0.9), "Go": category(1.04)})
+    loss = result(
+        "held_out", 0.97, items=96, metric="loss", by_category={"C": category(0.9), "Go": category(1.04)}
+    )
     base = write(tmp_path / "base", result("gsm8k", 0.015))
     return base, write(tmp_path / "federated", result("gsm8k", 0.185), loss)
 
@@ -44,14 +46,11 @@ def test_models_by_tasks_with_intervals_and_categories(runs, capsys, tmp_path):
     assert main(["eval", "compare", *runs, "--plot", str(tmp_path / "scores.png")]) == 0
     lines = capsys.readouterr().out.splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    assert cells[0] == ["model", "gsm8k (accuracy)", "held_out (accuracy)"]
-    assert cells[2] == ["base", "0.015 [-0.035, 0.065] of 200", "-"]
-    assert cells[3] == ["federated", "0.185 [0.135, 0.235] of 200", "0.970 [0.920, 1.02] of 96"]
-    assert cells[4] == ["held_out (accuracy)", "C", "Go"] and cells[7] == [
-        "federated",
-        "0.900 of 5",
-        "1.04 of 5",
-    ]
+    assert cells[0] == ["model", "gsm8k (accuracy)", "held_out (loss)"]
+    assert cells[2] == ["base", "1.50 % [-3.50 to 6.50 %] of 200", "-"]
+    assert cells[3] == ["federated", "18.50 % [13.50 to 23.50 %] of 200", "0.9700 [0.9200 to 1.0200] of 96"]
+    assert cells[4] == ["held_out (loss)", "C", "Go"]
+    assert cells[6:] == [["federated", "0.9000 of 5", "1.0400 of 5"]]
     assert not [line for line in lines if line.startswith("note")]
     assert (tmp_path / "scores.png").read_bytes()[:4] == b"\x89PNG"
 
