@@ -4,7 +4,7 @@
 # federation.rounds=20
 #
 # With `smol` as its first argument it does so with a real language model: it fetches SmolLM2-135M (93 MB),
-# asks it a question, trains three clients (a few minutes on two CPU cores), and asks again.
+# asks it a question, trains three clients (nine minutes of processor time), and asks again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -242,8 +242,10 @@ def _scored_items(samples: Sequence[Mapping[str, Any]], category: str) -> list[S
                 if isinstance(sample[metric], int | float | np.number):
                     name = f"{metric},{sample['filter']}" if several else metric
                     tallies[name] = Tally.of([float(sample[metric])])
-        answers, logprobs = _answers(first)
-        items.append(ScoredItem(str(first["arguments"][0][0]), category, answers, tallies, logprobs=logprobs))
+        texts, logprobs = _answers(first)
+        prompt = str(first["arguments"][0][0])
+        kind: Literal["answers", "choices"] = "choices" if logprobs else "answers"
+        items.append(ScoredItem(prompt, category, texts, tallies, kind=kind, logprobs=logprobs))
     return items
 
 

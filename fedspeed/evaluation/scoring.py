@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -35,14 +35,16 @@ class ScoredItem:
 
     Attributes:
         prompt: as text. category: of the item, or empty.
-        answers: the texts that were generated, or the choices. logprobs: of the choices.
+        texts: what `kind` says: the answers that were generated, the choices, or the expected answer.
         tallies: of the item, by metric.
+        logprobs: of the choices.
     """
 
     prompt: str
     category: str
-    answers: tuple[str, ...]
+    texts: tuple[str, ...]
     tallies: Mapping[str, Tally]
+    kind: Literal["answers", "choices", "expected"] = "answers"
     logprobs: tuple[float, ...] = ()
 
     def to_json(self, index: int) -> dict[str, Any]:
@@ -52,7 +54,7 @@ class ScoredItem:
             index: of the item in the task.
         """
         values: dict[str, Any] = {"index": index, "category": self.category, "prompt": self.prompt}
-        values["answers"] = list(self.answers)
+        values[self.kind] = list(self.texts)
         if self.logprobs:
             values["logprobs"] = list(map(json_number, self.logprobs))
         return values | {"scores": {name: json_number(tally.mean) for name, tally in self.tallies.items()}}
@@ -215,6 +217,7 @@ def _chosen(model: _Model, task: ChoiceTask, items: Sequence[Any]) -> list[Score
             task.category(item),
             tuple(texts),
             _tallies(task, score),
+            kind="choices",
             logprobs=tuple(choice.logprob for choice in of_item),
         )
         for item, prompt, texts, of_item, score in zip(
@@ -276,6 +279,7 @@ def _losses(model: _Model, task: LossTask, items: Sequence[Row]) -> list[ScoredI
                 "loss": Tally.of_sum(float(loss), float(tokens)),
                 "exact": Tally.of_sum(float(exact), float(count)),
             },
+            kind="expected",
         )
         for (row, _), (loss, tokens, exact, count) in zip(rows, table)
     ]

@@ -60,6 +60,9 @@ def test_results_and_answers_are_kept(of_run, whole):
     answers = [json.loads(line) for line in (run / "answers").read_text().splitlines()]
     assert [answer["task"] for answer in answers].count("exact_match") == of_run[1]["items"]
     of_match = [answer for answer in answers if answer["task"] == "exact_match"]
+    of_loss = [answer for answer in answers if answer["task"] == "held_out"]
+    assert all("answers" in answer and "expected" not in answer for answer in of_match)
+    assert of_loss and all("expected" in answer and "answers" not in answer for answer in of_loss)
     assert sum(a["scores"]["accuracy"] for a in of_match) / len(of_match) == of_run[1]["score"]
 
 
