@@ -162,7 +162,8 @@ def _target(
         fixed.append(f"model.base={flow(base)}")
     out, folder = (run.parent, run.name) if run is not None else (RUNS, NAME)
     fixed += [f"run.out={flow(str(out))}", f"run.name={flow(folder)}"]
-    kept = [f"{key}={text}" for key, text in inherited.items()]
+    dropped = _of_another_template(inherited, overrides)
+    kept = [f"{key}={text}" for key, text in inherited.items() if key not in dropped]
     whole = load(None, [*kept, *fixed, *overrides])
     has_rows = run is not None or any(text.startswith(_NAMING_ROWS) for text in overrides)
     data = whole.config.data
@@ -177,6 +178,14 @@ def _target(
         results=_results_file(run, exported),
         report=run / "report.md" if run and exported and exported.name in KINDS else None,
     )
+
+
+def _of_another_template(inherited: Mapping[str, str], overrides: Sequence[str]) -> frozenset[str]:
+    """Return the keys that belong to the inherited template, if the overrides name another one."""
+    named = [text.partition("=")[2].strip() for text in overrides if text.startswith("data.template=")]
+    if not named or named[-1] == inherited.get("data.template"):
+        return frozenset()
+    return frozenset({"data.chat_template", "data.system_prompt"})
 
 
 def _run_of(exported: Path) -> Path | None:
