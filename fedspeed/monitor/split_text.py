@@ -1,7 +1,6 @@
 """The overview of a split as text for a terminal."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
 from fedspeed.data.overview import ClientOverview, SplitOverview
 from fedspeed.data.row_counts import counts_text
@@ -9,14 +8,15 @@ from fedspeed.text_safety import quoted
 
 MAX_CATEGORIES = 4  # of a client, by name
 MAX_TOKENS = 400  # of a segment of the example: its first and last ones
-COUNTS = {"cut": "cut", "lost": "lost", "dropped": "dropped", "kept_end": "end kept"}  # columns
+# Columns, and those that are always there.
+COUNTS = {"kept": "kept", "cut": "cut", "lost": "lost", "dropped": "dropped", "kept_end": "end kept"}
+ALWAYS = ("kept", "cut", "lost")
 BAR = "\N{BOX DRAWINGS LIGHT VERTICAL}"
 
 
 def split_text(overview: SplitOverview) -> str:
     """Return a table of the clients, the remarks, and an example of the first client."""
-    total = asdict(overview.total)
-    counts = [name for name in COUNTS if name in ("cut", "lost") or total[name]]
+    counts = [name for name in COUNTS if name in ALWAYS or getattr(overview.total, name)]
     header = ("client", "train", "held out", *(COUNTS[name] for name in counts))
     lines = [
         f"template {overview.template}, data.max_tokens={overview.max_tokens}; {counts_text(overview.total)}",
@@ -37,8 +37,8 @@ def _quantile_names(overview: SplitOverview) -> list[str]:
 
 
 def _client_values(client: ClientOverview, counts: Sequence[str]) -> tuple[str, ...]:
-    counted = asdict(client.counts)
-    numbers = (client.client, client.train, client.held_out, *(counted[name] for name in counts))
+    counted = (getattr(client.counts, name) for name in counts)
+    numbers = (client.client, client.train, client.held_out, *counted)
     return (*map(str, numbers), *map(str, client.quantiles.values()), _categories_text(client.categories))
 
 

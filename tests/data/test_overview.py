@@ -50,7 +50,15 @@ def test_rows_that_are_dropped_or_lose_their_beginning_are_shown_as_that(policy,
     assert tuple(view.to_json()[name] for name in names) == counts
     assert one.lengths.tolist() == [9, 34, 38]
     header, values = (line for line in split_text(view).splitlines() if line.startswith(("client", "     0")))
-    assert column in header and values.split()[:6] == ["0", "3", "1", "0", "0", str(counts[3])]
+    assert column in header and values.split()[:7] == [
+        "0",
+        "3",
+        "1",
+        str(counts[0]),
+        "0",
+        "0",
+        str(counts[3]),
+    ]
 
 
 def test_a_row_that_is_refused_is_named():
