@@ -1,8 +1,13 @@
-"""The page and the plots of benchmarks/learning.py, from whatever results are there."""
+"""The page and the plots of benchmarks/learning.py, from whatever results are there.
+
+The numbers behind the page are kept beside it, in results/learning/TASK, so that tasks can be measured one
+after another, on different machines.
+"""
 
 import json
 import os
 import platform
+import shutil
 from datetime import date
 from pathlib import Path
 
@@ -13,9 +18,13 @@ from fedspeed.monitor.plots import BLUE, GREEN, GREY, ORANGE, new_figure, png
 
 TASKS = ("gsm8k", "dolly", "codealpaca")
 REMARKS = "## Remarks"
+NUMBERS = "learning"
+MACHINE = "machine.txt"
+# Of a task's folder: what the page is made from.
+KEPT = (f"{LOSSES}/*.json", f"{SCORES}/*.json", "federated/rounds.jsonl", "centralised/rounds.jsonl")
 HEAD = """# What SmolLM2-135M-Instruct learns on the three tasks
 
-{date}, {cores} cores ({processor}), bf16, one thread, other work on the machine at the same time.
+bf16, one thread, other work on the machine at the same time.
 
     python benchmarks/learning.py gsm8k|dolly|codealpaca; python benchmarks/learning.py scores
     python benchmarks/learning.py report
@@ -23,30 +32,51 @@ HEAD = """# What SmolLM2-135M-Instruct learns on the three tasks
 Settings: ds_configs/TASK_smol.yaml. Each client alone takes the steps that it takes in the federation; the
 centralised run takes as many steps, each on as many rows as all clients' steps together;
 centralised-short-steps takes steps of a client's size, so as many more. All have the same learning rate and
-schedule. Losses are per answer token on the held-out rows of all clients, computed by transformers and PEFT
-from the exported adapters."""
+schedule; a server optimizer only the federation. Losses are per answer token on the held-out rows of all
+clients, computed by transformers and PEFT from the exported adapters."""
 
 
 def write_report(out: Path, results: Path) -> None:
-    """Write learning.md, and learning-TASK.png for each task with results.
+    """Write learning.md, learning-TASK.png and the numbers behind them for each task with results, and draw
+    the other tasks from the numbers that are kept.
 
     Args:
         out: folder with the results of the tasks. results: folder to write to.
     """
+    numbers = results / NUMBERS
+    for task in TASKS:
+        if (out / task / LOSSES).is_dir():
+            keep_numbers(out / task, numbers / task)
     page = results / "learning.md"
     earlier = page.read_text() if page.exists() else ""
     remarks = earlier[earlier.index(REMARKS) :] if REMARKS in earlier else f"{REMARKS}\n"
-    sections = [section for task in TASKS if (section := _section(task, out / task, results))]
-    page.write_text("\n\n".join([_head(), *sections, remarks.rstrip()]) + "\n")
+    sections = [section for task in TASKS if (section := _section(task, numbers / task, results))]
+    page.write_text("\n\n".join([HEAD, *sections, remarks.rstrip()]) + "\n")
 
 
-def _head() -> str:
+def keep_numbers(folder: Path, kept: Path) -> None:
+    """Replace the numbers that are kept of a task by those of a folder with results, and note the machine.
+
+    Paths of the models that were scored are left out.
+    """
+    shutil.rmtree(kept, ignore_errors=True)
+    for pattern in KEPT:
+        for path in folder.glob(pattern):
+            target = kept / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    for path in (kept / SCORES).glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"target": {}}, indent=1) + "\n")
+    (kept / MACHINE).write_text(_machine())
+
+
+def _machine() -> str:
     processor = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             processor = line.partition(":")[2].strip()
             break
-    return HEAD.format(date=date.today(), processor=processor, cores=os.cpu_count())
+    return f"{date.today()}, {os.cpu_count()} cores ({processor})\n"
 
 
 def losses_of(folder: Path) -> dict[str, list[dict]]:
@@ -76,6 +106,7 @@ def _section(task: str, folder: Path, results: Path) -> str:
     lines = [
         f"## {task}",
         "",
+        (folder / MACHINE).read_text(),
         f"| model | all | {' | '.join(heads)} |",
         "| --- |" + " ---: |" * (len(heads) + 1),
     ]

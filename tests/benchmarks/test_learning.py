@@ -42,6 +42,12 @@ def test_the_page_keeps_its_remarks(tmp_path):
     write_report(tmp_path / "out", results)
     page = (results / "learning.md").read_text()
     assert "| base | 1.5000 | 1.000 | 2.000 |" in page and page.endswith("## Remarks\n\nkept\n")
+    later = tmp_path / "later"
+    (later / "dolly").mkdir(parents=True)
+    (folder.rename(later / "dolly" / "held-out"))
+    write_report(later, results)
+    both = (results / "learning.md").read_text()
+    assert "## gsm8k" in both and "## dolly" in both and both.count("| base | 1.5000 |") == 2
     assert "old" not in page and (results / "learning-gsm8k.png").read_bytes()[:4] == b"\x89PNG"
 
 
