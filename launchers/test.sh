@@ -39,6 +39,5 @@ export DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1 PATH="$PWD/.venv/bin:$PATH"
 .venv/bin/python -m ruff check --quiet .
 .venv/bin/python -m ruff format --quiet --check .
 .venv/bin/python -m mypy --no-error-summary
-# Three workers on two cores, because many tests wait; each takes a file, in the order of tests/conftest.py.
-# `-n 0` for one after another.
-exec .venv/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder "$@"
+# Two workers, which take a file each, in the order of tests/conftest.py; `-n 0` for one after another.
+exec .venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder "$@"

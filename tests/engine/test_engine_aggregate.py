@@ -92,7 +92,7 @@ needs_aio = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("clients", "dtypes"),
     [
-        pytest.param([(0, 1)], ["bf16"], id="one client of two ranks"),
+        pytest.param([(0, 1)], ["bf16"], id="one client of two ranks", marks=pytest.mark.slow),
         pytest.param([(0,), (1,)], ["fp32"], id="two clients in fp32", marks=pytest.mark.slow),
         pytest.param([(0, 1)], ["fp32"], id="one client of two ranks in fp32", marks=pytest.mark.slow),
         pytest.param([(0,), (1,)], ["bf16"], id="two clients", marks=pytest.mark.slow),

@@ -87,6 +87,7 @@ def test_the_base_is_partitioned_and_adapters_are_private(wide_base, tmp_path):
     assert len({sums[0], sums[1], sums[2]}) == 3, "different clients train different ones"
 
 
+@pytest.mark.slow
 def test_each_rank_may_keep_the_whole_base(wide_base, tmp_path):
     for seen in run_clusters([4], storage_of, wide_base, tmp_path, "rank"):
         assert abs(seen["stored"] / seen["whole"] - 1) < 0.02

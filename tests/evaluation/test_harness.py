@@ -141,4 +141,4 @@ def test_real_questions_score_as_with_the_hf_model(sets, limit):
         assert accuracy[name] == found["hf"][f"fedspeed_{name}"]["scores"]["acc"][ALL]
     theirs = [value for name in names for value in found["hf"][name]["logprobs"]]
     assert logprobs == pytest.approx(theirs, abs=1e-3)
-    assert len(theirs) >= 32
+    assert len(theirs) >= 16

@@ -73,6 +73,7 @@ def test_a_rank_starts_for_every_line_of_the_node_file(lab, job):
     assert [path.name for path in project.iterdir()] == ["launch.py"]
 
 
+@pytest.mark.slow
 def test_qdel_lets_every_rank_finish_its_round(lab, job):
     """Qdel sends SIGTERM to all processes of the job's session on its first node, mpirun included."""
     _, variables = job

@@ -219,6 +219,7 @@ def test_a_run_whose_device_is_full_ends_with_what_to_set(workshop):
 # A machine with GPUs may lack what other runs need.
 
 
+@pytest.mark.slow
 def test_a_plain_run_needs_no_cryptography(workshop):
     """It also runs under engine.deterministic, which makes torch refuse some operations."""
     ended = workshop.finish_run(

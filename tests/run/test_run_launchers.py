@@ -139,6 +139,7 @@ def test_an_idle_rank_0_ends_when_a_worker_is_lost(workshop):
     assert started.family() == {}
 
 
+@pytest.mark.slow
 def test_comparing_with_clients_alone_on_two_ranks_a_client(workshop):
     """ZeRO-3: every pass is matched between the ranks of a client, those for the comparison too."""
     ended = workshop.finish_run(

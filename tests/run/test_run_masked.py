@@ -139,6 +139,7 @@ def test_updates_are_masked_unless_somebody_says_otherwise(workshop, ranks, line
     assert ended.code == 0 and f"routing{line}" in ended.out
 
 
+@pytest.mark.slow
 def test_too_few_to_mask_is_said_aloud(workshop):
     arguments = ("routing.mode=auto", "federation.local_optimizer=reset", "federation.rounds=1")
     two = workshop.finish_run(*arguments, "cluster.local_ranks=2", "run.name=two")

@@ -147,10 +147,11 @@ def test_a_lost_rank_is_started_again(workshop, whole):
     assert started.family() == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rank", "clients", "named"),
     [
-        pytest.param(0, "3 updates (clients 0, 1 and 2)", "rank 0 (pid", marks=pytest.mark.slow),
+        (0, "3 updates (clients 0, 1 and 2)", "rank 0 (pid"),
         (1, "1 update (client 2)", "client 2 (rank 1 on localhost)"),
     ],
 )
@@ -173,6 +174,7 @@ def test_a_lost_rank_without_restarts_is_no_success(workshop, rank, clients, nam
     assert started.family() == {}
 
 
+@pytest.mark.slow
 def test_a_report_of_an_earlier_end_does_not_outlive_a_killed_extension(workshop, copy_of_whole):
     """A finished run is extended and rank 0 is killed at once: the report must no longer say "finished"."""
     run = copy_of_whole("stale")
@@ -213,6 +215,7 @@ def test_fewer_rounds_than_a_finished_run_has_are_reported(workshop, whole):
     assert ended.code == 0 and "federation.rounds=2 asks for fewer, which changes nothing" in ended.err
 
 
+@pytest.mark.slow
 def test_the_last_adapter_of_an_earlier_end_does_not_outlive_it(workshop, copy_of_whole):
     """The run is extended so that its last round is the best one."""
     run = copy_of_whole("stale-last")

@@ -236,6 +236,7 @@ def test_roles_that_train_other_arrays_are_reported_before_any_round(server, wor
     assert not (workshop.runs / "unlike" / "rounds.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_server_with_more_blocks_than_clients_holds_the_same_arrays(server, workshop):
     arguments, config = server
     workshop.finish_run(
