@@ -14,7 +14,7 @@ import pytest
 from fedspeed.evaluation.languages.language import Exercise
 from fedspeed.evaluation.sandbox import bubblewrap
 from fedspeed.evaluation.sandbox import runner as runners
-from fedspeed.evaluation.sandbox.limits import MIB, Job, Limits
+from fedspeed.evaluation.sandbox.limits import MIB, Job, Limits, Outcome
 from fedspeed.evaluation.sandbox.runner import Runner, SandboxError, Unprotected, checked_sandbox
 from fedspeed.evaluation.sandbox.seccomp import filter_program, is_supported
 from fedspeed.evaluation.tasks.code.programs import passes, runner_for
@@ -246,6 +246,18 @@ def test_a_limit_that_does_not_hold_is_found(monkeypatch):
         return limited(replace(job, limits=replace(job.limits, processes=1000)))
 
     monkeypatch.setattr(bubblewrap, "limited", unlimited)
+    _refused_for_processes()
+
+
+@needs_bwrap
+def test_a_limit_that_only_the_supervisor_saw_exceeded_does_not_hold(monkeypatch):
+    """It ends the trial before all of its output is written."""
+    ended = Outcome("processes", -9, b"started\nprocess\nprocess\nprocess\n", 1, 13)
+    monkeypatch.setattr(runners.Bubblewrap, "run", lambda self, job: ended)
+    _refused_for_processes()
+
+
+def _refused_for_processes():
     with pytest.raises(
         SandboxError, match="limit of 8 processes does not hold here: [0-9]+ were started.*--unsafe"
     ):
