@@ -106,7 +106,8 @@ def _section(task: str, folder: Path, results: Path) -> str:
     lines = [
         f"## {task}",
         "",
-        (folder / MACHINE).read_text(),
+        (folder / MACHINE).read_text().rstrip(),
+        "",
         f"| model | all | {' | '.join(heads)} |",
         "| --- |" + " ---: |" * (len(heads) + 1),
     ]
