@@ -1,6 +1,5 @@
 """The prompt template of a run, which follows from its data configuration and its tokenizer."""
 
-import os
 from pathlib import Path
 from typing import get_args
 
@@ -100,7 +99,7 @@ def _chat_template(config: DataConfig, tokenizer: Tokenizer) -> ChatTemplate:
 
 def _read(key: str, path: str) -> str:
     try:
-        return Path(os.path.expanduser(path)).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise DataError(

@@ -1,6 +1,5 @@
 """The public rows, which belong to no client and which the server of a method trains on."""
 
-import os
 from pathlib import Path
 
 from fedspeed.data.clients import ClientData, ClientRows, encode_client
@@ -23,7 +22,7 @@ def public_data(text: str, config: DataConfig, tokenizer: Tokenizer) -> ClientDa
         DataError: there is no such file, it is malformed or has no rows, or data.max_tokens removes all
         answers.
     """
-    path = Path(os.path.expanduser(text))
+    path = Path(text)
     task = task_of(config)
     if not path.is_file():
         raise DataError(

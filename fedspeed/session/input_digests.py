@@ -114,7 +114,7 @@ def digests(config: RunConfig, rows: Sequence[ClientRows] | None) -> dict[str, s
         weights = sorted(adapter.glob("adapter_model*.safetensors"))
         found[ADAPTER] = file_digests.files_digest([adapter / "adapter_config.json", *weights])
     if config.data.chat_template:
-        found[CHAT_TEMPLATE] = file_digests.files_digest([Path(config.data.chat_template).expanduser()])
+        found[CHAT_TEMPLATE] = file_digests.files_digest([Path(config.data.chat_template)])
     if rows is not None:
         found[ROWS] = _rows_digest(rows)
     return {name: digest for name, digest in found.items() if digest}

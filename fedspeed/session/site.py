@@ -238,7 +238,7 @@ def content(config: RunConfig) -> dict[str, str]:
         found["the base model's files"] = _digest(base, weights, config_digest(base / "config.json"))
     if place and (tokenizer := local_folder(place, weights=False)) is not None:
         found["the tokenizer's files"] = _digest(tokenizer, _tokenizer_files(tokenizer))
-    if (template := Path(config.data.chat_template).expanduser()).is_file():
+    if (template := Path(config.data.chat_template)).is_file():
         found["data.chat_template"] = _digest(template.parent, [template])
     if config.adapter.start_from:
         adapter = Path(config.adapter.start_from)
