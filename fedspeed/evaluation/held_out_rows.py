@@ -48,12 +48,13 @@ def _of_file(context: TaskContext, path: Path) -> list[Row]:
     return rows
 
 
-def _names_rows(data: DataConfig) -> bool:
+def names_rows(data: DataConfig) -> bool:
+    """Return whether a configuration names rows, so that held-out rows follow from it."""
     return data.task != "file" or bool(data.path or data.held_out)
 
 
 def _of_clients(context: TaskContext) -> list[Row]:
-    if context.data is None or not _names_rows(context.data):
+    if context.data is None or not names_rows(context.data):
         raise DataError(
             f"evaluation task {context.name}: a base has no held-out rows of its own; name a file of rows "
             "with --held-out, or give the run whose rows are meant"

@@ -14,6 +14,7 @@ from fedspeed.evaluation.config import EVAL_TASKS
 from fedspeed.evaluation.context import TaskContext, entry_of, make_task
 from fedspeed.evaluation.harness import check_installed
 from fedspeed.evaluation.harness_results import HARNESS, HarnessSettings
+from fedspeed.evaluation.held_out_rows import names_rows
 from fedspeed.evaluation.presets import UNOFFICIAL, preset_of
 from fedspeed.evaluation.results import read_results
 from fedspeed.files import check_writable
@@ -157,7 +158,7 @@ def default_tasks(target: EvalTarget, held_out: Path | None) -> tuple[str, ...]:
     Raises:
         ConfigError: there are none.
     """
-    if target.has_rows or held_out is not None:
+    if names_rows(target.data) or held_out is not None:
         return ("held_out",)
     raise ConfigError(
         f"{target.name}: has no held-out rows of its own, so that a task must be named: --tasks "

@@ -42,7 +42,6 @@ class EvalTarget:
         name: as the user wrote it. kind: `base`, `adapter` or `model`.
         loaded: the configuration of one client without rounds, whose ranks share the items.
         data: of the rows of the run, with its template; of defaults where there is no run.
-        has_rows: whether `data` names rows, so that held-out rows follow from it.
         results: the file that the results are written to. report: of the run whose main model this is; None
             if it is of no run.
     """
@@ -51,7 +50,6 @@ class EvalTarget:
     kind: str
     loaded: Loaded
     data: DataConfig
-    has_rows: bool
     results: Path
     report: Path | None = None
 
@@ -165,16 +163,15 @@ def _target(
     dropped = _of_another_template(inherited, overrides)
     kept = [f"{key}={text}" for key, text in inherited.items() if key not in dropped]
     whole = load(None, [*kept, *fixed, *overrides])
-    has_rows = run is not None or any(text.startswith(_NAMING_ROWS) for text in overrides)
     data = whole.config.data
-    if not has_rows and data.task == "builtin":
+    is_default = run is None and not any(text.startswith(_NAMING_ROWS) for text in overrides)
+    if is_default and data.task == "builtin":
         data = replace(data, task="file")  # data.template=auto then follows from the model
     return EvalTarget(
         name,
         kind,
         replace(whole, config=_one_client(whole.config)),
         data,
-        has_rows,
         results=_results_file(run, exported),
         report=run / "report.md" if run and exported and exported.name in KINDS else None,
     )
