@@ -11,15 +11,15 @@ import shutil
 from datetime import date
 from pathlib import Path
 
+from benchmarks.learning import TASKS
 from benchmarks.learning_losses import FOLDER as LOSSES
 from benchmarks.learning_scores import FOLDER as SCORES
 from fedspeed.evaluation.compare_runs import comparison_text, read_model
 from fedspeed.monitor.plots import BLUE, GREEN, GREY, ORANGE, new_figure, png
 
-TASKS = ("gsm8k", "dolly", "codealpaca")
 REMARKS = "## Remarks"
 NUMBERS = "learning"
-MACHINE = "machine.txt"
+MACHINE_FILE = "machine.txt"
 # Of a task's folder: what the page is made from.
 KEPT = (f"{LOSSES}/*.json", f"{SCORES}/*.json", "federated/rounds.jsonl", "centralised/rounds.jsonl")
 HEAD = """# What SmolLM2-135M-Instruct learns on the three tasks
@@ -67,7 +67,7 @@ def keep_numbers(folder: Path, kept: Path) -> None:
             shutil.copyfile(path, target)
     for path in (kept / SCORES).glob("*.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"target": {}}, indent=1) + "\n")
-    (kept / MACHINE).write_text(_machine())
+    (kept / MACHINE_FILE).write_text(_machine())
 
 
 def _machine() -> str:
@@ -106,7 +106,7 @@ def _section(task: str, folder: Path, results: Path) -> str:
     lines = [
         f"## {task}",
         "",
-        (folder / MACHINE).read_text().rstrip(),
+        (folder / MACHINE_FILE).read_text().rstrip(),
         "",
         f"| model | all | {' | '.join(heads)} |",
         "| --- |" + " ---: |" * (len(heads) + 1),
