@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedspeed.errors import DataError
-from fedspeed.evaluation.results import FILE, interval_text, read_results, score_text
+from fedspeed.evaluation.results import FILE, interval_text, is_share, read_results, score_text
 from fedspeed.monitor.plots import BLUE, INK, new_figure
 from fedspeed.monitor.summary_file import read_summary
 
@@ -91,6 +91,8 @@ def comparison_figure(models: Sequence[EvaluatedModel]) -> "Figure":
     figure = new_figure(2.0 + 3.6 * len(tasks), 1.4 + 0.42 * len(models))
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for axes, task in zip(panels, tasks):
+        if is_share(_metric(models, task)):
+            axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
         for row, model in enumerate(models):
             result = model.results.get(task)
             if result is None or result["score"] is None:
@@ -116,8 +118,13 @@ def comparison_figure(models: Sequence[EvaluatedModel]) -> "Figure":
 
 
 def _task_heading(models: Sequence[EvaluatedModel], task: str) -> str:
-    metrics = [model.results[task].get("metric", "") for model in models if task in model.results]
-    return f"{task} ({metrics[0]})" if metrics[0] else task
+    metric = _metric(models, task)
+    return f"{task} ({metric})" if metric else task
+
+
+def _metric(models: Sequence[EvaluatedModel], task: str) -> str:
+    """Return the metric of a task's first result; empty where it has none."""
+    return next(model.results[task].get("metric", "") for model in models if task in model.results)
 
 
 def _cell(result: Mapping[str, Any] | None) -> str:

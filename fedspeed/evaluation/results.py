@@ -195,8 +195,12 @@ def score_text(metric: str, score: float | None) -> str:
     """Return a score for people: losses and perplexities as a number, all others in per cent."""
     if score is None:
         return "-"
-    is_number = metric in {"loss", "bits_per_byte"} or "perplexity" in metric
-    return f"{score:.4f}" if is_number else f"{100 * score:.2f} %"
+    return f"{100 * score:.2f} %" if is_share(metric) else f"{score:.4f}"
+
+
+def is_share(metric: str) -> bool:
+    """Whether people read a metric in per cent: all but losses and perplexities."""
+    return metric not in {"loss", "bits_per_byte"} and "perplexity" not in metric
 
 
 def interval_text(metric: str, interval: Sequence[float] | None) -> str:

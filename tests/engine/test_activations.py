@@ -112,7 +112,7 @@ def measured_bytes(client_engine, step) -> int:
     [
         pytest.param("llama", "resident", "fp32", marks=pytest.mark.slow),
         pytest.param("qwen2", "ram", "fp32", marks=pytest.mark.slow),
-        ("gpt2", "ram", "bf16"),
+        pytest.param("gpt2", "ram", "bf16", marks=pytest.mark.slow),
         ("llama", "nvme", "fp32"),
     ],
 )

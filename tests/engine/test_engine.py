@@ -141,7 +141,7 @@ def test_full_fine_tuning_equals_a_plain_loop(base, tmp_path):
 @pytest.mark.parametrize(
     "kind",
     [
-        "zero0",
+        pytest.param("zero0", marks=pytest.mark.slow),
         pytest.param("zero2", marks=pytest.mark.slow),
         "zero3",
         "ram",

@@ -132,7 +132,10 @@ def whose_adapters(rank, base, nvme, kind):
         return {other for other, theirs in enumerate(everyone) if any(mark in memory for mark in theirs)}
 
 
-@pytest.mark.parametrize("kind", ["zero0", "zero2", "zero3", "ram", "cluster"])
+@pytest.mark.parametrize(
+    "kind",
+    [*(pytest.param(kind, marks=pytest.mark.slow) for kind in ("zero0", "zero2", "cluster")), "zero3", "ram"],
+)
 def test_an_adapter_is_in_no_other_clients_memory(base, tmp_path, kind):
     assert run_clusters([2], whose_adapters, base, tmp_path, kind) == [{0}, {1}]
 

@@ -82,8 +82,8 @@ def test_stages_train_as_one_process(bases, family, ranks, cuts):
     "kind,options",
     [
         ("ram", {"block_slots": 2}),
-        ("nvme", {"block_slots": 4}),
-        ("resident", {"activation_checkpointing": True}),
+        pytest.param("nvme", {"block_slots": 4}, marks=pytest.mark.slow),
+        pytest.param("resident", {"activation_checkpointing": True}, marks=pytest.mark.slow),
     ],
 )
 def test_chunks_that_are_loaded_or_computed_again_change_nothing(bases, tmp_path, kind, options):
@@ -98,7 +98,13 @@ def test_chunks_that_are_loaded_or_computed_again_change_nothing(bases, tmp_path
 
 
 @pytest.mark.parametrize(
-    "dtype,clip,client_slots", [("fp32", 0.05, 1), ("fp32", 0.0, 2), ("bf16", 0.05, 1), ("fp16", 0.05, 2)]
+    "dtype,clip,client_slots",
+    [
+        ("fp32", 0.05, 1),
+        pytest.param("fp32", 0.0, 2, marks=pytest.mark.slow),
+        pytest.param("bf16", 0.05, 1, marks=pytest.mark.slow),
+        ("fp16", 0.05, 2),
+    ],
 )
 def test_norms_scales_and_client_slots_are_those_of_the_whole_pipeline(bases, dtype, clip, client_slots):
     """Gradients are clipped by the norm over all stages, fp16 has one loss scale on all ranks, and clients

@@ -1,6 +1,7 @@
 """Answers of a real language model: those of transformers, from every tier."""
 
 import numpy as np
+import pytest
 
 from tests.engine.engines import engine
 from tests.engine.families import generated
@@ -45,6 +46,7 @@ def answers(rank, base, prompts, nvme):
     return found
 
 
+@pytest.mark.slow
 def test_a_real_model_answers_from_every_tier_as_in_transformers(tmp_path):
     from transformers import AutoTokenizer
 

@@ -107,7 +107,7 @@ def alone(rank, base, client, dtype="fp32", clip=0.0):
             0,
             {"clip": 0.05},
         ),  # one takes no turn in this round, and computes for the others
-        ([(0, 1), (2,)], [[0], [1]], 0, {"dtype": "bf16"}),
+        pytest.param([(0, 1), (2,)], [[0], [1]], 0, {"dtype": "bf16"}, marks=pytest.mark.slow),
         pytest.param([(0,), (1,)], [[0, 1, 2], [3]], 2, {"dtype": "fp16"}, marks=pytest.mark.slow),
     ],
 )

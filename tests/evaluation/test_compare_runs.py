@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fedspeed.cli import main
-from fedspeed.evaluation.compare_runs import comparison_text, read_model
+from fedspeed.evaluation.compare_runs import comparison_figure, comparison_text, read_model
 
 
 def result(task, score, items=200, **more):
@@ -53,6 +53,14 @@ def test_models_by_tasks_with_intervals_and_categories(runs, capsys, tmp_path):
     assert cells[6:] == [["federated", "0.9000 of 5", "1.0400 of 5"]]
     assert not [line for line in lines if line.startswith("note")]
     assert (tmp_path / "scores.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_axes_and_labels_of_the_plot_have_the_same_unit(runs):
+    shares, losses = comparison_figure([read_model(run) for run in runs]).axes
+    shares.figure.draw_without_rendering()
+    assert all(label.get_text().endswith(" %") for label in shares.get_xticklabels())
+    assert [text.get_text() for text in shares.texts] == ["1.50 %", "18.50 %"]
+    assert not [label for label in losses.get_xticklabels() if "%" in label.get_text()]
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,7 @@ def test_the_finance_board_on_local_data(tmp_path):
     assert wrong["flowertune_fpb"]["score"] == pytest.approx(1 / 3)
 
 
+@pytest.mark.slow
 def test_the_general_and_the_medical_board_on_local_data(tmp_path):
     from fedspeed.evaluation.lm_eval_runs import single_tasks, task_manager
 

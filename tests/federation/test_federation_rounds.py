@@ -358,6 +358,7 @@ def uneven(base, tmp_path_factory):
     return run_worlds((2,), uneven_evaluation, base, str(tmp_path_factory.mktemp("uneven")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["client", "rank"])
 def test_held_out_rows_need_not_divide_by_the_ranks_of_a_client(apart, uneven, part):
     """Three rows over two ranks: one has nothing left to evaluate while the other gathers."""

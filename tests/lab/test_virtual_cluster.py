@@ -162,6 +162,7 @@ def test_run_passes_status_output_input_variables_and_directory(lab, tmp_path):
     assert lab.run(["sh", "-c", "kill -KILL $$"], timeout=20).returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_command_that_takes_too_long_is_ended_with_its_children(lab):
     with pytest.raises(subprocess.TimeoutExpired) as late:
         lab.run(
@@ -245,6 +246,7 @@ print(time.monotonic() - start)
     assert seconds > 0.8 * megabytes * 8 / 200
 
 
+@pytest.mark.slow
 def test_a_host_without_power_is_silent_and_can_be_booted_again(hostfile):
     client = """
 import socket
@@ -317,6 +319,7 @@ def test_down_removes_what_is_left_when_the_supervisor_was_killed_too(hostfile):
     assert_nothing_left(folder, spaces)
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_command_first_and_then_the_lab(hostfile):
     with another_owner(hostfile) as (owner, folder):
         spaces = namespaces(family(owner.pid))
