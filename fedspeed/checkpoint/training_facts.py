@@ -76,7 +76,7 @@ class TrainingFacts:
         text = f"task `{self.task}`, split `{self.split}`"
         if self.rows is None:
             return text
-        text += f", {self.rows} rows"
+        text += f", {self.rows} rows with the held-out ones"
         if not self.client_rows:
             return f"{text} of all clients together"
         shown = ", ".join(map(str, self.client_rows[:CLIENTS_NAMED]))

@@ -18,7 +18,7 @@ from fedspeed.cluster.topology import topology_of
 from fedspeed.data.eval_task import EvalTask
 from fedspeed.data.prompt_template import template_for
 from fedspeed.engine.world import leave_world
-from fedspeed.errors import EXIT_OK
+from fedspeed.errors import EXIT_OK, FedSpeedError
 from fedspeed.evaluation.harness import evaluate_tasks, load_tasks
 from fedspeed.evaluation.harness_results import HarnessTasks
 from fedspeed.evaluation.report_section import update_report
@@ -67,19 +67,26 @@ def run_eval_rank(request: EvalRequest, json_out: TextIO | None) -> Ending:
         results = _evaluate(request, job, store)
     if job.reporter:
         _show(request, results, json_out)
-        if request.target.report is not None and request.out == request.target.results:
-            update_report(request.target.report, read_results(request.out)["results"])
     rendezvous.leave(store, LEAVE_S)
+    if results.unwritten:
+        raise FedSpeedError(
+            results.unwritten, remedy="make room there, or choose another file, and evaluate again"
+        )
     return Ending(status="finished", exit_code=EXIT_OK)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Results:
-    """What was evaluated, and the results of each task with the answers to its items."""
+    """What was evaluated, and the results of each task with the answers to its items.
+
+    Attributes:
+        unwritten: why the files do not hold all of it; empty if they do.
+    """
 
     target: dict[str, Any]
     results: list[dict[str, Any]]
     items: "list[tuple[str, list[ScoredItem]]]"
+    unwritten: str = ""
 
 
 def _evaluate(request: EvalRequest, job: Job, store: rendezvous.Store) -> _Results:
@@ -159,12 +166,24 @@ def _score_harness(
 def _keep(
     request: EvalRequest, done: _Results, result: dict[str, Any], items: "Sequence[ScoredItem]"
 ) -> None:
-    """Write a result as soon as it is there, and the answers to its items."""
+    """Write a result as soon as it is there, and the answers to its items.
+
+    What a full disk prevents is tried again with the next result.
+    """
     done.results.append(result | request.labels(result["task"]))
     done.items.append((result["task"], list(items)))
-    add_results(request.out, done.target, done.results[-1:])
-    if request.answers is not None:
-        write_answers(request.answers, done.items)
+    file = request.out
+    try:
+        add_results(request.out, done.target, done.results)
+        if request.answers is not None:
+            file = request.answers
+            write_answers(file, done.items)
+        if request.target.report is not None and request.out == request.target.results:
+            file = request.target.report
+            update_report(file, read_results(request.out)["results"])
+        done.unwritten = ""
+    except OSError as error:
+        done.unwritten = f"{file}: cannot be written ({error.strerror})"
 
 
 def _show(request: EvalRequest, done: _Results, json_out: TextIO | None) -> None:
@@ -179,6 +198,8 @@ def _show(request: EvalRequest, done: _Results, json_out: TextIO | None) -> None
         widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
         for row in rows:
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip(), flush=True)
+    if done.unwritten:
+        return
     LOG.info(f"results: {request.out}")
     if request.answers is not None:
         LOG.info(f"answers: {request.answers}")

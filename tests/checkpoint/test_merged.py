@@ -283,7 +283,7 @@ def test_the_card_says_how_it_was_trained_and_how_good_it_is(tmp_path):
     text = (run / "merged" / "README.md").read_text()
     for part in (
         "LoRA r=4 on q_proj, in 3 rounds of 2 clients",
-        "90 rows (by client: 40, 50)",
+        "90 rows with the held-out ones (by client: 40, 50)",
         "`plain`; updates were summed in the clear",
         "1.2500, from 2.5000 before training",
         "| gsm8k | accuracy | 25.00 % | 12.50 to 37.50 % | 200 |\n| - | loss | 2.5000 | - | 200 |",
@@ -325,7 +325,10 @@ def test_masked_runs_have_sums_only_on_their_card():
         trained="t", method="m", privacy="mix+mask", rounds=1, task="dolly", split="meta", clients=8, rows=70
     )
     text = facts.to_markdown()
-    assert "70 rows of all clients together" in text and "nobody saw more than sums" in text
+    assert (
+        "70 rows with the held-out ones of all clients together" in text
+        and "nobody saw more than sums" in text
+    )
 
 
 def test_exports_do_not_replace_other_folders_and_leave_nothing_half_written(tmp_path, capsys, monkeypatch):

@@ -26,6 +26,7 @@ from tests.warm import WarmProcess
 ROOT = Path(__file__).resolve().parents[2]
 COLD = (sys.executable,)  # the launcher of whoever types `python launch.py`
 LAUNCH = ROOT / "launch.py"
+EVAL = (str(ROOT / "fedspeed" / "__main__.py"), "eval")
 MARK = "FEDSPEED_TEST_MARK"
 
 # A run of 5 s with everything in it that a resumed run could get wrong: dropout, kept local optimizers, a

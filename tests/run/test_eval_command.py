@@ -8,9 +8,8 @@ import pytest
 
 from fedspeed.cli import main
 from fedspeed.models.file_digests import weights_digest
-from tests.run.launched import ROOT, records
+from tests.run.launched import EVAL, records
 
-EVAL = (str(ROOT / "fedspeed" / "__main__.py"), "eval")
 DRAWN = "model.init=random"
 ROWS = [
     {"instruction": "copy", "input": "dabe", "output": "dabe", "category": "copy"},

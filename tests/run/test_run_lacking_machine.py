@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.limits import LIMIT_S
-from tests.run.launched import COLD, ROOT, SETTINGS, last_round
+from tests.run.launched import COLD, EVAL, ROOT, SETTINGS, last_round
 from tests.run.refusing import assert_refused
 
 
@@ -105,3 +105,16 @@ def test_full_disk(workshop, small_disk):
     workshop.finish_run(*arguments, f"federation.rounds={number + 1}")
     assert (run / "adapter" / "adapter_model.safetensors").exists()
     assert SETTINGS["federation"]["rounds"] < 30
+
+
+def test_scores_that_a_full_disk_does_not_take_are_shown(workshop, small_disk):
+    rows = workshop.folder / "rows.jsonl"
+    rows.write_text(json.dumps({"instruction": "copy", "input": "ab", "output": "ab"}) + "\n")
+    (small_disk / "other").write_bytes(bytes(760 << 10))
+    files = "--out", str(small_disk / "scores.json"), "--save-answers", str(small_disk / "answers")
+    base = str(workshop.folder / "model"), "model.init=random", "model.tokenizer=bytes"
+    options = "--held-out", str(rows), "--tasks", "held_out,exact_match", "cluster.local_ranks=1"
+    ended = workshop.run(*base, *options, *files, command=EVAL)
+    assert ended.code == 2 and "Traceback" not in ended.text, ended.text
+    assert "cannot be written (No space left on device); make room there" in ended.err
+    assert "held_out" in ended.out and "exact_match" in ended.out
