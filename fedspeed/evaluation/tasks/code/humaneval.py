@@ -82,6 +82,10 @@ class HumanEval(GenerationTask[Exercise]):
 def read_exercises(path: Path, language: str) -> list[Exercise]:
     """Return the exercises of a file of HumanEval or HumanEval-X.
 
+    The line break at the end of a prompt becomes the beginning of its solution. Most tokenizers have a token
+    for a line break with the indentation behind it; after a prompt that ends with the line break alone,
+    models often write something else than the body of the function.
+
     Raises:
         DataError: a record lacks a field.
     """
@@ -92,12 +96,13 @@ def read_exercises(path: Path, language: str) -> list[Exercise]:
                 f"{where}: not an object; {path.name} has to be a file of HumanEval or HumanEval-X"
             )
         try:
+            prompt = record["prompt"].rstrip()
             exercises.append(
                 Exercise(
                     name=record["task_id"],
                     language=language,
-                    prompt=record["prompt"],
-                    solution=record["canonical_solution"],
+                    prompt=prompt,
+                    solution=record["prompt"][len(prompt) :] + record["canonical_solution"],
                     test=record["test"],
                     entry_point=record.get("entry_point", ""),
                     imports=record.get("import", ""),
