@@ -155,6 +155,7 @@ def _plot(task: str, folder: Path, losses: dict[str, list[dict]], results: Path)
             shown = [(record["round"], record["val_loss"]) for record in records if record.get("val_loss")]
             right.plot(*zip(*shown), color=colour, marker="o", markersize=4, label=model)
     right.set_xlabel("round")
+    right.xaxis.get_major_locator().set_params(integer=True)
     right.set_title("held-out loss over rounds", loc="left", fontsize=10)
     if right.has_data():
         right.legend(frameon=False, fontsize=9)
