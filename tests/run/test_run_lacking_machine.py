@@ -65,7 +65,7 @@ def test_python_without_the_packages(workshop, arguments):
 @pytest.fixture
 def small_disk(workshop):
     folder = workshop.folder / "small-disk"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     if (
         os.geteuid()
         or subprocess.run(
