@@ -87,12 +87,14 @@ def comparison_text(models: Sequence[EvaluatedModel]) -> str:
 
 def comparison_figure(models: Sequence[EvaluatedModel]) -> "Figure":
     """Draw a panel for each task with a bar and a 95 % interval for each model that has a result."""
+    from matplotlib.ticker import PercentFormatter
+
     tasks = tasks_of(models)
     figure = new_figure(2.0 + 3.6 * len(tasks), 1.4 + 0.42 * len(models))
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for axes, task in zip(panels, tasks):
         if is_share(_metric(models, task)):
-            axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
         for row, model in enumerate(models):
             result = model.results.get(task)
             if result is None or result["score"] is None:

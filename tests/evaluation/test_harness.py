@@ -125,7 +125,7 @@ SHORT = ("copa", "winogrande", "arc_easy")  # sets of short questions
 
 
 @pytest.mark.parametrize(
-    ("sets", "limit"), [(SHORT, 2), pytest.param(tuple(QA_SETS), 25, marks=pytest.mark.slow)]
+    ("sets", "limit"), [(SHORT, 4), pytest.param(tuple(QA_SETS), 25, marks=pytest.mark.slow)]
 )
 def test_real_questions_score_as_with_the_hf_model(sets, limit):
     published_task("qa")
@@ -141,4 +141,4 @@ def test_real_questions_score_as_with_the_hf_model(sets, limit):
         assert accuracy[name] == found["hf"][f"fedspeed_{name}"]["scores"]["acc"][ALL]
     theirs = [value for name in names for value in found["hf"][name]["logprobs"]]
     assert logprobs == pytest.approx(theirs, abs=1e-3)
-    assert len(theirs) >= 16
+    assert len(theirs) >= 32

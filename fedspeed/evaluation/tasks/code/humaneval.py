@@ -82,9 +82,9 @@ class HumanEval(GenerationTask[Exercise]):
 def read_exercises(path: Path, language: str) -> list[Exercise]:
     """Return the exercises of a file of HumanEval or HumanEval-X.
 
-    The line break at the end of a prompt becomes the beginning of its solution. Most tokenizers have a token
-    for a line break with the indentation behind it; after a prompt that ends with the line break alone,
-    models often write something else than the body of the function.
+    The line break at the end of a prompt becomes the beginning of its solution. Where a tokenizer has a token
+    for a line break with the indentation behind it, a model that is given the line break alone may write
+    something else than the body of the function (benchmarks/results/learning.md).
 
     Raises:
         DataError: a record lacks a field.
