@@ -26,7 +26,7 @@ def check_layout(config: RunConfig, hostfile: Path | None) -> tuple[Topology, La
     starts_ranks = launch.kind == "none"
     hosts = launch.hosts
     if starts_ranks:
-        hosts = local_hosts(launch, config.cluster.local_ranks, config.data.clients)
+        hosts = local_hosts(launch, config.cluster.local_ranks, config.data.clients, server=config.has_server)
     ranks = sum(host.slots for host in hosts)
     if starts_ranks and launch.hostfile:
         check_rank_count(ranks, launch.hostfile.path)
@@ -64,7 +64,7 @@ def _sharing_notes(config: RunConfig, topology: Topology) -> list[str]:
     ranks = len(topology.ranks)
     gpus = computing_gpus(os.environ)
     if not gpus:
-        return oversubscription_notes(ranks)
+        return oversubscription_notes(ranks - len(topology.server))
     return check_gpus(
         topology.worlds(config.engine.pipeline), gpus_of_ranks(ranks, gpus, socket.gethostname())
     )

@@ -22,8 +22,8 @@ class ClusterConfig:
         default="auto",
         metadata={
             "help": (
-                "ranks that `python launch.py` starts on one machine; auto: one per GPU, on CPUs the "
-                "number that makes a round shortest"
+                "ranks that `python launch.py` starts for clients on one machine; auto: one per GPU, on CPUs "
+                "the number that makes a round shortest; the server of a method is one more"
             ),
             "min": 1,
         },

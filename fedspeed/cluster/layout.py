@@ -25,6 +25,9 @@ from fedspeed.cluster.launcher_arguments import hostfile_argument
 from fedspeed.cluster.scheduler_hosts import scheduler_hosts
 from fedspeed.errors import HostfileError
 
+# Tells the ranks of the local supervisor how many of them, the last ones, are the method's server.
+SERVER_RANKS_VARIABLE = "FEDSPEED_SERVER_RANKS"
+
 
 def find_layout(context: LaunchContext, world_info: dict[str, int] | None) -> Layout:
     """Return the job's hosts in the order of their ranks, and the hostfile that states their facts, if any.
@@ -42,7 +45,8 @@ def find_layout(context: LaunchContext, world_info: dict[str, int] | None) -> La
     if context.requested_hostfile:
         return _requested_layout(read(context.requested_hostfile), identity.world_size)
     if identity.kind == "local":
-        return None, (Host("localhost", identity.world_size),)
+        servers = int(context.env.get(SERVER_RANKS_VARIABLE, "0"))  # as the supervisor has set it
+        return None, this_machine(identity.world_size - servers, servers)
     if layout := _mpirun_layout(context):
         return layout
     if identity.all_local:
@@ -50,6 +54,17 @@ def find_layout(context: LaunchContext, world_info: dict[str, int] | None) -> La
     if hosts := scheduler_hosts(context):
         return add_facts(hosts, context.cwd)
     return _searched_layout(context)
+
+
+def this_machine(ranks: int, servers: int) -> tuple[Host, ...]:
+    """Return the hosts of a run on one machine without a hostfile. A server has the last ranks, as a host of
+    its own by the same name.
+
+    Args:
+        ranks: number of ranks for clients. servers: number of ranks of the method's server.
+    """
+    clients = Host("localhost", ranks)
+    return (clients, Host("localhost", servers, role="server")) if servers else (clients,)
 
 
 def _deepspeed_layout(context: LaunchContext, slots_by_host: dict[str, int]) -> Layout:

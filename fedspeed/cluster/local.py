@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedspeed.cluster.devices import usable_cores, visible_gpus
+from fedspeed.cluster.layout import SERVER_RANKS_VARIABLE
 from fedspeed.cluster.supervisor import Signals, Supervisor
 from fedspeed.cluster.worker_group import ForkedGroup, PreloadFailed, SpawnedGroup, WorkerGroup
 from fedspeed.net.ports import RESOLVER_OPTIONS, RESOLVER_VARIABLE
@@ -48,6 +49,7 @@ def run_local(
     *,
     preload: Callable[[], None] | None = None,
     target: Callable[[dict[str, str]], int] | None = None,
+    servers: int = 0,
     finish_s: float = 25.0,
     end_s: float = END_S,
 ) -> LocalRun:
@@ -61,17 +63,18 @@ def run_local(
     Args:
         argv: arguments of the script. Spawned ranks run the same script as this process, by the same
             interpreter.
-        ranks: number of ranks.
+        ranks: number of ranks, servers included.
         env: environment of the ranks; RANK, WORLD_SIZE and the like are added.
         max_restarts: how many restarts are allowed without a newly finished round; 0: none at all.
         last_round: returns the number of the last round in the journal; None: there is no journal, and so a
             single attempt.
         preload, target: if both are given and no GPU is visible, ranks are forked from a process that has run
             `preload` once, and run `target(environment)`. Otherwise each rank is a new process.
+        servers: how many of the ranks, the last ones, are the method's server if no hostfile says so.
         finish_s: seconds that ranks have to finish their round after a signal.
         end_s: seconds that they have to end once another rank is lost.
     """
-    common = _common_environment(env, ranks)
+    common = _common_environment(env, ranks, servers)
     spawned = SpawnedGroup(common, [*_command_of_this_process(), *argv])
     workers: WorkerGroup = spawned
     if preload and target and not visible_gpus(env):
@@ -99,12 +102,13 @@ def run_local(
     )
 
 
-def _common_environment(env: Mapping[str, str], ranks: int) -> dict[str, str]:
+def _common_environment(env: Mapping[str, str], ranks: int, servers: int) -> dict[str, str]:
     """Return the environment that all ranks share; each has an equal part of the cores for its threads."""
     return {
         RESOLVER_VARIABLE: RESOLVER_OPTIONS,
         **env,
         "FEDSPEED_LAUNCH": "local",
+        SERVER_RANKS_VARIABLE: str(servers),
         "OMP_NUM_THREADS": env.get("OMP_NUM_THREADS") or str(max(1, usable_cores() // ranks)),
         "WORLD_SIZE": str(ranks),
         "LOCAL_SIZE": str(ranks),

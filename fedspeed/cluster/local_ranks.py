@@ -6,6 +6,7 @@ from typing import Literal
 from fedspeed.cluster.devices import computing_gpus, usable_cores
 from fedspeed.cluster.discover import Launch
 from fedspeed.cluster.hostfile import Host
+from fedspeed.cluster.layout import this_machine
 from fedspeed.errors import ConfigError
 
 # n threads make a step n to this power times faster. Measured from one to two threads on 4 M parameters:
@@ -14,19 +15,23 @@ _THREADS_SCALE = 0.75
 MAX_RANKS_PER_CORE = 64
 
 
-def local_rank_count(setting: int | Literal["auto"], clients: int) -> int:
-    """Return how many ranks to start on this machine.
+def local_rank_count(setting: int | Literal["auto"], clients: int, *, server: bool = False) -> int:
+    """Return how many ranks to start for clients on this machine.
 
     Args:
         setting: cluster.local_ranks. `auto` means one rank per GPU, but the same number for every client if
             there are more GPUs than clients; without GPUs, what `ranks_on_cores` returns.
         clients: number of clients.
+        server: whether a rank of the method's server starts beside them. Of several GPUs, `auto` leaves it
+            the last one to itself.
 
     Raises:
         ConfigError: `check_rank_count` refuses the setting.
     """
     if setting == "auto":
         gpus = computing_gpus(os.environ)
+        if server and gpus > 1:
+            gpus -= 1
         if gpus > clients:
             return gpus - gpus % clients
         return gpus or ranks_on_cores(clients, usable_cores())
@@ -34,16 +39,21 @@ def local_rank_count(setting: int | Literal["auto"], clients: int) -> int:
     return setting
 
 
-def local_hosts(launch: Launch, setting: int | Literal["auto"], clients: int) -> tuple[Host, ...]:
+def local_hosts(
+    launch: Launch, setting: int | Literal["auto"], clients: int, *, server: bool
+) -> tuple[Host, ...]:
     """Return the hosts of a run that plain python starts: the hostfile's, else this machine.
 
     Args:
         setting: cluster.local_ranks, as for `local_rank_count`.
+        server: whether the method has a server. Without a hostfile, it is one more rank of this machine.
 
     Raises:
         ConfigError: as `local_rank_count` does.
     """
-    return launch.hosts if launch.hostfile else (Host("localhost", local_rank_count(setting, clients)),)
+    if launch.hostfile:
+        return launch.hosts
+    return this_machine(local_rank_count(setting, clients, server=server), int(server))
 
 
 def oversubscription_notes(ranks: int) -> list[str]:

@@ -174,7 +174,8 @@ def place_clients(
     if server and not any(host.role == "server" for host in hosts):
         raise ConfigError(
             "federation.method has a server, and no host is one; write `# fed-host NAME role=server` in the "
-            "hostfile, of a host that carries no clients"
+            "hostfile, of a host that carries no clients, or start `python launch.py` on one machine without "
+            "a hostfile, which starts one more rank for it"
         )
     groups = _groups(hosts, clients, ranks_per_client)
     used = groups[:clients]

@@ -54,10 +54,11 @@ def supervise(
                 summary, folder=str(request.folder), number=entry.round, asked=config.federation.rounds
             )
         check_best(journal, entry)
-    hosts = local_hosts(launch, config.cluster.local_ranks, config.data.clients)
-    ranks = sum(host.slots for host in hosts)
+    hosts = local_hosts(launch, config.cluster.local_ranks, config.data.clients, server=config.has_server)
+    topology = topology_of(config, hosts)
+    ranks = len(topology.ranks)
     choose_accelerator(os.environ)
-    for text in oversubscription_notes(ranks):
+    for text in oversubscription_notes(ranks - len(topology.server)):
         LOG.info(text)
     run = run_local(
         argv,
@@ -67,6 +68,7 @@ def supervise(
         journal.newest,
         preload=preload,
         target=rank,
+        servers=0 if launch.hostfile else len(topology.server),
         finish_s=config.cluster.finish_s,
         end_s=REPORT_S,
     )
@@ -74,8 +76,8 @@ def supervise(
         return _reported_ending(request)
     if run.exit_code == EXIT_USAGE:  # the ranks have reported what is wrong
         return Ending(status="failed", exit_code=EXIT_USAGE)
-    contributors = len(topology_of(config, hosts).contributors)
-    return _report_killed(request, run, ranks, config.routing.resolved(contributors).mode)
+    mode = config.routing.resolved(len(topology.contributors)).mode
+    return _report_killed(request, run, ranks, mode)
 
 
 def complete(request: RunRequest, entry: Entry) -> Summary | None:

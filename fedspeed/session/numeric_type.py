@@ -157,7 +157,7 @@ def _stated_devices(request: RunRequest) -> tuple[list[tuple[str, Device]], bool
     config = request.config
     launch = from_process(request.hostfile)
     hosts = (
-        local_hosts(launch, config.cluster.local_ranks, config.data.clients)
+        local_hosts(launch, config.cluster.local_ranks, config.data.clients, server=config.has_server)
         if launch.kind == "none"
         else launch.hosts
     )

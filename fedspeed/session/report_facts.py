@@ -1,6 +1,7 @@
 """The facts of a run for its report: model, data, method, engine, layout and hosts."""
 
 import socket
+from itertools import islice
 
 from fedspeed.checkpoint.training_facts import TrainingFacts
 from fedspeed.config.run import RunConfig
@@ -68,15 +69,15 @@ def training_facts(config: RunConfig, progress: Progress, rows: RowTable | None)
 
 def _hosts(job: Job) -> list[dict[str, str]]:
     found = []
-    serving = {job.topology.placement(rank).host for rank in job.topology.server}
+    places = iter(job.topology.ranks)
     for host in job.launch.hosts:
-        clients = sorted({
-            c for place in job.topology.ranks if place.host == host.name for c in place.clients
-        })
+        own = list(islice(places, host.slots))
+        clients = sorted({client for place in own for client in place.clients})
+        serves = own[0].world_rank in job.topology.server
         found.append({
             "host": host.name if host.name != "localhost" else socket.gethostname(),
             "ranks": str(host.slots),
-            "clients": ", ".join(map(str, clients)) or ("the server" if host.name in serving else "idle"),
+            "clients": ", ".join(map(str, clients)) or ("the server" if serves else "idle"),
             "gpu": host.gpu or "-",
         })
     return found

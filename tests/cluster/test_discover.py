@@ -109,6 +109,8 @@ def test_our_own_local_ranks_know_themselves(job):
     env = torch_env(1, 3, 1, FEDSPEED_LAUNCH="local", LOCAL_SIZE="3", SLURM_PROCID="0", SLURM_STEP_ID="0")
     launch = start(job, env)
     assert (launch.kind, launch.world_rank, named_slots(launch)) == ("local", 1, [("localhost", 3)])
+    served = start(job, {**env, "FEDSPEED_SERVER_RANKS": "1"})
+    assert [(host.slots, host.role) for host in served.hosts] == [(2, "client"), (1, "server")]
 
 
 def test_deepspeed_takes_the_file_that_equals_its_world(job):

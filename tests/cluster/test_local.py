@@ -245,23 +245,27 @@ def test_ends_in_words():
 
 
 @pytest.mark.parametrize(
-    ("setting", "clients", "gpus", "cores", "ranks"),
+    ("setting", "clients", "gpus", "cores", "ranks", "beside_a_server"),
     [
-        ("auto", 3, 0, 8, 3),
-        ("auto", 3, 0, 2, 1),
-        ("auto", 4, 0, 2, 2),
-        ("auto", 3, 0, 1, 1),
-        ("auto", 10, 0, 64, 10),
-        ("auto", 3, 2, 8, 2),
-        ("auto", 3, 8, 8, 6),
-        ("auto", 2, 2, 8, 2),
-        (5, 3, 2, 8, 5),
+        ("auto", 3, 0, 8, 3, 3),
+        ("auto", 3, 0, 2, 1, 1),
+        ("auto", 4, 0, 2, 2, 2),
+        ("auto", 3, 0, 1, 1, 1),
+        ("auto", 10, 0, 64, 10, 10),
+        ("auto", 3, 1, 8, 1, 1),
+        ("auto", 3, 2, 8, 2, 1),
+        ("auto", 3, 8, 8, 6, 6),
+        ("auto", 4, 8, 8, 8, 4),
+        ("auto", 2, 2, 8, 2, 1),
+        (5, 3, 2, 8, 5, 5),
     ],
 )
-def test_how_many_local_ranks(monkeypatch, setting, clients, gpus, cores, *, ranks):
+def test_how_many_local_ranks(monkeypatch, setting, clients, gpus, cores, *, ranks, beside_a_server):
+    """Of several GPUs, the server has one to itself."""
     monkeypatch.setattr(local_ranks, "computing_gpus", lambda env: gpus)
     monkeypatch.setattr(local_ranks, "usable_cores", lambda: cores)
     assert local_ranks.local_rank_count(setting, clients) == ranks
+    assert local_ranks.local_rank_count(setting, clients, server=True) == beside_a_server
 
 
 def test_more_ranks_than_a_machine_has_processes_for(monkeypatch):

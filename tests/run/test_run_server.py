@@ -260,8 +260,22 @@ def test_a_dry_run_says_who_the_server_is(server, workshop):
         and "server   beta: 1 rank," in dry.text
         and "routing  plain, 2 participants" in dry.text
     )
-    without = workshop.run("--dry-run", *quiet, config=config)
+    alone = workshop.folder / "alone"
+    alone.write_text("localhost slots=3\n")
+    without = workshop.run("--dry-run", "--hostfile", str(alone), *quiet, config=config)
     assert (
         without.code == 2
         and "has a server, and no host is one; write `# fed-host NAME role=server`" in without.err
     )
+
+
+def test_on_one_machine_without_a_hostfile_one_more_rank_is_the_server(served, server, workshop):
+    (_, _, *quiet), config = server
+    dry = workshop.run("--dry-run", *quiet, config=config)
+    assert dry.code == 0 and "cluster  default: 2 ranks, clients 0 to 1" in dry.text
+    assert "server   localhost: 1 rank, no clients" in dry.text and "share" not in dry.text
+    workshop.finish_run("run.name=supervised", *quiet, config=config)
+    run = workshop.runs / "supervised"
+    assert_same_run(run, served)
+    report = (run / "report.md").read_text()
+    assert "3 ranks in 1 cluster and a server" in report and "| 1 | the server |" in report
