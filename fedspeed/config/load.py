@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedspeed.config import paths
 from fedspeed.config.check import conflicts
+from fedspeed.config.presets import Preset, find_preset
 from fedspeed.config.reader import DEEPSPEED, FIELDS, SECTIONS, Reader
 from fedspeed.config.run import RunConfig
 from fedspeed.config.tree import COMMAND_LINE
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 DEFAULT = "default"
+METHOD = "federation.method"
 Paths = str | tuple[str, ...]
 
 
@@ -37,18 +39,20 @@ class Loaded:
 
     Args:
         config: the values, with resolved paths.
-        sources: dotted key -> `default`, `FILE:LINE` or `command line`. A nested value lists the sources of
-            all its leaves, and each leaf has an entry of its own. So has each leaf of the deepspeed section;
-            an empty one has the single entry `deepspeed`.
+        sources: dotted key -> `default`, `preset METHOD:LINE`, `FILE:LINE` or `command line`. A nested value
+            lists the sources of all its leaves, and each leaf has an entry of its own. So has each leaf of
+            the deepspeed section; an empty one has the single entry `deepspeed`.
         path: the YAML file; None if there was none.
         written: dotted key -> the path or paths as they were written, for inputs that `paths` has
             resolved.
+        preset_remarks: how the preset of the run's method and what the user has written override each other.
     """
 
     config: RunConfig
     sources: dict[str, str]
     path: Path | None
     written: Mapping[str, Paths] = field(default_factory=dict)
+    preset_remarks: tuple[str, ...] = ()
 
     @property
     def as_written(self) -> RunConfig:
@@ -90,7 +94,7 @@ class Loaded:
 
 
 def load(path: Path | None, overrides: Sequence[str] = ()) -> Loaded:
-    """Read a run's YAML file and apply the overrides.
+    """Read a run's YAML file, apply the preset of its method, if that has one, and the overrides.
 
     Args:
         path: the YAML file, None for the defaults alone.
@@ -99,10 +103,11 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Loaded:
     Raises:
         ConfigError: with every problem of the file, of the overrides and between the sections.
     """
-    reader = Reader()
-    readable = path is None or reader.read_file(path)
-    for override in overrides:
-        reader.read_override(override)
+    reader, readable = _read(path, overrides)
+    preset = find_preset(reader.named(METHOD))
+    if preset is not None:
+        before = reader.config()
+        reader, readable = _read(path, overrides, preset)
     config = reader.config()
     given = reader.given()
     problems = list(dict.fromkeys(reader.problems))
@@ -115,7 +120,31 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Loaded:
     if not config.deepspeed:
         sources[DEEPSPEED] = DEFAULT
     written = {key: text for key, text in _inputs(config) if key in resolved}
-    return Loaded(with_values(config, resolved), sources, path, written)
+    config = with_values(config, resolved)
+    remarks = () if preset is None else preset.remarks(config, before)
+    return Loaded(config, sources, path, written, remarks)
+
+
+def _read(path: Path | None, overrides: Sequence[str], preset: Preset | None = None) -> tuple[Reader, bool]:
+    """Read all documents of a run, in the order in which they override each other; returns (reader, whether
+    the YAML file holds a configuration).
+
+    A preset is read before the document that chooses its method: the YAML file, or the command line, whose
+    choice of a method is thereby one of all its settings.
+    """
+    reader = Reader()
+    if preset is not None and path is not None:
+        alone = Reader()
+        alone.read_file(path)
+        if alone.named(METHOD) == preset.method:
+            preset.read(reader)
+            preset = None
+    readable = path is None or reader.read_file(path)
+    if preset is not None:
+        preset.read(reader)
+    for override in overrides:
+        reader.read_override(override)
+    return reader, readable
 
 
 def repeated_keys(overrides: Sequence[str]) -> list[str]:

@@ -40,10 +40,14 @@ class Reader:
         self._nodes: dict[str, yaml.Node] = {}  # by key, of every key that was given
         self._deepspeed: yaml.Node | None = None  # that section
 
-    def read_file(self, path: Path) -> bool:
-        """Read a YAML file; return False if it holds no configuration."""
+    def read_file(self, path: Path, name: str = "") -> bool:
+        """Read a YAML file; return False if it holds no configuration.
+
+        Args:
+            name: of the file in sources and problems; empty: its path.
+        """
         try:
-            root = tree.compose(path.read_text(encoding="utf-8"), str(path))
+            root = tree.compose(path.read_text(encoding="utf-8"), name or str(path))
         except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
             self.problems.append(_why_unreadable(path, error))
             return False
@@ -102,6 +106,14 @@ class Reader:
 
         deepspeed = {} if self._deepspeed is None else tree.plain(self._deepspeed)
         return dataclasses.replace(build(RunConfig, ""), deepspeed=deepspeed)
+
+    def named(self, key: str) -> str:
+        """Return the name of the variant that the documents choose for a nested key; empty if they choose
+        none.
+        """
+        node = self._nodes.get(key)
+        chosen = tree.entry(node, "name") if isinstance(node, yaml.MappingNode) else None
+        return chosen[1].value if chosen and isinstance(chosen[1], yaml.ScalarNode) else ""
 
     def given(self) -> dict[str, str]:
         """Return dotted key -> source of everything that is not a default."""

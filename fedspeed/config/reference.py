@@ -45,6 +45,14 @@ and keeps the others of the YAML. A method has a name, which decides its other o
 federation.method.rule=freeze_a`; `federation.method: flexlora` is short for `{name: flexlora}`. Where the
 command line names another method, the YAML's options of the first one are dropped.
 
+## Presets of methods
+
+Some methods have a preset, a YAML file in `fedspeed/federation/methods/presets/` with the settings that they
+were published with. `federation.method.name=fs_llm` on the command line applies it: its values override those
+of the YAML file, and other arguments of the command line override the preset. Where the YAML file itself
+names the method, its other keys override the preset. The run and `--dry-run` say which values differ, and
+`--print-config` shows `preset fs_llm:LINE` beside what came from it.
+
 ## Paths
 
 A relative path of something that is read (a key marked "path" below) is looked for in the folder of the YAML

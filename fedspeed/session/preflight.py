@@ -65,7 +65,8 @@ def check(loaded: Loaded, hostfile: Path | None) -> str:
     lines.append(
         f"engine   {how}, {config.federation.rounds} rounds of {config.train.local_steps} local steps"
     )
-    return "\n".join([*lines, *(f"note     {text}" for text in [*notes(config), *engine_notes(loaded)])])
+    remarks = [*loaded.preset_remarks, *notes(config), *engine_notes(loaded)]
+    return "\n".join([*lines, *(f"note     {text}" for text in remarks)])
 
 
 def look_inside(loaded: Loaded) -> str:
@@ -90,6 +91,7 @@ def check_files(loaded: Loaded) -> None:
 def start_notes(loaded: Loaded) -> list[str]:
     """Return remarks about the base, the adapter to start from, and settings without effect."""
     return [
+        *loaded.preset_remarks,
         *check_length(loaded.config.model.base, loaded.config.data.max_tokens),
         *adapter_notes(loaded),
         *engine_notes(loaded),

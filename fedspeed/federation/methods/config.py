@@ -1,11 +1,12 @@
 """The registry of methods of federated training (`federation.method`), and the classes of their options.
 
 A method is one module, or one folder with `method.py` and a leaf `config.py` if it has options. A line in
-`METHODS` registers it. Rules between its options and other keys are a function of its `Config`, which
+`METHODS` registers it; `presets/NAME.yaml` has the settings that it was published with
+(config.presets). Rules between its options and other keys are a function of its `Config`, which
 `config.check` calls: `problems(self, config) -> list of (dotted keys, why not and what to do)`.
 """
 
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass, replace
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -44,14 +45,20 @@ class Entry:
     public_rows: bool = False
 
 
+_AVERAGE = Entry(
+    module="fedspeed.federation.methods.lora_average.method",
+    sums_only=True,
+    adds_deltas=True,
+    server_optimizers=True,
+    any_weights=True,
+)
 METHODS = {
-    "lora_average": Entry(
-        module="fedspeed.federation.methods.lora_average",
-        sums_only=True,
-        adds_deltas=True,
-        server_optimizers=True,
-        any_weights=True,
-    ),
+    "lora_average": replace(_AVERAGE, module="fedspeed.federation.methods.lora_average"),
+    # Four methods average all clients' LoRA factors and differ in how clients train, as their presets say.
+    "fedavg_lora": _AVERAGE,
+    "fs_llm": _AVERAGE,
+    "fs_llm_offload": _AVERAGE,
+    "zero3_offload": _AVERAGE,
     "flexlora": Entry(module="fedspeed.federation.methods.flexlora"),
     "stack": Entry(module="fedspeed.federation.methods.stack", folds=True),
     "residual": Entry(module="fedspeed.federation.methods.residual", folds=True),
