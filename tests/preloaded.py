@@ -8,7 +8,8 @@ from fedspeed.federation.methods.config import METHODS, Entry
 # Methods of tests that whole runs may name. They must be registered before the configuration is imported.
 METHODS["served"] = Entry(module="tests.federation.methods.served", server=True, public_rows=True)
 METHODS["emulated"] = Entry(module="tests.federation.methods.emulated", server=True, public_rows=True)
-METHODS["unlike"] = Entry(module="tests.federation.methods.unlike", server=True)
+METHODS["unlike"] = Entry(module="tests.federation.methods.unlike", server=True, public_rows=True)
+METHODS["contrary"] = Entry(module="tests.federation.methods.contrary", server=True)
 
 from fedspeed.session.components import preload  # noqa: E402
 

@@ -15,11 +15,12 @@ from fedspeed import activity
 from fedspeed.checkpoint.card import CARD_FILE
 from fedspeed.checkpoint.journal import write_tensors
 from fedspeed.files import follow_umask
-from fedspeed.models.folded import as_one_adapter, rank_of
+from fedspeed.models.folded import as_one_adapter, module_of, rank_of
 from fedspeed.models.hub import model_folder
 from fedspeed.models.json_object import read_object
 from fedspeed.models.local_config import local_folder
 from fedspeed.models.provenance import public_name
+from fedspeed.models.saved_adapter import PREFIX
 from fedspeed.models.stored import BASE_FILE, FORMAT, key_of, stored_tensors, write_safetensors
 
 GENERATION_FILE = "generation_config.json"
@@ -44,7 +45,8 @@ def export(
         folder: is replaced as a whole. A reader finds a complete folder, or none between two renames.
         model: of transformers or PEFT; only its configuration is read, since its weights may be partitioned.
         tokenizer: of transformers.
-        tensors: the global state, fp32, by parameter name.
+        tensors: the global state, fp32, by parameter name. Of an adapter it may have factors that the model
+            does not have, because another role trains them; the adapter then names each of its modules.
         base: model.base; an adapter names it as its base model.
         card: text of the model card, README.md; empty for none.
         chat_template: source of the chat template of the training; empty where it had none, and then none is
@@ -60,6 +62,8 @@ def export(
     if hasattr(model, "peft_config"):
         write_tensors(part / "adapter_model.safetensors", named)
         config = _of_rank(model.peft_config["default"].to_dict(), rank_of(named))
+        if not named.keys() <= {portable_name(name) for name, _ in model.named_parameters()}:
+            config |= _of_modules({module_of(name) for name in named})
         config |= {"base_model_name_or_path": lasting_name(base), "inference_mode": True}
         (part / "adapter_config.json").write_text(
             json.dumps(config, indent=2, default=_plain, sort_keys=True)
@@ -104,6 +108,21 @@ def _of_rank(config: dict, lora_rank: int) -> dict:
     grown = lora_rank / config["r"]
     alpha = config["lora_alpha"] * (math.sqrt(grown) if config.get("use_rslora") else grown)
     return config | {"r": lora_rank, "lora_alpha": alpha}
+
+
+def _of_modules(paths: Collection[str]) -> dict:
+    """Return the values of PEFT's configuration that choose modules, so that they name exactly these.
+
+    Args:
+        paths: of the modules, as they are in the exported names.
+    """
+    modules = sorted(path.removeprefix(PREFIX) for path in paths)
+    return {
+        "target_modules": modules,
+        "exclude_modules": None,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+    }
 
 
 def _with_chat_template(tokenizer: Any, jinja: str) -> Any:

@@ -84,9 +84,12 @@ class ClientEngine(MatchedPasses, Generating):
         kind: the kind of engine.
         model: the network, for its configuration and its adapter's.
         groups: process groups of this rank.
+        elsewhere: names of trainable arrays of the global state that only engines of the other role have,
+            clients or server. A state that is loaded may have them; this engine has no use for them.
     """
 
     kind: Kind
+    elsewhere: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -150,7 +153,8 @@ class ClientEngine(MatchedPasses, Generating):
         the `optimizer` state or (None) reset it. Gradients that are left in the slot are dropped.
 
         Args:
-            state: full fp32 tensors by name, including folded ones (see `load_folded`).
+            state: full fp32 tensors by name, including folded ones (see `load_folded`): all that the engine
+                trains, and no others but those that are `elsewhere`.
             frozen: names that keep their values during these local steps (freeze_a, alternate). Their
                 gradients are set to zero, so that they affect neither clipping nor momentum, and their
                 learning rate is zero, so that weight decay does not change them. `requires_grad=False` during
@@ -161,7 +165,10 @@ class ClientEngine(MatchedPasses, Generating):
             self._pending.discard(slot)
             self._drop_gradients(slot)
         self.load_folded(state)
-        self._load(slot, trainable(state), optimizer, frozen, seed)
+        own = {name: value for name, value in trainable(state).items() if name not in self.elsewhere}
+        unknown = sorted(own.keys() - set(self.names))
+        assert not unknown, f"load: nothing that trains is called {unknown[0]}"
+        self._load(slot, own, optimizer, frozen - self.elsewhere, seed)
 
     @abstractmethod
     def _drop_gradients(self, slot: int) -> None:

@@ -1,5 +1,6 @@
 """Named arrays as one flat vector, in an order that is the same on every participant."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ class Layout:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Return the number of values of each array."""
-        return tuple(int(np.prod(s)) for s in self.shapes)
+        return tuple(math.prod(s) for s in self.shapes)
 
     def without(self, names: Iterable[str]) -> "Layout":
         """Return the layout without the arrays of the given names."""

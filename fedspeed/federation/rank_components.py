@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fedspeed.checkpoint.journal import Journal
 from fedspeed.config.run import RunConfig
@@ -13,13 +13,14 @@ from fedspeed.federation import server_optimizer
 from fedspeed.federation.contribution import Transform
 from fedspeed.federation.evaluators import Evaluator, TaskEvaluator
 from fedspeed.federation.link import ClientLink
-from fedspeed.federation.methods.base import Method, make_method
+from fedspeed.federation.methods.base import Method, make_method, method_class
 from fedspeed.federation.pacing import Pace
 from fedspeed.federation.recorder import Recorder, StopSignals
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.round_monitor import RoundMonitor
 from fedspeed.federation.run_progress import Progress, ProgressWriter
 from fedspeed.federation.shared_channel import SharedChannel
+from fedspeed.federation.state_agreement import RunArrays
 from fedspeed.federation.tensors import as_arrays
 from fedspeed.federation.trainer import Trainer
 from fedspeed.federation.updates.base import hidden_by, make_transforms, shared_seed
@@ -83,28 +84,40 @@ class RunServices:
     certifier: StateCertifier | None = None
 
 
-def run_method(config: RunConfig, engine: ClientEngine) -> Method:
-    """Build this rank's instance of the run's method, for the weights that the engine trains."""
+def own_arrays(config: RunConfig, engine: ClientEngine, *, is_server: bool = False) -> RunArrays:
+    """Return the arrays that this rank's engine was built with, by their names in the state; where the method
+    has a server, `state_agreement.united_arrays` unites them with those of the other role.
+    """
+    chosen = config.federation.method
+    role: Literal["client", "server"] = "server" if is_server else "client"
+    return RunArrays(method_class(chosen.name).arrays_of(chosen, as_arrays(engine.state()), role=role))
+
+
+def run_method(config: RunConfig, first: RunArrays) -> Method:
+    """Build this rank's instance of the run's method, for the arrays that a run begins with."""
     return make_method(
         config.federation.method,
-        as_arrays(engine.state()),
+        first.arrays,
         clients=config.data.clients,
         seed=config.run.seed,
         hides=hidden_by(config.federation.updates),
+        server_arrays=first.server_only,
     )
 
 
-def start(config: RunConfig, engine: ClientEngine, method: Method) -> Progress:
-    """Return the progress before round 1: the weights that the engine was built with, alike on all ranks.
+def start(config: RunConfig, first: RunArrays, method: Method) -> Progress:
+    """Return the progress before round 1, alike on all ranks.
+
+    Args:
+        first: the arrays that the run begins with.
 
     Raises:
         FedSpeedError: the method cannot start from them.
     """
-    state = as_arrays(engine.state())
-    problem = method.start_problem(config.federation.method, state)
+    problem = method.start_problem(config.federation.method, first.arrays)
     if problem:
         raise FedSpeedError(problem)
-    state = method.first_state(state)
+    state = method.first_state(first.arrays)
     return Progress(0, state, server_optimizer.init(config.federation, state))
 
 

@@ -10,12 +10,14 @@ from fedspeed.federation.run_progress import Progress
 
 
 def evaluate(components: RankComponents, progress: Progress, ledger: Ledger, name: str) -> None:
-    """Score the run's models on the held-out rows of this rank's clients, and add the sums to a ledger.
-    Collective over the ranks that share the base.
+    """Score the run's models on the held-out rows of this rank's clients, and add the sums to a ledger; the
+    method's server, which has none, does nothing. Collective over the ranks that share the base.
 
     Args:
         name: of the evaluation, for the progress display.
     """
+    if components.role.server:
+        return
     engine = components.engine
     method = components.method
     assigned: list[tuple[Arrays, list[int]]] = assigned_models(

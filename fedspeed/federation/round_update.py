@@ -173,9 +173,9 @@ def train(
     steps = components.pace.steps(len(clients)) if components.trainer.exchanges == 1 else 1
     contribution = Contribution.empty(components.method.values(update.round))
     trained = TrainedUpdate(update=update, exchange=exchange, start=start, contribution=contribution)
-    components.engine.load_folded(
-        as_torch(start)
-    )  # needed without turns too: pipeline ranks compute for others
+    if not components.role.server:  # whose engine the method loads
+        # Needed without turns too: pipeline ranks compute for others.
+        components.engine.load_folded(as_torch(start))
     turns = [
         components.trainer.turn(
             client,

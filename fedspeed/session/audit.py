@@ -178,7 +178,7 @@ def train(loaded: Loaded, rounds: int, values: int, seed: int) -> tuple[list[np.
         for each exchange [clients, values] float32, already multiplied by the weights; weights by client.
     """
     from fedspeed.engine.build import EngineContext, build_engine
-    from fedspeed.federation.rank_components import run_method, weights_of
+    from fedspeed.federation.rank_components import own_arrays, run_method, weights_of
 
     config = loaded.config
     tokenizer = load_tokenizer(config.model)
@@ -198,7 +198,7 @@ def train(loaded: Loaded, rounds: int, values: int, seed: int) -> tuple[list[np.
                 client_sets=[(0,)], clock=StageClock(), nvme=Path(folder), seed=config.run.seed
             )
             with contextlib.closing(build_engine(spec, context)) as engine:
-                method = run_method(config, engine)
+                method = run_method(config, own_arrays(config, engine))
                 least = min(method.values(number) for number in range(1, rounds + 1))
                 chosen = np.sort(np.random.default_rng(seed).permutation(least)[:values])
                 updates = list(_sent(config, engine, method, data, rounds=rounds, chosen=chosen))
@@ -224,12 +224,12 @@ def _sent(
     Yields:
         [clients, values] float32.
     """
-    from fedspeed.federation.rank_components import start, weights_of
+    from fedspeed.federation.rank_components import own_arrays, start, weights_of
     from fedspeed.federation.tensors import as_torch
     from fedspeed.federation.trainer import Trainer
 
     role = RankRole(clients=data)
-    progress = start(config, engine, method)
+    progress = start(config, own_arrays(config, engine), method)
     trainer = Trainer(config, role, engine, method)
     weights = weights_of(role)
     chain = make_transforms(config.federation.updates) or None

@@ -22,7 +22,7 @@ from fedspeed.errors import EXIT_OK, EXIT_RESUMABLE, LostPeerError
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.link import ClientLink
 from fedspeed.federation.run_progress import Progress
-from fedspeed.federation.state_agreement import check_arrays
+from fedspeed.federation.state_agreement import RunArrays, united_arrays
 from fedspeed.log import LOG
 from fedspeed.models.checks import weight_notes
 from fedspeed.monitor.clock import StageClock
@@ -156,7 +156,7 @@ def _federate(
     stop: StopFlag,
 ) -> Ending:
     """Build the parts of this rank, resume from the journal, and run the remaining rounds."""
-    from fedspeed.federation.rank_components import run_method, start
+    from fedspeed.federation.rank_components import own_arrays, run_method, start
 
     with ExitStack() as always, _closed_in_order() as closing:
         # Swap files are as large as the model, and a later start cannot use them.
@@ -170,10 +170,11 @@ def _federate(
         link = participant.make_link(job, engine, own)
         role = components.make_role(job, inputs.data, inputs.public)
         journal = resume.journal_of(job.request)
-        method = run_method(job.config, engine)
-        fresh = start(job.config, engine, method)
+        arrays = _united(job, link, own_arrays(job.config, engine, is_server=job.is_server))
+        engine.elsewhere = arrays.clients_only if job.is_server else arrays.server_only
+        method = run_method(job.config, arrays)
+        fresh = start(job.config, arrays, method)
         first = fresh.state  # training a client alone starts from it too
-        _check_first_state(job, link, first)
         agreement = participant.make_agreement(job, own)
         progress = resume.resume(
             job.config, link, journal=journal, entry=inputs.entry, role=role, fresh=fresh, agreement=agreement
@@ -226,17 +227,25 @@ def _close_later(
         closing.callback(transport.close)
 
 
-def _check_first_state(job: Job, link: ClientLink, state: Arrays) -> None:
-    """Compare the names and shapes of the first state on all participants, if the method has a server.
-
-    A method may build another engine for its server than for clients. Collective over all ranks.
+def _united(job: Job, link: ClientLink, own: RunArrays) -> RunArrays:
+    """Return the arrays of all roles, if the method has a server; it may build another engine for its server
+    than for clients. Collective over all ranks.
 
     Raises:
-        ConfigError: participants have different arrays.
+        ConfigError: the arrays of participants contradict each other.
     """
-    if job.topology.server:
-        names = [job.describe(rank) for rank in job.topology.participants]
-        check_arrays(link, state, method=job.config.federation.method.name, names=names)
+    topology = job.topology
+    if not topology.server:
+        return own
+    return united_arrays(
+        link,
+        own.arrays,
+        server=topology.participants.index(topology.server[0]),
+        is_server=job.is_server,
+        names=[job.describe(rank) for rank in topology.participants],
+        method=job.config.federation.method.name,
+        max_mib=job.config.routing.message_mib,
+    )
 
 
 def _record(job: Job, inputs: Inputs) -> dict:

@@ -230,7 +230,7 @@ def federation(
     from fedspeed.engine.config import EngineConfig
     from fedspeed.evaluation.held_out import HeldOut
     from fedspeed.federation.link import ClientLink
-    from fedspeed.federation.rank_components import RunServices, assemble, run_method
+    from fedspeed.federation.rank_components import RunServices, assemble, own_arrays, run_method
     from fedspeed.federation.recorder import StopSignals
     from fedspeed.federation.role import RankRole
     from fedspeed.monitor.clock import StageClock
@@ -299,7 +299,7 @@ def federation(
         signals=StopSignals(stop),
     )
     link = ClientLink(engine, exchange, DEADLINE_S)
-    method = run_method(config, engine)
+    method = run_method(config, own_arrays(config, engine))
     yield Federated(
         assemble(
             config,
@@ -336,10 +336,10 @@ def exchange_over(transport, routing, key=None, marks=None):
 
 def begin(fed: Federated):
     """Return the start of a run, with a B that is not zero."""
-    from fedspeed.federation.rank_components import start
+    from fedspeed.federation.rank_components import own_arrays, start
     from fedspeed.models.folded import trainable
 
-    progress = start(fed.config, fed.engine, fed.parts.method)
+    progress = start(fed.config, own_arrays(fed.config, fed.engine), fed.parts.method)
     progress.state |= stirred(trainable(progress.state))
     return progress
 

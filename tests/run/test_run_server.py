@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.processes import run_ranks
-from tests.run.launched import SETTINGS, assert_same_run, journal_rounds, last_round, records, refusal
+from tests.run.launched import LLAMA, SETTINGS, assert_same_run, journal_rounds, last_round, records, refusal
 
 QUIET = ("monitor.plot=false", "monitor.tensorboard=false")
 ROUNDS = 2
@@ -214,26 +214,72 @@ def test_a_server_without_its_rows_is_reported_by_all(server, workshop):
     )
 
 
-def test_roles_that_train_other_arrays_are_reported_before_any_round(server, workshop):
+def loaded_adapter(rank, folder):
+    """Return the trainable parameters of a base with an exported adapter, as PEFT loads them."""
+    import warnings
+
+    from peft import PeftModel
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*missing adapter keys")  # factors that the file lacks
+        model = PeftModel.from_pretrained(LlamaForCausalLM(LlamaConfig(**LLAMA)), folder, is_trainable=True)
+    return {n: p.detach().numpy() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def test_a_state_has_the_arrays_of_all_roles(server, workshop):
+    """Each role moves its own, and the export has both."""
+    arguments, config = server
+    options = ("federation.method=unlike", "checkpoint.keep=3")
+    workshop.finish_run("run.name=unlike", *arguments, *options, config=config)
+    run = workshop.runs / "unlike"
+    first, last = (load_file(run / "journal" / f"round-{n:06d}" / "state.safetensors") for n in (0, ROUNDS))
+    of = {block: {name for name in first if f".layers.{block}." in name} for block in (0, 1)}
+    assert len(of[0]) == len(of[1]) == 4 and first.keys() == last.keys() == of[0] | of[1]
+    moved = {
+        block: [name for name in of[block] if "lora_B" in name and np.abs(first[name]).max() > 0]
+        for block in of
+    }
+    assert len(moved[0]) == 2 and moved[1] == [], "before round 1 the server has taken a step"
+    assert all(np.any(last[name] != first[name]) for name in first)
+    losses = [record["val_loss"] for record in records(run)]
+    assert losses[-1] < losses[0], "clients evaluate what they have"
+    [loaded] = run_ranks(1, loaded_adapter, str(run / "adapter"))
+    assert {f"global/{name}" for name in loaded} == last.keys()
+    assert all(np.array_equal(array, last[f"global/{name}"]) for name, array in loaded.items())
+
+
+@pytest.mark.slow
+def test_a_run_whose_roles_have_different_arrays_resumes(server, workshop):
+    """The journal has all of them."""
+    arguments, config = server
+    options = (*arguments, "federation.method=unlike")
+    workshop.finish_run("run.name=whole", *options, config=config)
+    workshop.finish_run("run.name=halves", *options, "federation.rounds=1", config=config)
+    workshop.finish_run("run.name=halves", *options, config=config)
+    assert_same_run(workshop.runs / "halves", workshop.runs / "whole")
+
+
+def test_roles_whose_arrays_contradict_each_other_are_reported_before_any_round(server, workshop):
     arguments, config = server
     ended = workshop.run(
         "--json",
-        "run.name=unlike",
+        "run.name=contrary",
         *arguments,
         "federation.public_rows=",
-        "federation.method=unlike",
+        "federation.method=contrary",
         config=config,
     )
     assert ended.code == 2
     message = refusal(ended)
-    layer = "base_model.model.model.layers.{}.self_attn.q_proj.lora_A.default.weight [4, 64]"
+    layer = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight [{}, 64]"
     assert (
-        "federation.method=unlike: participants have different arrays in their states; in addition to 0 that "
-        "all have" in message
+        "federation.method=contrary: participants have different arrays in their states; in addition to 0 "
+        "that all have" in message
     )
-    assert f"client 0 (rank 0 on alpha), client 1 (rank 2 on gamma) have {layer.format(1)}" in message
-    assert f"the server (rank 1 on beta) has {layer.format(0)}" in message
-    assert not (workshop.runs / "unlike" / "rounds.jsonl").exists()
+    assert f"client 0 (rank 0 on alpha) has {layer.format(4)}" in message
+    assert f"the server (rank 1 on beta) has {layer.format(2)}" in message
+    assert not (workshop.runs / "contrary" / "rounds.jsonl").exists()
 
 
 @pytest.mark.slow

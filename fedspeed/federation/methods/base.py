@@ -62,6 +62,7 @@ class Method(ABC):
             not send a sketch that is among it.
         keeps_memory: whether clients keep arrays of their own (`Turn.memory`), which are then journalled.
         factor_error_is_exact: whether `Aggregate.factor_error` is exact, not an estimate.
+        server_arrays: names of trainable arrays that only the server's engine has (`make_method`).
         exchange_every: "round", or "step" for an exchange after every local step. Evaluation and journal are
             once a round in both cases. With "step" each step is a turn of its own, before which
             federation.local_optimizer=reset resets the optimizer.
@@ -72,6 +73,7 @@ class Method(ABC):
     keeps_memory: ClassVar[bool] = False
     factor_error_is_exact: ClassVar[bool] = False
     exchange_every: ClassVar[Literal["round", "step"]] = "round"
+    server_arrays: frozenset[str] = frozenset()
 
     def __init__(
         self, config: Any, layout: Layout, *, clients: int, seed: int, hides: frozenset[str] = frozenset()
@@ -79,7 +81,8 @@ class Method(ABC):
         """Prepare the method for a run.
 
         Args:
-            config: the method's options. layout: of the arrays that clients train.
+            config: the method's options. layout: of the arrays that clients and server train, the union of
+                those of all roles.
             clients: number of clients in the run. seed: of the run. hides: see the class.
         """
         self.config = config
@@ -99,6 +102,19 @@ class Method(ABC):
             config: the method's options. spec: for the role that it names. shape: of the base.
         """
         return spec
+
+    @classmethod
+    def arrays_of(cls, config: Any, arrays: Arrays, *, role: Literal["client", "server"]) -> Arrays:
+        """Return the arrays that a role's engine begins with, by their names in the state.
+
+        A state is the union of all roles' arrays. An array that all roles have must begin with the same
+        values in all of them; arrays that only one role has are sent by it.
+
+        Args:
+            config: the method's options. arrays: of the engine that `spec` describes for the role, by their
+                names in it.
+        """
+        return arrays
 
     @classmethod
     def min_holders(cls, config: Any, participants: Mapping[int, int], modules: int) -> int:
@@ -125,18 +141,19 @@ class Method(ABC):
         """Return the state that a run begins with.
 
         Args:
-            state: the arrays that the engine was built with. A method may add arrays that all ranks know and
-                no client trains (`KIND:NAME`); their shapes stay the same throughout the run.
+            state: the arrays that the engines of all roles begin with. A method may add arrays that all ranks
+                know and no client trains (`KIND:NAME`); their shapes stay the same throughout the run.
         """
         return state
 
     # On clients.
 
     def frozen(self, round: int) -> frozenset[str]:
-        """Return the names of arrays that no client trains in a round (counted from 1). The server optimizer
-        changes neither them nor their moments. `turn` freezes them, and may freeze more for one client.
+        """Return the names of arrays that no client trains in a round (counted from 1), those of the server
+        among them. The server optimizer changes neither them nor their moments. `turn` freezes them, and may
+        freeze more for one client.
         """
-        return frozenset()
+        return self.server_arrays
 
     def turn(
         self,
@@ -284,7 +301,8 @@ class Method(ABC):
         return state
 
     def models(self, state: Arrays, memory: Mapping[int, Arrays]) -> dict[str, Arrays]:
-        """Return the models that are evaluated and exported, by name: all arrays of the engine each.
+        """Return the models that are evaluated and exported, by name: all arrays of a client's engine each.
+        Arrays of the server are exported where a model has them; clients are evaluated without them.
 
         `adapter` must be there, and is evaluated for all clients without a model of their own, `client-N`. A
         client's own model is exported on its own host. Models of other names are exported only.
@@ -346,12 +364,15 @@ def make_method(
     clients: int,
     seed: int,
     hides: frozenset[str] = frozenset(),
+    server_arrays: frozenset[str] = frozenset(),
 ) -> Method:
     """Build the method that a run's configuration names.
 
     Args:
         config: `federation.method`. state: any global state of the run, for its names and shapes.
-        clients, seed, hides: see `Method`.
+        clients, seed, hides, server_arrays: see `Method`.
     """
     layout = Layout.of(trainable(state))
-    return method_class(config.name)(config, layout, clients=clients, seed=seed, hides=hides)
+    method = method_class(config.name)(config, layout, clients=clients, seed=seed, hides=hides)
+    method.server_arrays = server_arrays
+    return method

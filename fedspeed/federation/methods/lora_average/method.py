@@ -49,7 +49,7 @@ class LoraAverage(Method):
         """Return (layout of the deltas that are sent in a round, the round's sketch, which may have no
         values).
         """
-        sketched = self.layout.without(self.layout.names if SKETCH in self.hides else ())
+        sketched = self.layout.without(self.layout.names if SKETCH in self.hides else self.server_arrays)
         return self.layout.without(self.frozen(round)), Sketch(sketched, self.seed, round)
 
     @classmethod
@@ -78,11 +78,12 @@ class LoraAverage(Method):
         """
         rule = rule_of(self.config)
         names = self.layout.names
+        elsewhere = super().frozen(round)
         if rule == "freeze_a" or (rule == "alternate" and round % 2 == 1):
-            return frozenset(filter(is_factor_a, names))
+            return elsewhere | set(filter(is_factor_a, names))
         if rule == "alternate":
-            return frozenset(filter(is_factor_b, names))
-        return frozenset()
+            return elsewhere | set(filter(is_factor_b, names))
+        return elsewhere
 
     def turn_alone(self, client: int, state: Arrays, *, steps: int, seed: int) -> Turn:
         """Return the turn of a client that trains without the others. Arrays that are frozen only in every
