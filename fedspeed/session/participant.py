@@ -12,6 +12,7 @@ from fedspeed.cluster.rendezvous import Store
 from fedspeed.federation.checks import least_participants, participants_of
 from fedspeed.federation.link import ClientLink
 from fedspeed.federation.shared_channel import SharedChannel
+from fedspeed.federation.state_agreement import RunArrays, united_arrays
 from fedspeed.routing.channel import Channel
 from fedspeed.routing.config import TRANSPORTS
 from fedspeed.routing.exchange import ArrivalTracker, Exchange, PlainExchange
@@ -153,6 +154,27 @@ def make_link(job: Job, engine: "ClientEngine", participant: Participant | None)
     if participant is None:
         return ClientLink(engine, None, job.config.routing.deadline_s)
     return ClientLink(engine, participant.exchange, participant.exchange.max_wait_s)
+
+
+def unite(job: Job, link: ClientLink, own: RunArrays) -> RunArrays:
+    """Return the arrays of all roles, if the method has a server; it may build another engine for its server
+    than for clients. Collective over all ranks.
+
+    Raises:
+        ConfigError: the arrays of participants contradict each other.
+    """
+    topology = job.topology
+    if not topology.server:
+        return own
+    return united_arrays(
+        link,
+        own.arrays,
+        server=topology.participants.index(topology.server[0]),
+        is_server=job.is_server,
+        names=[job.describe(rank) for rank in topology.participants],
+        method=job.config.federation.method.name,
+        max_mib=job.config.routing.message_mib,
+    )
 
 
 def make_channel(job: Job, engine: "ClientEngine", participant: Participant | None) -> SharedChannel | None:

@@ -22,7 +22,6 @@ from fedspeed.errors import EXIT_OK, EXIT_RESUMABLE, LostPeerError
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.link import ClientLink
 from fedspeed.federation.run_progress import Progress
-from fedspeed.federation.state_agreement import RunArrays, united_arrays
 from fedspeed.log import LOG
 from fedspeed.models.checks import weight_notes
 from fedspeed.monitor.clock import StageClock
@@ -170,7 +169,7 @@ def _federate(
         link = participant.make_link(job, engine, own)
         role = components.make_role(job, inputs.data, inputs.public)
         journal = resume.journal_of(job.request)
-        arrays = _united(job, link, own_arrays(job.config, engine, is_server=job.is_server))
+        arrays = participant.unite(job, link, own_arrays(job.config, engine, is_server=job.is_server))
         engine.elsewhere = arrays.clients_only if job.is_server else arrays.server_only
         method = run_method(job.config, arrays)
         fresh = start(job.config, arrays, method)
@@ -225,27 +224,6 @@ def _close_later(
         closing.callback(own.exchange.close)
     elif transport is not None:
         closing.callback(transport.close)
-
-
-def _united(job: Job, link: ClientLink, own: RunArrays) -> RunArrays:
-    """Return the arrays of all roles, if the method has a server; it may build another engine for its server
-    than for clients. Collective over all ranks.
-
-    Raises:
-        ConfigError: the arrays of participants contradict each other.
-    """
-    topology = job.topology
-    if not topology.server:
-        return own
-    return united_arrays(
-        link,
-        own.arrays,
-        server=topology.participants.index(topology.server[0]),
-        is_server=job.is_server,
-        names=[job.describe(rank) for rank in topology.participants],
-        method=job.config.federation.method.name,
-        max_mib=job.config.routing.message_mib,
-    )
 
 
 def _record(job: Job, inputs: Inputs) -> dict:
