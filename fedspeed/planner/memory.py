@@ -246,11 +246,17 @@ def _stock_activations(task: Task, setting: Setting) -> dict[str, int]:
     batch = setting.micro_batch * task.tokens
     saved = saved_per_token(task) * batch
     working = working_per_token(task) * batch
-    blocks = (
-        shape.layers * shape.hidden * s * batch + saved if setting.checkpointing else shape.layers * saved
-    )
+    reached = shape.layers if task.differentiated_blocks is None else task.differentiated_blocks
+    blocks = reached * saved
+    if setting.checkpointing and reached:
+        blocks = reached * shape.hidden * s * batch + saved
     copies = 2 + shape.logits_copies
     masks = batch * task.tokens if has_masks(task) else 0
+    if not reached:  # values of one block, and their tangents if there are any
+        blocks = saved
+        working *= 1 + task.tangents
+        logits = batch * shape.vocab * (s * (copies - 1) + 8)  # with their fp32 copy and log-softmax
+        return {"one block": blocks + working + masks, "head and loss": logits * (1 + task.tangents)}
     # transformers' logits of all tokens, their fp32 copy, its log-softmax, and the gradients of both.
     return {"activations": blocks + working + masks, "head and loss": batch * shape.vocab * (copies * s + 12)}
 

@@ -36,6 +36,10 @@ class Task:
             does
             not use.
         folded_rank: the largest rank that the method's folded adapter reaches by the end of the run.
+        adapted_blocks: number of blocks with an adapter; None: all.
+        differentiated_blocks: number of last blocks that a backward pass reaches; None: all. 0: a local step
+            has forward passes only.
+        tangents: whether forward passes carry a tangent with every value (forward-mode derivatives).
     """
 
     shape: ModelShape
@@ -58,11 +62,17 @@ class Task:
     staleness: int = 0
     matmul: str = "default"
     folded_rank: int = 0
+    adapted_blocks: int | None = None
+    differentiated_blocks: int | None = None
+    tangents: bool = False
 
     @cached_property
     def trainable(self) -> int:
         """Return the number of trainable parameters."""
-        return self.shape.total if self.method == "full" else self.shape.lora(self.targets, self.lora_rank)
+        if self.method == "full":
+            return self.shape.total
+        blocks = self.shape.layers if self.adapted_blocks is None else self.adapted_blocks
+        return self.shape.lora(self.targets, self.lora_rank) * blocks // self.shape.layers
 
     @property
     def type_bytes(self) -> int:

@@ -49,5 +49,5 @@ def dry_run(request: RunRequest) -> str:
 
     transformers.logging.set_verbosity_error()
     with warnings.catch_warnings(action="ignore"):  # libraries warn about themselves
-        inside = preflight.look_inside(inner.loaded)
+        inside = preflight.look_inside(inner.loaded, request.hostfile)
     return "\n".join(filter(None, (text, inside)))

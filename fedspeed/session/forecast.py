@@ -1,16 +1,19 @@
 """The planner's prediction for the current run, for its report."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from fedspeed.cluster.hostfile import Host
+from fedspeed.cluster.topology import Topology
 from fedspeed.config.deepspeed import zero_stage
 from fedspeed.config.run import RunConfig
 from fedspeed.data.clients import ClientData
 from fedspeed.engine.base.placement import BaseSizes, choose_tier, resident_count, slots_of
 from fedspeed.engine.config import EngineConfig
 from fedspeed.errors import FedSpeedError
+from fedspeed.federation.methods.base import method_class
 from fedspeed.models.planned_shape import planned_shape
 from fedspeed.monitor.report import Predicted
 from fedspeed.planner.fitting import fits, with_kept_activations
@@ -49,27 +52,86 @@ def forecast(job: Job, data: Mapping[int, ClientData]) -> Predicted | None:
 
 
 def _forecast(job: Job, data: Mapping[int, ClientData]) -> Predicted | None:
-    config = job.config
-    ds_config = job.request.deepspeed
+    rows = rows_of(data.values())
+    execution = execution_of(job.config, job.request.deepspeed, job.topology, job.launch.hosts, rows=rows)
+    if execution is None:
+        return None
+    task, setting, places = execution.task, execution.setting, execution.places
+    return Predicted(
+        max(sum(execution.device_bytes(place).values()) for place in places),
+        max(seconds_of(task, setting, place).total for place in places) if execution.is_timed else None,
+    )
+
+
+class Rows(NamedTuple):
+    """What a prediction needs to know of the rows.
+
+    Attributes:
+        longest: tokens of the longest row. answer_share: answer tokens as a share of all tokens.
+    """
+
+    longest: int
+    answer_share: float
+
+
+def rows_of(data: Iterable[ClientData]) -> Rows:
+    """Return what predictions need to know of clients' training rows."""
+    clients = list(data)
+    examples = [example for client in clients for example in client.train]
+    answers = sum(example.answer_tokens for example in examples)
+    return Rows(max(client.longest for client in clients), answers / sum(len(e.input_ids) for e in examples))
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a run's ranks compute, as the planner models it.
+
+    Attributes:
+        places: the distinct profiles of the ranks that train. is_timed: whether their speed is known.
+    """
+
+    task: Task
+    setting: Setting
+    places: Sequence[RankProfile]
+    is_timed: bool
+
+    def device_bytes(self, place: RankProfile) -> dict[str, int]:
+        """Return the bytes of a training step on a rank's device, by cause."""
+        persistent, transient = device_memory(self.task, self.setting, place, evaluation=False)
+        return persistent | transient
+
+
+def execution_of(
+    config: RunConfig, ds_config: dict[str, Any], topology: Topology, hosts: Sequence[Host], *, rows: Rows
+) -> Execution | None:
+    """Return how the clients' ranks compute; None if the planner has no model of it.
+
+    Args:
+        ds_config: the merged DeepSpeed section.
+
+    Raises:
+        FedSpeedError: the planner does not know the model, or a device does not fit the configuration.
+    """
     tier = _predictable_tier(config, ds_config)
     if tier is None:
         return None
-    shape = planned_shape(config.model.base)
-    nodes, timed = _nodes(job)
-    examples = [example for client in data.values() for example in client.train]
-    longest = max(client.longest for client in data.values())
-    task = task_of(config, ds_config, shape, [node.device for node in nodes.values()])
-    task = replace(
-        task,
-        tokens=-(-longest // 8) * 8,
-        answer_share=sum(e.answer_tokens for e in examples) / sum(len(e.input_ids) for e in examples),
+    nodes, timed = _nodes(config, hosts)
+    task = task_of(
+        config, ds_config, planned_shape(config.model.base), [node.device for node in nodes.values()]
     )
-    places = [place for group in profiles_of(job.topology, nodes).values() for place in group]
+    task = replace(task, tokens=-(-rows.longest // 8) * 8, answer_share=rows.answer_share)
+    method = config.federation.method
+    planned = method_class(method.name).planned(method, task, role="client")
+    if planned is None:
+        return None
+    timed = timed and planned == task
+    task = planned
+    places = [place for group in profiles_of(topology, nodes).values() for place in group]
     resident = 0
     slots = 0
     if tier in SLOTTED:
         group = {"client": places[0].client_ranks, "cluster": places[0].cluster_ranks}.get(tier, 0)
-        sizes = base_sizes(shape, task.type_bytes, 0 if task.offload else group)
+        sizes = base_sizes(task.shape, task.type_bytes, 0 if task.offload else group)
         resident, slots = _block_counts(config.engine, sizes)
     setting = Setting(
         tier,
@@ -81,14 +143,7 @@ def _forecast(job: Job, data: Mapping[int, ClientData]) -> Predicted | None:
         block_inputs="device" if config.engine.block_inputs == "auto" else config.engine.block_inputs,
         checkpointing=config.engine.activation_checkpointing,
     )
-    setting = _with_activations(task, setting, config.engine, places)
-    return Predicted(
-        max(
-            sum(map(sum, (part.values() for part in device_memory(task, setting, place, evaluation=False))))
-            for place in places
-        ),
-        max(seconds_of(task, setting, place).total for place in places) if timed else None,
-    )
+    return Execution(task, _with_activations(task, setting, config.engine, places), places, timed)
 
 
 def _predictable_tier(config: RunConfig, ds_config: dict[str, Any]) -> str | None:
@@ -101,16 +156,16 @@ def _predictable_tier(config: RunConfig, ds_config: dict[str, Any]) -> str | Non
     return tier if tier in TIERS else None
 
 
-def _nodes(job: Job) -> tuple[dict[str, Node], bool]:
+def _nodes(config: RunConfig, hosts: Sequence[Host]) -> tuple[dict[str, Node], bool]:
     """Return the hardware of each host by its name, and whether the speed of all of it is known.
 
     Of a host that is neither measured nor has a known card, memory is predicted and time is not.
     """
-    path = job.config.cluster.probe
+    path = config.cluster.probe
     probes = [read_probe_file(Path(path))] if path else []
     nodes = {}
     timed = True
-    for host in job.launch.hosts:
+    for host in hosts:
         try:
             nodes[host.name] = node_of(host, probes)
         except FedSpeedError:

@@ -4,7 +4,8 @@ Each package checks its own part (its `checks.py`); they are combined here. Only
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from fedspeed.config.check import notes, problems
 from fedspeed.config.deepspeed import merge
 from fedspeed.config.load import DEFAULT, Loaded
 from fedspeed.config.run import RunConfig
-from fedspeed.data.clients import ClientRows, client_rows, encode_client, largest_id
+from fedspeed.data.clients import ClientData, ClientRows, client_rows, encode_client, largest_id
 from fedspeed.data.config import path_text
 from fedspeed.data.prompt_template import template_for
 from fedspeed.data.row_counts import CLIENTS_NAMED, RowTable
@@ -38,6 +39,7 @@ from fedspeed.routing.config import RoutingConfig
 from fedspeed.routing.opening import resolve
 from fedspeed.session.engine_spec import engine_spec
 from fedspeed.session.eval_request import round_tasks
+from fedspeed.session.forecast import rows_of
 from fedspeed.session.planner_inputs import base_sizes, read_probe_file
 from fedspeed.session.run_folder import check_run_folder
 
@@ -69,18 +71,33 @@ def check(loaded: Loaded, hostfile: Path | None) -> str:
     return "\n".join([*lines, *(f"note     {text}" for text in remarks)])
 
 
-def look_inside(loaded: Loaded) -> str:
-    """Check what needs the heavy libraries: the shapes of all weights, the tokenizer, all rows as tokens.
+def look_inside(loaded: Loaded, hostfile: Path | None = None) -> str:
+    """Check what needs the heavy libraries: the shapes of all weights, the tokenizer, all rows as tokens; and
+    predict what the run will need.
 
     `check` must have passed.
 
     Returns:
-        remarks about the rows, in a few lines; may be empty.
+        remarks about the rows, memory and traffic, in a few lines; may be empty.
 
     Raises:
         FedSpeedError: the first fault of each part, all in one message.
     """
-    return "\n".join(_all((_built, _rows), loaded))
+    found = _Found()
+    lines = _all((partial(_built, found=found), partial(_rows, found=found)), loaded)
+    return "\n".join([*lines, *_needs(loaded, hostfile, found)])
+
+
+@dataclass
+class _Found:
+    """What the checks with the heavy libraries have found.
+
+    Attributes:
+        shapes: of the arrays that clients train, by name. data: encoded rows by client.
+    """
+
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    data: list[ClientData] = field(default_factory=list)
 
 
 def check_files(loaded: Loaded) -> None:
@@ -227,7 +244,7 @@ def check_plan(
     return routing, count
 
 
-def _built(loaded: Loaded) -> list[str]:
+def _built(loaded: Loaded, found: _Found) -> list[str]:
     if local_base(loaded.config) is not None:
         from fedspeed.models.blocks import trained_outside
         from fedspeed.models.loading import check_weights, meta_model
@@ -244,40 +261,55 @@ def _built(loaded: Loaded) -> list[str]:
                 check_operators(choose_tier(spec.engine, spec.deepspeed, frozen, outside), spec.deepspeed)
             else:
                 pipeline_tier(spec.engine, spec.deepspeed, outside)
+            if role == "client":
+                found.shapes = {n: tuple(p.shape) for n, p in model.named_parameters() if p.requires_grad}
     return []
 
 
-def _rows(loaded: Loaded) -> list[str]:
+def _rows(loaded: Loaded, found: _Found) -> list[str]:
     config = loaded.config
     clients = client_rows(config.data, config.run.seed)
-    return [*_encoded(loaded, clients), *(f"note     {text}" for text in row_remarks(config.data, clients))]
+    remarks = [f"note     {text}" for text in row_remarks(config.data, clients)]
+    return [*_encoded(loaded, clients, found), *remarks]
 
 
-def _encoded(loaded: Loaded, clients: Sequence[ClientRows]) -> list[str]:
+def _encoded(loaded: Loaded, clients: Sequence[ClientRows], found: _Found) -> list[str]:
     """Describe every client's rows as tokens; nothing where the tokenizer is not available here."""
     config = loaded.config
     base = local_base(loaded.config)
     if base is None and config.model.tokenizer == "auto":
         return []
     tokenizer = load_tokenizer(config.model)
-    largest = 0
-    counts = []
-    weights = []
-    for rows in clients:
-        data = encode_client(rows, tokenizer, config.data)
-        largest = max(largest, largest_id(data))
-        counts.append(data.counts)
-        weights.append(data.weight)
+    found.data = [encode_client(rows, tokenizer, config.data) for rows in clients]
     if base is not None:
-        check_ids(largest, config.model)
+        check_ids(max(map(largest_id, found.data), default=0), config.model)
+    weights = [data.weight for data in found.data]
     # A site is one participant, with all its clients; in a job each participant has at least one.
     check_weight(config, sum(weights) if config.routing.between_organisations else max(weights, default=0.0))
-    table = RowTable.of(counts, config.data.max_tokens)
+    table = RowTable.of([data.counts for data in found.data], config.data.max_tokens)
     return [
         f"rows     {table.line()}",
         *(f"         {line}" for line in table.client_lines()),
         *(f"note     {text}" for text in table.warnings()),
         *(f"note     {text}" for text in template_for(config.data, tokenizer).notes),
+    ]
+
+
+def _needs(loaded: Loaded, hostfile: Path | None, found: _Found) -> list[str]:
+    """Predict memory and traffic; nothing where the model or the rows are not available here."""
+    if not (found.shapes and any(data.train for data in found.data)):
+        return []
+    from fedspeed.session.needs import memory_lines, traffic_lines
+
+    config = loaded.config
+    topology, launch, _ = check_layout(config, hostfile)
+    deepspeed = merge(config.deepspeed, config, loaded.folder)
+    routing, count = check_routing(config, topology)
+    return [
+        *memory_lines(config, deepspeed, topology, launch.hosts, rows=rows_of(found.data)),
+        *traffic_lines(
+            replace(config, routing=routing), found.shapes, clients=config.data.clients, participants=count
+        ),
     ]
 
 

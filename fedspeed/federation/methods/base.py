@@ -32,6 +32,7 @@ from fedspeed.federation.registry_import import class_in
 from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.models.catalogue import ModelShape
 from fedspeed.models.folded import trainable
+from fedspeed.planner.plan import Task
 
 if TYPE_CHECKING:  # torch is not imported by modules that only ask what a method needs
     from fedspeed.engine.client_engine import ClientEngine
@@ -131,6 +132,16 @@ class Method(ABC):
             modules: number of matrices that are adapted, 0 where that is not known.
         """
         return 1
+
+    @classmethod
+    def planned(cls, config: Any, task: Task, *, role: Literal["client", "server"]) -> Task | None:
+        """Return the task of a role as the planner has to model it, for predictions of memory. None: the
+        planner has no model of it.
+
+        Args:
+            config: the method's options. task: of local steps by gradients, over the whole base.
+        """
+        return task if role == "client" else None
 
     @classmethod
     def start_problem(cls, config: Any, state: Arrays) -> str:
