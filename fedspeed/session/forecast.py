@@ -56,10 +56,9 @@ def _forecast(job: Job, data: Mapping[int, ClientData]) -> Predicted | None:
     execution = execution_of(job.config, job.request.deepspeed, job.topology, job.launch.hosts, rows=rows)
     if execution is None:
         return None
-    task, setting, places = execution.task, execution.setting, execution.places
     return Predicted(
-        max(sum(execution.device_bytes(place).values()) for place in places),
-        max(seconds_of(task, setting, place).total for place in places) if execution.is_timed else None,
+        max(sum(execution.device_bytes(place).values()) for place in execution.places),
+        max(execution.seconds(place) for place in execution.places) if execution.is_timed else None,
     )
 
 
@@ -99,6 +98,10 @@ class Execution:
         """Return the bytes of a training step on a rank's device, by cause."""
         persistent, transient = device_memory(self.task, self.setting, place, evaluation=False)
         return persistent | transient
+
+    def seconds(self, place: RankProfile) -> float:
+        """Return the seconds of a local step of a rank's clients."""
+        return seconds_of(self.task, self.setting, place).total
 
 
 def execution_of(

@@ -1,4 +1,4 @@
-"""What a run will need, for `--dry-run`: device memory of a client's rank by cause, and what a round sends."""
+"""What a run will need, for `--dry-run`: memory of a client's device by cause, and what a round sends."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

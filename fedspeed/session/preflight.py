@@ -40,6 +40,7 @@ from fedspeed.routing.opening import resolve
 from fedspeed.session.engine_spec import engine_spec
 from fedspeed.session.eval_request import round_tasks
 from fedspeed.session.forecast import rows_of
+from fedspeed.session.needs import memory_lines, traffic_lines
 from fedspeed.session.planner_inputs import base_sizes, read_probe_file
 from fedspeed.session.run_folder import check_run_folder
 
@@ -299,8 +300,6 @@ def _needs(loaded: Loaded, hostfile: Path | None, found: _Found) -> list[str]:
     """Predict memory and traffic; nothing where the model or the rows are not available here."""
     if not (found.shapes and any(data.train for data in found.data)):
         return []
-    from fedspeed.session.needs import memory_lines, traffic_lines
-
     config = loaded.config
     topology, launch, _ = check_layout(config, hostfile)
     deepspeed = merge(config.deepspeed, config, loaded.folder)
