@@ -20,7 +20,6 @@ from fedspeed.data.rows import Row
 from fedspeed.engine.world import join_world, leave_world, quiet
 from fedspeed.errors import EXIT_OK, EXIT_RESUMABLE, LostPeerError
 from fedspeed.federation.arrays import Arrays
-from fedspeed.federation.link import ClientLink
 from fedspeed.federation.run_progress import Progress
 from fedspeed.log import LOG
 from fedspeed.models.checks import weight_notes
