@@ -56,6 +56,8 @@ LATE = {
         "routing/anonymous/exchange",
         "routing/identity",
         "routing/listen_address",
+        "routing/pairwise/encodings",
+        "routing/pairwise/exchange",
         "routing/signed_broadcast",
         "session/settled_marks",
         "routing/state_certificate",

@@ -8,6 +8,7 @@ from fedspeed.cluster.topology import Topology
 from fedspeed.config.check import problems
 from fedspeed.config.run import RunConfig
 from fedspeed.errors import ConfigError
+from fedspeed.federation.methods.config import secure_sum_of
 from fedspeed.routing.config import RoutingConfig
 
 
@@ -39,6 +40,13 @@ def check_routing(config: RunConfig, topology: Topology) -> tuple[RoutingConfig,
             f"routing.mode={routing.mode} needs the package cryptography, which is not "
             f"installed for {sys.executable}: pip install cryptography, or set routing.mode=plain inside one "
             "trust domain"
+        )
+    secure_sum = secure_sum_of(config.federation.method)
+    if secure_sum != "none" and find_spec("cryptography") is None:
+        raise ConfigError(
+            f"federation.method.secure_sum={secure_sum} needs the package cryptography, which is not "
+            f"installed for {sys.executable}: pip install cryptography, or set "
+            "federation.method.secure_sum=none"
         )
     if config.has_server and find_spec("cryptography") is None:
         raise ConfigError(

@@ -11,11 +11,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent import futures
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
 from fedspeed.errors import FedSpeedError, LostPeerError
+from fedspeed.routing.arrivals import ArrivalTracker, NoArrivalTracker
 from fedspeed.routing.transport import (
     Payload,
     Transport,
@@ -28,41 +28,6 @@ from fedspeed.routing.transport import (
 
 DTYPES = (np.float32, np.float64)
 _POLL_S = 1.0  # how often a wait asks who has been lost
-
-
-class ArrivalTracker(Protocol):
-    """Track from outside of the transport which participants have reached an exchange, so that the error of a
-    failed one can name the others, and which are lost, which makes an exchange fail.
-
-    Exchanges are numbered from 0; names are those of messages.
-    """
-
-    def arrive(self, number: int) -> None:
-        """Note that this participant has reached an exchange."""
-        ...
-
-    def missing(self, number: int) -> list[str]:
-        """Return the names of participants that have not reached an exchange."""
-        ...
-
-    def lost(self) -> list[str]:
-        """Return the names of participants whose heartbeat has stopped."""
-        ...
-
-
-class NoArrivalTracker:
-    """A tracker that knows nobody: errors say that somebody is missing, but not who."""
-
-    def arrive(self, number: int) -> None:
-        """Do nothing."""
-
-    def missing(self, number: int) -> list[str]:
-        """Return no names."""
-        return []
-
-    def lost(self) -> list[str]:
-        """Return no names."""
-        return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,16 +321,8 @@ class PlainExchange(Exchange):
         transport = self._transport
         vector = request.vector
         begin = time.perf_counter()
-        head = np.array([request.number, vector.size, DTYPES.index(vector.dtype), request.weight])
-        heads = all_gather(transport, head, self._deadline_s)
+        weights = self._weights(request)
         arrived = time.perf_counter()
-        if (heads[:, :3] != head[:3]).any():
-            rows = ", ".join(f"({n:.0f}, {length:.0f}, {dtype:.0f})" for n, length, dtype in heads[:, :3])
-            raise FedSpeedError(
-                f"participants disagree on the exchange: (number, length, dtype) are [{rows}]; "
-                "all sites must run the same configuration and version"
-            )
-        _check_amounts("a weight", heads[:, 3])
         length = -(-vector.size // transport.size)
         chunks = [vector[i * length : (i + 1) * length] for i in range(transport.size)]
         chunks = [
@@ -377,11 +334,29 @@ class PlainExchange(Exchange):
         whole = all_gather(transport, total.astype(vector.dtype), self._deadline_s).reshape(-1)[: vector.size]
         return Outcome(
             total=whole,
-            weight=float(heads[:, 3].sum()),
+            weight=float(weights.sum()),
             idle_s=arrived - begin,
             exchange_s=time.perf_counter() - arrived,
             participants=transport.size,
         )
+
+    def _weights(self, request: SumRequest) -> np.ndarray:
+        """Return the weights of all participants [participants] float64, once all have reached the exchange.
+
+        Raises:
+            FedSpeedError: they disagree on what is summed, or a weight is invalid.
+        """
+        vector = request.vector
+        head = np.array([request.number, vector.size, DTYPES.index(vector.dtype), request.weight])
+        heads = all_gather(self._transport, head, self._deadline_s)
+        if (heads[:, :3] != head[:3]).any():
+            rows = ", ".join(f"({n:.0f}, {length:.0f}, {dtype:.0f})" for n, length, dtype in heads[:, :3])
+            raise FedSpeedError(
+                f"participants disagree on the exchange: (number, length, dtype) are [{rows}]; "
+                "all sites must run the same configuration and version"
+            )
+        _check_amounts("a weight", heads[:, 3])
+        return heads[:, 3]
 
 
 def _check_amounts(name: str, amounts: np.ndarray) -> None:

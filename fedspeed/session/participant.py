@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 
 from fedspeed.cluster.heartbeat import Heartbeat
 from fedspeed.cluster.rendezvous import Store
+from fedspeed.config.run import RunConfig
 from fedspeed.federation.checks import least_participants, participants_of
 from fedspeed.federation.link import ClientLink
+from fedspeed.federation.methods.config import secure_sum_of
 from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.federation.state_agreement import RunArrays, united_arrays
+from fedspeed.routing.arrivals import ArrivalTracker
 from fedspeed.routing.channel import Channel
 from fedspeed.routing.config import TRANSPORTS
-from fedspeed.routing.exchange import ArrivalTracker, Exchange, PlainExchange
+from fedspeed.routing.exchange import Exchange, PlainExchange
 from fedspeed.routing.opening import TransportContext
 from fedspeed.routing.transport import Transport
 from fedspeed.session.coordination import StoreArrivalTracker
@@ -108,8 +111,25 @@ def make_participant(
         assert identity is not None
         exchange = make_anonymous_exchange(job, transport, identity, arrivals)
     else:
-        exchange = PlainExchange(transport, routing.deadline_s, arrivals)
+        exchange = make_plain_exchange(job.config, transport, arrivals)
     return Participant(transport=transport, exchange=exchange, identity=identity)
+
+
+def make_plain_exchange(config: RunConfig, transport: Transport, arrivals: ArrivalTracker | None) -> Exchange:
+    """Build the exchange of mode plain: sums in the clear, or the pairwise-masked sum of a method that has
+    one (`secure_sum_of`).
+
+    Args:
+        arrivals: see `make_anonymous_exchange`.
+    """
+    deadline_s = config.routing.deadline_s
+    encoding = secure_sum_of(config.federation.method)
+    if encoding == "none":
+        return PlainExchange(transport, deadline_s, arrivals)
+    from fedspeed.routing.pairwise.encodings import ENCODINGS
+    from fedspeed.routing.pairwise.exchange import PairwiseExchange
+
+    return PairwiseExchange(transport, deadline_s, arrivals, encoding=ENCODINGS[encoding]())
 
 
 def make_anonymous_exchange(

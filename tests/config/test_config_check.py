@@ -249,3 +249,18 @@ def test_what_a_server_does_not_go_with(monkeypatch):
     ):
         assert text in found
     assert problems(config(federation={"public_rows": "rows.jsonl"})) == []
+
+
+@pytest.mark.parametrize("mode", ["mask", "mix", "mix+mask"])
+def test_a_pairwise_masked_sum_is_no_masked_mode(mode):
+    """It is mode plain in all that is shown and written, and refused in the modes that hide more."""
+    routing = {"mode": mode}
+    for secure_sum in ("native", "compact"):
+        method = METHOD_VARIANTS["fate_llm"](secure_sum=secure_sum)
+        (found,) = conflicts(config(federation={"method": method}, routing=routing))
+        assert found.keys == ("federation.method.secure_sum", "routing.mode")
+        assert f"protects less than routing.mode={mode}; set routing.mode=plain" in found.text
+        assert problems(config(federation={"method": method}, routing={"mode": "plain"})) == []
+        assert not config(federation={"method": method}, routing={"mode": "plain"}).routing.sums_only
+    unmasked = METHOD_VARIANTS["fate_llm"](secure_sum="none")
+    assert problems(config(federation={"method": unmasked}, routing=routing)) == []

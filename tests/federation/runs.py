@@ -2,7 +2,7 @@
 
 import contextlib
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -278,7 +278,7 @@ def federation(
                 interfaces=interface_of(LOOPBACK),
             )
         )
-        exchange = watch(exchange_over(transport, config.routing, key, marks))
+        exchange = watch(exchange_over(transport, config, key, marks))
     role = RankRole(
         clients={c: client_data(c, val_rows) for c in mine},
         worker_index=ranks.index(world.rank),
@@ -316,8 +316,8 @@ def federation(
         exchange.close()
 
 
-def exchange_over(transport, routing, key=None, marks=None):
-    """Return the exchange of a routing mode, plain by default.
+def exchange_over(transport, config, key=None, marks=None):
+    """Return the exchange of a run's routing mode, plain by default.
 
     Args:
         key, marks: of a site, whose private key and settled marks outlive a start; None: new ones.
@@ -325,10 +325,13 @@ def exchange_over(transport, routing, key=None, marks=None):
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from fedspeed.routing.anonymous.exchange import AnonymousExchange, exchange_public_keys
-    from fedspeed.routing.exchange import PlainExchange
+    from fedspeed.session.participant import make_plain_exchange
 
+    routing = config.routing
     if routing.mode in ("auto", "plain"):
-        return PlainExchange(transport, DEADLINE_S)
+        return make_plain_exchange(
+            replace(config, routing=replace(routing, deadline_s=DEADLINE_S)), transport, None
+        )
     key = key or Ed25519PrivateKey.generate()
     roster = exchange_public_keys(transport, DEADLINE_S, key)
     return AnonymousExchange(transport, routing, key, roster, b"run", marks=marks)

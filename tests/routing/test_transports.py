@@ -215,7 +215,8 @@ def test_other_dtypes_are_refused():
 LOST_SCRIPT = """
 import time, numpy as np
 from fedspeed.errors import LostPeerError
-from fedspeed.routing.exchange import NoArrivalTracker, PlainExchange
+from fedspeed.routing.arrivals import NoArrivalTracker
+from fedspeed.routing.exchange import PlainExchange
 from fedspeed.routing.transports.local import LocalTransport
 class Roll(NoArrivalTracker):
     def lost(self): return ["client 1 (rank 1 on beta)"]

@@ -240,3 +240,9 @@ def test_a_masked_run_without_cryptography_is_refused_before_it_starts(workshop,
         "routing.mode=mix+mask needs the package cryptography, which is not installed"
         in capsys.readouterr().err
     )
+    arguments = ["routing.mode=plain", "federation.method={name: fate_llm}"]
+    assert main(["run", "--config", str(workshop.config), "--dry-run", *arguments]) == EXIT_USAGE
+    assert (
+        "federation.method.secure_sum=native needs the package cryptography, which is not installed"
+        in capsys.readouterr().err
+    )

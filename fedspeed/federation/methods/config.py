@@ -62,6 +62,13 @@ METHODS = {
     "flexlora": Entry(module="fedspeed.federation.methods.flexlora"),
     "stack": Entry(module="fedspeed.federation.methods.stack", folds=True),
     "residual": Entry(module="fedspeed.federation.methods.residual", folds=True),
+    "fate_llm": Entry(
+        module="fedspeed.federation.methods.fate_llm",
+        sums_only=True,
+        adds_deltas=True,
+        server_optimizers=True,
+        any_weights=True,
+    ),
 }
 
 
@@ -92,3 +99,10 @@ def variant_of(name: str) -> type:
 def default_options(name: str) -> object:
     """Return the default options of the method `name`, which `federation.method: NAME` stands for."""
     return variant_of(name)()
+
+
+def secure_sum_of(options: Any) -> str:
+    """Return the encoding of the pairwise-masked sum (routing.pairwise) that a method's options ask for;
+    `none` where they ask for no sum of their own.
+    """
+    return getattr(options, "secure_sum", "none")

@@ -18,9 +18,10 @@ from fedspeed.routing.anonymous.attempts import Attempts, Summand
 from fedspeed.routing.anonymous.bounds import MAX_NORM_BOUND, blocks_of, norm_bounds
 from fedspeed.routing.anonymous.crypto import CIPHERS, derive_key, digest, fill_key_stream, public_bytes
 from fedspeed.routing.anonymous.settlement import MemoryMarks, SettledMarks, vector_digest
+from fedspeed.routing.arrivals import ArrivalTracker
 from fedspeed.routing.buffer_pool import BUFFERS
 from fedspeed.routing.config import RoutingConfig
-from fedspeed.routing.exchange import ArrivalTracker, Exchange, Outcome, SumRequest
+from fedspeed.routing.exchange import Exchange, Outcome, SumRequest
 from fedspeed.routing.transport import Transport
 
 
