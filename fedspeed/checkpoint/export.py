@@ -61,10 +61,7 @@ def export(
     named = {portable_name(n): t for n, t in as_one_adapter(tensors).items()}
     if hasattr(model, "peft_config"):
         write_tensors(part / "adapter_model.safetensors", named)
-        config = _of_rank(model.peft_config["default"].to_dict(), rank_of(named))
-        if not named.keys() <= {portable_name(name) for name, _ in model.named_parameters()}:
-            config |= _of_modules({module_of(name) for name in named})
-        config |= {"base_model_name_or_path": lasting_name(base), "inference_mode": True}
+        config = _adapter_config(model, named) | {"base_model_name_or_path": lasting_name(base)}
         (part / "adapter_config.json").write_text(
             json.dumps(config, indent=2, default=_plain, sort_keys=True)
         )
@@ -108,6 +105,21 @@ def _of_rank(config: dict, lora_rank: int) -> dict:
     grown = lora_rank / config["r"]
     alpha = config["lora_alpha"] * (math.sqrt(grown) if config.get("use_rslora") else grown)
     return config | {"r": lora_rank, "lora_alpha": alpha}
+
+
+def _adapter_config(model: Any, named: Mapping[str, np.ndarray]) -> dict:
+    """Return PEFT's configuration of an adapter that is exported.
+
+    Args:
+        model: whose adapter it is, of PEFT. named: the factors by their exported names; those of modules that
+            the model does not have may be among them.
+    """
+    from fedspeed.models.adapters import portable_name
+
+    config = _of_rank(model.peft_config["default"].to_dict(), rank_of(named))
+    if not named.keys() <= {portable_name(name) for name, _ in model.named_parameters()}:
+        config |= _of_modules({module_of(name) for name in named})
+    return config | {"inference_mode": True}
 
 
 def _of_modules(paths: Collection[str]) -> dict:

@@ -176,17 +176,20 @@ def make_link(job: Job, engine: "ClientEngine", participant: Participant | None)
     return ClientLink(engine, participant.exchange, participant.exchange.max_wait_s)
 
 
-def unite(job: Job, link: ClientLink, own: RunArrays) -> RunArrays:
-    """Return the arrays of all roles, if the method has a server; it may build another engine for its server
-    than for clients. Collective over all ranks.
+def first_arrays(job: Job, engine: "ClientEngine", link: ClientLink) -> RunArrays:
+    """Return the arrays that the run begins with: those of the engine or, if the method has a server, of the
+    engines of all roles. The engine learns which of them others have. Collective over all ranks.
 
     Raises:
         ConfigError: the arrays of participants contradict each other.
     """
+    from fedspeed.federation.rank_components import own_arrays
+
     topology = job.topology
+    own = own_arrays(job.config, engine, is_server=job.is_server)
     if not topology.server:
         return own
-    return united_arrays(
+    united = united_arrays(
         link,
         own.arrays,
         server=topology.participants.index(topology.server[0]),
@@ -195,6 +198,8 @@ def unite(job: Job, link: ClientLink, own: RunArrays) -> RunArrays:
         method=job.config.federation.method.name,
         max_mib=job.config.routing.message_mib,
     )
+    engine.elsewhere = united.clients_only if job.is_server else united.server_only
+    return united
 
 
 def make_channel(job: Job, engine: "ClientEngine", participant: Participant | None) -> SharedChannel | None:

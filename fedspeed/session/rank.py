@@ -154,7 +154,7 @@ def _federate(
     stop: StopFlag,
 ) -> Ending:
     """Build the parts of this rank, resume from the journal, and run the remaining rounds."""
-    from fedspeed.federation.rank_components import own_arrays, run_method, start
+    from fedspeed.federation.rank_components import run_method, start
 
     with ExitStack() as always, _closed_in_order() as closing:
         # Swap files are as large as the model, and a later start cannot use them.
@@ -168,8 +168,7 @@ def _federate(
         link = participant.make_link(job, engine, own)
         role = components.make_role(job, inputs.data, inputs.public)
         journal = resume.journal_of(job.request)
-        arrays = participant.unite(job, link, own_arrays(job.config, engine, is_server=job.is_server))
-        engine.elsewhere = arrays.clients_only if job.is_server else arrays.server_only
+        arrays = participant.first_arrays(job, engine, link)
         method = run_method(job.config, arrays)
         fresh = start(job.config, arrays, method)
         first = fresh.state  # training a client alone starts from it too
