@@ -48,7 +48,7 @@ class Sums:
         tokens: answer tokens.
         exact: rows whose whole answer greedy decoding would give.
         rows: rows that have an answer.
-        steps: optimizer steps that were applied.
+        steps: optimizer steps that were applied. lr_sum: their learning rates, added up.
     """
 
     loss: float = 0.0
@@ -56,6 +56,7 @@ class Sums:
     exact: int = 0
     rows: int = 0
     steps: int = 0
+    lr_sum: float = 0.0
 
     def __add__(self, other: "Sums") -> "Sums":
         return Sums(
@@ -64,6 +65,7 @@ class Sums:
             self.exact + other.exact,
             self.rows + other.rows,
             self.steps + other.steps,
+            lr_sum=self.lr_sum + other.lr_sum,
         )
 
     @property

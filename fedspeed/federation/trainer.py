@@ -165,7 +165,7 @@ class Trainer:
         """
         self.begin(engine, turns)
         sums = [Sums()] * len(turns)
-        with self._shown_progress(turns):
+        with self.shown_progress(turns):
             for number in range(turns[0].steps):
                 done = self._step(engine, turns, number, between)
                 sums = [before + more for before, more in zip(sums, done)]
@@ -254,15 +254,21 @@ class Trainer:
     def _step(
         self, engine: ClientEngine, turns: Sequence[Turn], number: int, between: Between | None
     ) -> list[Sums]:
-        """Take one local step of all turns; `Sums.steps` is 0 where the optimizer skipped it, else 1."""
+        """Take one local step of all turns; `Sums.steps` is 0 where the optimizer skipped it, else 1. A
+        skipped step has no learning rate either.
+        """
         sums = engine.gradients([self.rows(turn, number) for turn in turns])
         if between is not None:
             for slot, turn in enumerate(turns):
                 between(slot, turn)
-        were_taken = engine.step(self.lr(turns[0], number))
-        return [replace(of_turn, steps=int(taken)) for of_turn, taken in zip(sums, were_taken, strict=True)]
+        lr = self.lr(turns[0], number)
+        were_taken = engine.step(lr)
+        return [
+            replace(of_turn, steps=int(taken), lr_sum=lr * taken)
+            for of_turn, taken in zip(sums, were_taken, strict=True)
+        ]
 
-    def _shown_progress(self, turns: Sequence[Turn]) -> contextlib.AbstractContextManager[object]:
+    def shown_progress(self, turns: Sequence[Turn]) -> contextlib.AbstractContextManager[object]:
         """Return the context in which the turns' steps are shown as progress, if there is a monitor."""
         if self._monitor is None:
             return contextlib.nullcontext()

@@ -43,8 +43,8 @@ def spoken(count):
 
 @pytest.fixture
 def others(monkeypatch):
-    for name in ("control_variates", "every_step"):
-        monkeypatch.setitem(METHODS, name, Entry(module=f"tests.federation.methods.{name}", sums_only=True))
+    entry = Entry(module="tests.federation.methods.every_step", sums_only=True)
+    monkeypatch.setitem(METHODS, "every_step", entry)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -114,13 +114,12 @@ def test_who_speaks_for_whom():
     assert checks.participants_of(sites, topology, 3) == spoken(3)
 
 
-def test_memory_of_clients_is_kept_where_only_they_can_read_it(others):
-    with pytest.raises(ConfigError, match="control_variates keeps clients' own arrays in the run's folder"):
-        check_method(configured("control_variates", routing={"mode": "mask"}), spoken(5), "stock")
-    check_method(
-        configured("control_variates", routing={"mode": "mask", "transport": "tls"}), spoken(5), "stock"
-    )
-    check_method(configured("control_variates", routing={"mode": "plain"}), spoken(5), "stock")
+@pytest.mark.parametrize("name", ["scaffold", "fedsa"])
+def test_memory_of_clients_is_kept_where_only_they_can_read_it(name):
+    with pytest.raises(ConfigError, match=f"{name} keeps clients' own arrays in the run's folder"):
+        check_method(configured(name, routing={"mode": "mask"}), spoken(5), "stock")
+    check_method(configured(name, routing={"mode": "mask", "transport": "tls"}), spoken(5), "stock")
+    check_method(configured(name, routing={"mode": "plain"}), spoken(5), "stock")
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,6 @@ the journal.
 
 import pytest
 
-from fedspeed.config.run import METHOD_VARIANTS
-from fedspeed.federation.methods.config import METHODS, Entry, variant_of
 from tests.federation.runs import (
     Notes,
     begin,
@@ -58,7 +56,13 @@ CASES = {
     "folded": ("ram", {"train": {}, "federation": {"method": {"name": "residual"}, "clients_per_round": 2}}),
     "stale memory": (
         "zero0",
-        {"train": {"momentum": 0.0}, "federation": {"staleness": 1, "method": {"name": "control_variates"}}},
+        {"train": {"momentum": 0.0}, "federation": {"staleness": 1, "method": {"name": "scaffold"}}},
+    ),
+    "memory": ("ram", {"train": {}, "federation": {"method": {"name": "fedsa"}, "clients_per_round": 2}}),
+    "proximal": ("zero2", {"train": {}, "federation": {"method": {"name": "fedprox"}}}),
+    "zero-order": (
+        "zero3",
+        {"train": {"momentum": 0.0}, "federation": {"method": {"name": "fedkseed", "perturbations": 2}}},
     ),
     "stale": (
         "zero0",
@@ -113,8 +117,6 @@ def resumed(tmp_path_factory):
 
 def all_cases(world, base, folder):
     out = Scenarios()
-    METHODS["control_variates"] = Entry(module="tests.federation.methods.control_variates", adds_deltas=True)
-    METHOD_VARIANTS["control_variates"] = variant_of("control_variates")
     for name in CASES:
         out.play(name, once_and_again, world, base, folder, case=name)
     return out

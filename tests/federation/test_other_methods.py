@@ -1,6 +1,4 @@
-"""What the protocol has for methods that are not here yet: gradients that are added to, memory of clients, an
-exchange in every step, a server.
-"""
+"""What the protocol has for other methods: models of clients' own, an exchange in every step, a server."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,12 +13,9 @@ from tests.federation.runs import (
     begin,
     client_data,
     federation,
-    from_journal,
-    largest,
     run_worlds,
     same_bits,
     settings,
-    share_of,
     tiny_llama,
 )
 from tests.processes import Scenarios
@@ -37,32 +32,14 @@ def seen(tmp_path_factory):
 
 
 def all_runs(world, base, folder):
-    for name in ("proximal", "control_variates", "every_step", "shared_a"):
-        METHODS[name] = Entry(module=f"tests.federation.methods.{name}", adds_deltas=True, any_weights=True)
+    METHODS["every_step"] = Entry(module="tests.federation.methods.every_step")
     out = Scenarios()
-    for steps in (1, 2):
-        out.play(
-            f"plain {steps}",
-            whole,
-            world,
-            f"plain {steps}",
-            configured(base, "lora_average", rounds=1, local_steps=steps),
-            folder=folder,
-        )
     out.play(
         "plain, three rounds",
         whole,
         world,
         "plain 3",
         configured(base, "lora_average", rounds=3, local_steps=1),
-        folder=folder,
-    )
-    out.play(
-        "proximal",
-        whole,
-        world,
-        "proximal",
-        configured(base, "proximal", rounds=1, local_steps=2),
         folder=folder,
     )
     out.play(
@@ -74,7 +51,6 @@ def all_runs(world, base, folder):
         folder=folder,
     )
     out.play("compared", compared, world, base, folder)
-    out.play("variates", variates, world, base, folder)
     return out
 
 
@@ -103,7 +79,7 @@ def compared(world, base, folder):
     """
     from fedspeed.evaluation.compare import compare
 
-    config = configured(base, "shared_a", rounds=2, local_steps=1)
+    config = configured(base, "fedsa", rounds=2, local_steps=1)
     notes = Notes()
     with federation(world, "compared", config, ALONE, folder, notes=notes) as fed:
         first = begin(fed)
@@ -112,54 +88,6 @@ def compared(world, base, folder):
             fed.parts, fed.run(first), start=start, client_data=[client_data(client) for client in CLIENTS]
         )
     return {score.name: score.held_out_loss for score in scores}, notes.records[-1].val_loss
-
-
-def variates(world, base, folder):
-    """(run at once, run that was interrupted after the first round, ends of the second round's turns without
-    any variate).
-    """
-    config = configured(base, "control_variates", rounds=2, local_steps=1)
-    notes = Notes()
-    with federation(world, "variates, at once", config, ALONE, folder, notes=notes) as fed:
-        at_once = fed.run(begin(fed))
-    with federation(world, "variates", config, ALONE, folder, stop=lambda: True) as fed:
-        early = fed.run(begin(fed))
-        middle = SimpleNamespace(state=dict(early.state), memory=dict(early.memory))
-    with federation(world, "variates", config, ALONE, folder) as fed:
-        late = fed.run(from_journal(fed))
-    plain = Notes()
-    with federation(
-        world,
-        "without",
-        configured(base, "lora_average", rounds=2, local_steps=1),
-        ALONE,
-        folder,
-        notes=plain,
-    ) as fed:
-        first = begin(fed)
-        first.round = 1
-        first.state = {n: t for n, t in middle.state.items() if ":" not in n}
-        fed.run(first)
-    return at_once, middle, late, notes.turns[3:], plain.turns
-
-
-def test_what_a_method_adds_to_gradients_is_part_of_the_step(seen):
-    """Two steps of FedProx are two steps without, less the way gone in the first one times mu: it is zero
-    then.
-    """
-    from tests.federation.methods.proximal import MU
-
-    one = seen["plain 1"]
-    two = seen["plain 2"]
-    proximal = seen["proximal"]
-    for client in CLIENTS:
-        way = {n: t - one.start[n] for n, t in one.turns[client].items()}
-        expected = {n: t - LR * MU * way[n] for n, t in two.turns[client].items()}
-        assert (
-            largest(proximal.turns[client], expected)
-            < 1e-6
-            < largest(proximal.turns[client], two.turns[client]) / 100
-        )
 
 
 def test_an_exchange_in_every_step_is_as_many_rounds_of_one_step(seen):
@@ -183,20 +111,6 @@ def test_each_client_alone_is_compared_with_what_the_rounds_evaluate(seen):
     assert list(losses) == ["before", *(f"client {client} alone" for client in CLIENTS), "federated"]
     assert losses["federated"] == pytest.approx(of_the_last_round, rel=1e-6)
     assert len(set(losses.values())) == len(losses)
-
-
-def test_memory_of_clients_counts_and_survives_a_resume(seen):
-    at_once, middle, late, ends, without = seen["variates"]
-    assert same_bits(late.state, at_once.state)
-    assert late.memory.keys() == at_once.memory.keys() == set(CLIENTS)
-    assert all(same_bits(late.memory[c], at_once.memory[c]) for c in CLIENTS)
-    assert max(largest(middle.memory[c], at_once.memory[c]) for c in CLIENTS) > 1e-3
-    shares = {c: share_of(c) / sum(map(share_of, CLIENTS)) for c in CLIENTS}
-    for name, own in middle.memory[0].items():
-        mean = sum(shares[c] * middle.memory[c][name] for c in CLIENTS)
-        np.testing.assert_allclose(middle.state[f"control:{name}"], mean, atol=1e-6)
-        correction = LR * (middle.state[f"control:{name}"] - own)
-        np.testing.assert_allclose(ends[0][name], without[0][name] - correction, atol=1e-6)
 
 
 class Told:

@@ -123,12 +123,12 @@ def test_what_a_client_keeps_to_itself_is_not_clipped():
     """The A that FedSA sends is clipped by its own length, and the sketch sent with it is that of the
     client's own B.
     """
-    from tests.federation.methods.shared_a import SharedA
+    from fedspeed.federation.methods.fedsa import FedSA
 
     start = drawn(9)
     own = drawn(1)
     away = drawn(2, 0.1)
-    method = SharedA(method_variant("lora_average")(), Layout.of(start), clients=3, seed=5)
+    method = FedSA(method_variant("lora_average")(), Layout.of(start), clients=3, seed=5)
     turn = method.turn(0, 1, start, steps=1, seed=0, memory={B: own[B]})
     end = {A: start[A] + away[A], B: own[B] + 100 * away[B]}
     clipped = {A: start[A] + 0.5 * away[A], B: end[B]}

@@ -69,6 +69,29 @@ METHODS = {
         server_optimizers=True,
         any_weights=True,
     ),
+    "fedprox": Entry(
+        module="fedspeed.federation.methods.fedprox",
+        sums_only=True,
+        adds_deltas=True,
+        server_optimizers=True,
+        any_weights=True,
+    ),
+    "scaffold": Entry(
+        module="fedspeed.federation.methods.scaffold",
+        sums_only=True,
+        adds_deltas=True,
+        server_optimizers=True,
+        any_weights=True,
+    ),
+    "fedsa": Entry(
+        module="fedspeed.federation.methods.fedsa", sums_only=True, adds_deltas=True, server_optimizers=True
+    ),
+    "fedkseed": Entry(
+        module="fedspeed.federation.methods.fedkseed",
+        sums_only=True,
+        server_optimizers=True,
+        any_weights=True,
+    ),
 }
 
 

@@ -3,6 +3,7 @@ as methods see them.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -78,6 +79,10 @@ class TurnTrainer(Protocol):
         Args:
             between: called with (client slot, turn) between the gradients and the optimizer step.
         """
+        ...
+
+    def shown_progress(self, turns: Sequence[Turn]) -> AbstractContextManager[object]:
+        """Return the context in which the local steps of turns are shown as progress (`stepped`)."""
         ...
 
     def rows(self, turn: Turn, number: int) -> StepBatches:

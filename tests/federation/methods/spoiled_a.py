@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from tests.federation.methods.shared_a import SharedA
+from fedspeed.federation.methods.fedsa import FedSA
 
 
-class SpoiledA(SharedA):
+class SpoiledA(FedSA):
     def train(self, engine, turns, trainer):
         found = super().train(engine, turns, trainer)
         by = {1: 1, 2: -10}.get(turns[0].round, 10)  # away from where training has led
