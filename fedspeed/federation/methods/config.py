@@ -69,23 +69,9 @@ METHODS = {
         server_optimizers=True,
         any_weights=True,
     ),
-    "fedprox": Entry(
-        module="fedspeed.federation.methods.fedprox",
-        sums_only=True,
-        adds_deltas=True,
-        server_optimizers=True,
-        any_weights=True,
-    ),
-    "scaffold": Entry(
-        module="fedspeed.federation.methods.scaffold",
-        sums_only=True,
-        adds_deltas=True,
-        server_optimizers=True,
-        any_weights=True,
-    ),
-    "fedsa": Entry(
-        module="fedspeed.federation.methods.fedsa", sums_only=True, adds_deltas=True, server_optimizers=True
-    ),
+    "fedprox": replace(_AVERAGE, module="fedspeed.federation.methods.fedprox"),
+    "scaffold": replace(_AVERAGE, module="fedspeed.federation.methods.scaffold"),
+    "fedsa": replace(_AVERAGE, module="fedspeed.federation.methods.fedsa", any_weights=False),
     "fedkseed": Entry(
         module="fedspeed.federation.methods.fedkseed",
         sums_only=True,
