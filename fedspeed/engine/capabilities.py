@@ -14,11 +14,13 @@ Kind = Literal["stock", "streamed", "client_pipeline", "cluster_pipeline"]
 # What a method may need of an engine, besides loading, evaluating and reading states; see the methods of
 # `ClientEngine`. `forward_gradients` is not implemented by any kind yet, so a method that needs it is
 # refused.
-Capability = Literal["gradients", "add_to_gradients", "perturb", "generate", "logprobs", "forward_gradients"]
+Capability = Literal[
+    "gradients", "add_to_gradients", "perturb", "generate", "logprobs", "forward_gradients", "distil"
+]
 
 _ALL: frozenset[Capability] = frozenset({"gradients", "add_to_gradients", "perturb", "generate", "logprobs"})
 CAPABILITIES: dict[Kind, frozenset[Capability]] = {
-    "stock": _ALL,
+    "stock": _ALL | {"distil"},
     "streamed": _ALL,
     "client_pipeline": _ALL,
     "cluster_pipeline": _ALL,

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from transformers import PreTrainedModel
 
+    from fedspeed.engine.distillation import DistilSums
+
 Tensors = dict[str, torch.Tensor]
 
 
@@ -228,6 +230,16 @@ class ClientEngine(MatchedPasses, Generating):
         self._add_to_gradients(slot, arrays, scale)
         self._pending.add(slot)
 
+    def distil(self, work: StepBatches, *, student: Sequence[int], common: int, kl: float) -> "DistilSums":
+        """Compute gradients in slot 0 as `gradients` does, but of how far a student is from its teacher: the
+        model with some of its blocks from all of them (engine.distillation, also for the arguments). Needs
+        the capability `distil`; returns this rank's sums.
+        """
+        with self._measured():
+            sums = self._distil(work, student=student, common=common, kl=kl)
+        self._pending.add(0)
+        return sums
+
     def step(self, lr: float) -> list[bool]:
         """Take an optimizer step in each slot that has gradients, in the slots' order: reduce, clip, unscale,
         update.
@@ -268,6 +280,10 @@ class ClientEngine(MatchedPasses, Generating):
     @abstractmethod
     def _gradients(self, work: Sequence[StepBatches]) -> list[Sums]:
         """Compute gradients; see `gradients`."""
+
+    def _distil(self, work: StepBatches, *, student: Sequence[int], common: int, kl: float) -> "DistilSums":
+        """Compute gradients of a distillation; see `distil`."""
+        raise NotImplementedError(f"an engine of kind {self.kind} is not capable of distil")
 
     @abstractmethod
     def _add_to_gradients(self, slot: int, arrays: Mapping[str, np.ndarray], scale: float) -> None:

@@ -1,14 +1,16 @@
 """Compute with a folded adapter: a forward hook on each module that has folded arrays adds their product.
 
-A module computes W x + s B A x, and the hook adds s F x. F is frozen and the same for all clients
-(models.folded). A hook works under every execution that calls modules: DeepSpeed's, layer by layer, and in a
-pipeline stage. The arrays are not parameters, so ZeRO does not partition them and no tier loads them. They
-are uploaded to the device, in the module's type, when the module is first computed. So a rank that computes
-some of the blocks has only their arrays.
+A module computes W x + s B A x, or W x where nothing of it trains, and the hook adds s F x. F is frozen and
+the same for all clients (models.folded). It is not part of any graph, so a backward pass ends at the lowest
+block that trains, whatever is folded below it. A hook works under every execution that calls modules:
+DeepSpeed's, layer by layer, and in a pipeline stage. The arrays are not parameters, so ZeRO does not
+partition them and no tier loads them. They are uploaded to the device, in the module's type, when the module
+is first computed. So a rank that computes some of the blocks has only their arrays.
 """
 
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -16,6 +18,7 @@ from torch import nn
 from fedspeed.models.folded import LEFT, RIGHT, WHOLE, folded_parts, is_folded
 
 Tensors = Mapping[str, torch.Tensor]
+ADAPTER = "default"  # PEFT's name of the model's adapter
 
 
 class FoldedAdapter:
@@ -50,7 +53,18 @@ class FoldedAdapter:
         modules = dict(self._model.named_modules())
         for name, parts in folded_parts(new).items():
             assert name in modules, f"{name} has folded arrays, but the model has no such module"
-            self._hooks.append(modules[name].register_forward_hook(_AddFolded(parts, self._count)))
+            hook = _AddFolded(parts, self._scale_of(modules[name]), self._count)
+            self._hooks.append(modules[name].register_forward_hook(hook))
+
+    def _scale_of(self, module: nn.Module) -> float:
+        """Return the scale s of a module: that of its LoRA layer, or of the adapter's configuration where the
+        module has none.
+        """
+        scaling = getattr(module, "scaling", None)
+        if scaling is not None:
+            return scaling[ADAPTER]
+        config = cast(Any, self._model).peft_config[ADAPTER]
+        return config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
 
     def _is_loaded(self, new: Tensors) -> bool:
         """Tell whether these arrays are loaded already: all clients of a round load the same ones."""
@@ -70,20 +84,20 @@ class _AddFolded:
     """The hook of one module. It uploads the module's arrays when it is first called.
 
     Args:
-        arrays: F itself, or its factors, by kind (models.folded).
+        arrays: F itself, or its factors, by kind (models.folded). scale: s.
         count: called with the bytes that are uploaded.
     """
 
-    def __init__(self, arrays: Tensors, count: Callable[[int], None]):
+    def __init__(self, arrays: Tensors, scale: float, count: Callable[[int], None]):
         self._arrays = arrays
+        self._scale = scale
         self._count = count
         self._uploaded: dict[str, torch.Tensor] = {}
 
     def __call__(self, module: Any, args: tuple, output: torch.Tensor) -> torch.Tensor:
-        """Return the output of a PEFT LoRA layer with the folded product added.
+        """Return the output of a PEFT LoRA layer, or of a plain one, with the folded product added.
 
         Args:
-            module: the layer; its `scaling` is s.
             args: its arguments: the input [..., in], or token ids if it is an embedding.
             output: [..., out].
         """
@@ -97,7 +111,7 @@ class _AddFolded:
             added = nn.functional.embedding(x, first.T)
         if WHOLE not in arrays:
             added = nn.functional.linear(added, arrays[LEFT])
-        return output + module.scaling["default"] * added
+        return output + self._scale * added
 
     def _on_device(self, like: torch.Tensor) -> Tensors:
         """Return the module's arrays on the device and in the type of its output."""

@@ -16,6 +16,7 @@ from fedspeed.engine.client_engine import ClientEngine, Sums, Tensors
 from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.clock import Clock
 from fedspeed.engine.compute.micro_batches import check_padding
+from fedspeed.engine.distillation import Distillation, DistilSums, token_count
 from fedspeed.engine.generation.pieces import Piece
 from fedspeed.engine.generation.stock import compute_piece
 from fedspeed.engine.groups import Groups
@@ -76,6 +77,19 @@ class StockEngine(ClientEngine):
                 total += Sums(loss_sum.item(), batch.answer_tokens)
             get_accelerator().synchronize()  # so that the clock includes work that is still queued
         return [total]
+
+    def _distil(self, work: StepBatches, *, student: Sequence[int], common: int, kl: float) -> DistilSums:
+        assert self.ds_engine.zero_optimization_stage() < 3, "distil computes with whole parameters"
+        mine = np.array([float(token_count(work))])
+        tokens = int(self.sum_over_client(mine)[0])
+        self.ds_engine.train()
+        with self._clock.stage("compute"):
+            distillation = Distillation(self.model, student=student, common=common, kl=kl)
+            sums = distillation.accumulate(
+                self._states[0], work, tokens=tokens, ranks=self.groups.client_size
+            )
+            get_accelerator().synchronize()
+        return sums
 
     def _add_to_gradients(self, slot: int, arrays: Mapping[str, np.ndarray], scale: float) -> None:
         state = self._states[slot]

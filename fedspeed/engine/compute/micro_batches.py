@@ -236,7 +236,7 @@ class MicroBatchModel:
         """
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         downward = torch.empty_like(normed)
-        for part in self._parts_of(normed):
+        for part in self.pieces(normed):
             piece = normed[part].requires_grad_()
             with torch.enable_grad():
                 lost = chunked_cross_entropy(self.logits(piece), targets[part], reduction="sum")
@@ -248,15 +248,21 @@ class MicroBatchModel:
     def _evaluated(self, normed: torch.Tensor, targets: torch.Tensor) -> DeviceScore:
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         right = []
-        for part in self._parts_of(normed):
+        for part in self.pieces(normed):
             logits = self.logits(normed[part])
             loss += chunked_cross_entropy(logits, targets[part], reduction="sum")
             right.append(logits.argmax(-1) == targets[part])
         return DeviceScore(loss, torch.cat(right) if right else None)
 
-    def _parts_of(self, normed: torch.Tensor) -> list[slice]:
-        """Divide rows so that the logits of each part take a bounded number of bytes."""
-        rows = max(1, self._logits_bytes // (self._parts.head.weight.shape[0] * normed.element_size()))
+    def pieces(self, normed: torch.Tensor, value_bytes: int = 0) -> list[slice]:
+        """Divide rows so that what is computed of the logits of each piece takes a bounded number of bytes.
+
+        Args:
+            normed: the final norm's output [n, hidden].
+            value_bytes: what is computed for each logit; 0: the logit itself.
+        """
+        value_bytes = value_bytes or normed.element_size()
+        rows = max(1, self._logits_bytes // (self._parts.head.weight.shape[0] * value_bytes))
         return [slice(start, start + rows) for start in range(0, len(normed), rows)]
 
 
