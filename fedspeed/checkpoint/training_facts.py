@@ -32,6 +32,7 @@ class TrainingFacts:
         rows: of all clients that had an answer, held-out ones too; None if not counted.
         client_rows: of each client; empty where only sums may be known.
         held_out_loss: of the exported round; None if nothing was evaluated.
+        evaluated: what it is the loss of, where that is not the exported model; else empty.
     """
 
     trained: str
@@ -45,6 +46,7 @@ class TrainingFacts:
     rows: int | None = None
     client_rows: tuple[int, ...] = ()
     held_out_loss: float | None = None
+    evaluated: str = ""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "TrainingFacts":
@@ -69,7 +71,8 @@ class TrainingFacts:
         ]
         if self.held_out_loss is not None:
             before = f", from {first_loss:.4f} before training" if first_loss is not None else ""
-            lines.append(f"- **Loss on held-out rows**: {self.held_out_loss:.4f}{before}")
+            of = f"; of {self.evaluated}" if self.evaluated else ""
+            lines.append(f"- **Loss on held-out rows**: {self.held_out_loss:.4f}{before}{of}")
         return "\n".join(lines)
 
     def _data(self) -> str:

@@ -30,6 +30,7 @@ from fedspeed.engine.generation.interface import Generating
 from fedspeed.engine.groups import Groups
 from fedspeed.engine.matched_passes import MatchedPasses
 from fedspeed.engine.memory_counter import TensorMemoryCounter, storage_bytes
+from fedspeed.models.adapters import lora_scale
 from fedspeed.models.folded import trainable
 
 if TYPE_CHECKING:
@@ -136,6 +137,11 @@ class ClientEngine(MatchedPasses, Generating):
     def names(self) -> list[str]:
         """Names of the trainable tensors, in the same order on every rank of every client."""
         return list(self._states[0].slices)
+
+    @property
+    def lora_scale(self) -> float:
+        """The scale s of the model's LoRA adapter: a module computes W x + s B A x."""
+        return lora_scale(self.model)
 
     @property
     def data_share(self) -> tuple[int, int]:

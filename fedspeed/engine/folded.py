@@ -8,17 +8,16 @@ partition them and no tier loads them. They are uploaded to the device, in the m
 is first computed. So a rank that computes some of the blocks has only their arrays.
 """
 
-import math
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
+from fedspeed.models.adapters import lora_scale
 from fedspeed.models.folded import LEFT, RIGHT, WHOLE, folded_parts, is_folded
 
 Tensors = Mapping[str, torch.Tensor]
-ADAPTER = "default"  # PEFT's name of the model's adapter
 
 
 class FoldedAdapter:
@@ -50,21 +49,12 @@ class FoldedAdapter:
         self.bytes = 0
         if not new:
             return
+        scale = lora_scale(self._model)
         modules = dict(self._model.named_modules())
         for name, parts in folded_parts(new).items():
             assert name in modules, f"{name} has folded arrays, but the model has no such module"
-            hook = _AddFolded(parts, self._scale_of(modules[name]), self._count)
-            self._hooks.append(modules[name].register_forward_hook(hook))
-
-    def _scale_of(self, module: nn.Module) -> float:
-        """Return the scale s of a module: that of its LoRA layer, or of the adapter's configuration where the
-        module has none.
-        """
-        scaling = getattr(module, "scaling", None)
-        if scaling is not None:
-            return scaling[ADAPTER]
-        config = cast(Any, self._model).peft_config[ADAPTER]
-        return config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
+            added = _AddFolded(parts, scale, self._count)
+            self._hooks.append(modules[name].register_forward_hook(added))
 
     def _is_loaded(self, new: Tensors) -> bool:
         """Tell whether these arrays are loaded already: all clients of a round load the same ones."""

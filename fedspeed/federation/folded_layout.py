@@ -8,6 +8,7 @@ arrays.
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -84,7 +85,7 @@ def layout_of_text(text: bytes, known: Layout) -> Layout:
         folded = {name: _matrix_shape(name, shape) for name, shape in _list(foreign_json(text, MAX_TEXT))}
     except (ValueError, TypeError) as error:
         raise _refusal(f"the description of its folded arrays cannot be read ({quoted(error)})") from error
-    _check(folded, _product_shapes(unfolded))
+    _check(folded, known)
     shapes = dict(zip(unfolded.names, unfolded.shapes)) | folded
     names = tuple(sorted(shapes))
     return Layout(names, tuple(shapes[name] for name in names))
@@ -104,37 +105,56 @@ def _matrix_shape(name: object, shape: object) -> Shape:
     return shape[0], shape[1]
 
 
-def _product_shapes(unfolded: Layout) -> dict[str, Shape]:
-    """Return the shapes [out, in] of the products of LoRA's factors, by module, such as `global/x.q`."""
-    shapes = dict(zip(unfolded.names, unfolded.shapes))
-    return {module_of(a): (shapes[b][0], shapes[a][1]) for a, b in pairs(unfolded.names)}
+def _product_shapes(known: Layout) -> dict[str, Shape]:
+    """Return the shapes [out, in] of the products of LoRA's factors and of folded arrays, by module, such as
+    `global/x.q`.
+    """
+    shapes = dict(zip(known.names, known.shapes))
+    trained = {module_of(a): (shapes[b][0], shapes[a][1]) for a, b in pairs(without_folded(known).names)}
+    return {module: _folded_product(arrays) for module, arrays in _folded_arrays(shapes).items()} | trained
+
+
+def _folded_product(arrays: Mapping[str, Shape]) -> Shape:
+    """Return the shape [out, in] of the product of a module's folded arrays."""
+    return arrays[WHOLE] if WHOLE in arrays else (arrays[LEFT][0], arrays[RIGHT][1])
+
+
+def _folded_arrays(shapes: Mapping[str, Shape]) -> dict[str, dict[str, Shape]]:
+    """Return the shapes of folded arrays by module, such as `global/x.q`, and kind."""
+    by_module: dict[str, dict[str, Shape]] = defaultdict(dict)
+    for name, shape in shapes.items():
+        group, slash, array = name.rpartition("/")
+        if is_folded(array):
+            module, _, kind = array.removeprefix(PREFIX).rpartition(".")
+            by_module[f"{group}{slash}{module}"][kind] = shape
+    return by_module
 
 
 def product_values(known: Layout) -> int:
     """Return how many values folded arrays can have at most: those of all products."""
-    return sum(out * width for out, width in _product_shapes(without_folded(known)).values())
+    return sum(out * width for out, width in _product_shapes(known).values())
 
 
-def _check(folded: dict[str, Shape], products: dict[str, Shape]) -> None:
+def _check(folded: dict[str, Shape], known: Layout) -> None:
     """Refuse folded arrays that no method makes. A module may have either factors [out, R] and [R, in] that
-    are together smaller than their product, or the product itself.
+    are together smaller than their product, or the product itself, or those that a known state has.
 
     Args:
-        folded: shapes of the folded arrays, as received. products: by module, [out, in].
+        folded: shapes of the folded arrays, as received. known: a layout of this run.
 
     Raises:
         JournalError: an array is of no such module, or a module's arrays do not fit together.
     """
-    by_module: dict[str, dict[str, Shape]] = defaultdict(dict)
-    for name, shape in folded.items():
-        group, slash, array = name.rpartition("/")
-        module, _, kind = array.removeprefix(PREFIX).rpartition(".")
-        if not is_folded(array) or f"{group}{slash}{module}" not in products:
+    for name in folded:
+        if not is_of_folded(name):
             raise _refusal(f"it has {name[:200]!r}, which no method folds")
-        by_module[f"{group}{slash}{module}"][kind] = shape
-    for module, shapes in by_module.items():
+    products = _product_shapes(known)
+    as_known = _folded_arrays(dict(zip(known.names, known.shapes)))
+    for module, shapes in _folded_arrays(folded).items():
+        if module not in products:
+            raise _refusal(f"it has folded arrays of {module[:200]!r}, which no method folds")
         d_out, d_in = products[module]
-        if shapes == {WHOLE: (d_out, d_in)}:
+        if shapes in ({WHOLE: (d_out, d_in)}, as_known.get(module)):
             continue
         folded_rank = shapes.get(LEFT, (0, 0))[1]
         is_smaller = 0 < folded_rank and folded_rank * (d_out + d_in) < d_out * d_in

@@ -29,12 +29,29 @@ def has_own_models(method: Method) -> bool:
 
 
 def models_of(method: Method, state: Arrays, memory: Mapping[int, Arrays]) -> dict[str, Arrays]:
-    """Return the models that are evaluated and exported (`Method.models`).
+    """Return the models that are evaluated (`Method.models`).
 
     Raises:
         ValueError: the method returns no common model, or a name that is not valid for a folder.
     """
-    models = method.models(state, memory)
+    return _checked(method, method.models(state, memory))
+
+
+def exports_of(method: Method, state: Arrays, memory: Mapping[int, Arrays]) -> dict[str, Arrays]:
+    """Return the models that are exported (`Method.exports`).
+
+    Raises:
+        ValueError: see `models_of`.
+    """
+    return _checked(method, method.exports(state, memory))
+
+
+def _checked(method: Method, models: dict[str, Arrays]) -> dict[str, Arrays]:
+    """Return models, with a common one and valid names.
+
+    Raises:
+        ValueError: see `models_of`.
+    """
     kind = type(method).__name__
     if COMMON not in models:
         raise ValueError(f"{kind}.models gives no {COMMON!r}, for clients without a model of their own")

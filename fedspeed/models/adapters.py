@@ -4,7 +4,7 @@ import math
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -170,6 +170,16 @@ def _adaptable(model: nn.Module) -> list[str]:
 def is_adapter(name: str) -> bool:
     """Tell whether a parameter belongs to a LoRA adapter."""
     return ".lora_" in name
+
+
+def lora_scale(model: Any) -> float:
+    """Return the scale s of a model's LoRA adapter, by which its products B A are multiplied.
+
+    Args:
+        model: wrapped in PEFT's.
+    """
+    config = model.peft_config["default"]
+    return config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
 
 
 def base_name(name: str) -> str:

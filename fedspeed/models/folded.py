@@ -54,9 +54,14 @@ def folded_parts(state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def folded_name(module: str, kind: str) -> str:
+    """Return the name that a module's folded array has in a state."""
+    return f"{PREFIX}{module}.{kind}"
+
+
 def named(module: str, parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return a module's folded arrays by the names that they have in a state."""
-    return {f"{PREFIX}{module}.{kind}": array for kind, array in parts.items()}
+    return {folded_name(module, kind): array for kind, array in parts.items()}
 
 
 def as_factors(parts: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

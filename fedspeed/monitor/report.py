@@ -70,6 +70,7 @@ class Facts:
         export: None if nothing was exported.
         resume_command: the command that continues the run after a failure or a preemption.
         predicted: the planner's prediction; None if it does not model the execution.
+        evaluated: what losses and scores are of, where that is not the exported model; else empty.
     """
 
     run: dict[str, str] = field(default_factory=dict)
@@ -77,6 +78,7 @@ class Facts:
     export: Export | None = None
     resume_command: str = "the same command"
     predicted: "Predicted | None" = None
+    evaluated: str = ""
 
 
 class Predicted(NamedTuple):
@@ -156,7 +158,7 @@ def report_text(
     sections = [
         f"# Run `{name}`: {summary.status}",
         _status(summary, facts),
-        "## Result\n\n" + results_table(summary),
+        "## Result\n\n" + _results(summary, facts),
     ]
     if comparison:
         sections.append(_comparison_section(comparison, plot))
@@ -182,6 +184,13 @@ def report_text(
     sections.append("## Missing updates and restarts\n\n" + _failures(summary))
     sections.append(_configuration(config_text))
     return "\n\n".join(sections) + "\n"
+
+
+def _results(summary: Summary, facts: Facts) -> str:
+    """Return the table of results, and what was evaluated where that is not what was exported."""
+    if not facts.evaluated:
+        return results_table(summary)
+    return f"{results_table(summary)}\n\nAll losses and scores of this report are of {facts.evaluated}."
 
 
 def missing_text(gap: MissingUpdates) -> str:

@@ -1,4 +1,4 @@
-"""Export of a finished run: every model of its method (`Method.models`) as a folder.
+"""Export of a finished run: every model of its method (`Method.exports`) as a folder.
 
 Models of the best round are exported, and those of the last round in folders of their own where that is
 another round. The reporting rank writes common models. A client's own model is written by the rank that
@@ -26,7 +26,7 @@ from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.folded_layout import shared_layout
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.link import ClientLink
-from fedspeed.federation.named_models import COMMON, has_own_models, is_own_model, models_of, own_model
+from fedspeed.federation.named_models import COMMON, exports_of, has_own_models, is_own_model, own_model
 from fedspeed.federation.run_progress import Progress
 from fedspeed.models.provenance import origin_text
 from fedspeed.monitor.report import Export
@@ -176,7 +176,7 @@ def _write(
     engine = rank_components.engine
     kind = export_kind(job.config)
     carried = role.clients if role.gateway else ()
-    models = models_of(rank_components.method, result.state, result.memory)
+    models = exports_of(rank_components.method, result.state, result.memory)
     ours = {name for name in models if is_ours(name, reporter=job.reporter, carried=carried)}
     has_more = has_own_models(rank_components.method)
     for name in sorted(ours):

@@ -9,6 +9,7 @@ from fedspeed.config.spelling import flow
 from fedspeed.data.row_counts import RowTable
 from fedspeed.engine.base.describe import execution
 from fedspeed.errors import FedSpeedError
+from fedspeed.federation.methods.base import method_class
 from fedspeed.federation.run_progress import Progress
 from fedspeed.models.checks import weight_notes
 from fedspeed.models.config import AdapterConfig
@@ -42,7 +43,8 @@ def report_facts(job: Job, exported: Export | None, predicted: Predicted | None 
     }
     if texts := _weight_texts(config):
         run["the base's files"] = "; ".join(texts)
-    return Facts(run, tuple(_hosts(job)), exported, predicted=predicted)
+    evaluated = method_class(federation.method.name).evaluated
+    return Facts(run, tuple(_hosts(job)), exported, predicted=predicted, evaluated=evaluated)
 
 
 def training_facts(config: RunConfig, progress: Progress, rows: RowTable | None) -> TrainingFacts:
@@ -64,6 +66,7 @@ def training_facts(config: RunConfig, progress: Progress, rows: RowTable | None)
         rows=rows.total.kept if rows else None,
         client_rows=tuple(counts.kept for counts in rows.clients) if rows else (),
         held_out_loss=float(progress.best_loss) if progress.has_best else None,
+        evaluated=method_class(federation.method.name).evaluated,
     )
 
 

@@ -6,8 +6,8 @@ of arrays, so all ranks, which have the same state and receive the same sum, com
 
 The order of a round: `turn` for each sampled client, `train` for as many turns as the engine has client
 slots, `encode` for each of them, the sum over all clients, `aggregate`, the server optimizer, `server_step`.
-`models` returns what is then evaluated and exported. A method that has a server (`RankRole.server`) computes
-there in `serve`, while clients train, and in `server_step`.
+`models` returns what is then evaluated, and `exports` what is exported of it. A method that has a server
+(`RankRole.server`) computes there in `serve`, while clients train, and in `server_step`.
 
 docs/methods.md shows which member implements which part of published methods.
 """
@@ -64,6 +64,8 @@ class Method(ABC):
         keeps_memory: whether clients keep arrays of their own (`Turn.memory`), which are then journalled.
         factor_error_is_exact: whether `Aggregate.factor_error` is exact, not an estimate.
         server_arrays: names of trainable arrays that only the server's engine has (`make_method`).
+        evaluated: what rounds evaluate, if that is not what is exported (`exports`), for reports and model
+            cards: "the held-out loss is that of ...".
         exchange_every: "round", or "step" for an exchange after every local step. Evaluation and journal are
             once a round in both cases. With "step" each step is a turn of its own, before which
             federation.local_optimizer=reset resets the optimizer.
@@ -73,6 +75,7 @@ class Method(ABC):
     server_needs: ClassVar[frozenset[Capability]] = frozenset()
     keeps_memory: ClassVar[bool] = False
     factor_error_is_exact: ClassVar[bool] = False
+    evaluated: ClassVar[str] = ""
     exchange_every: ClassVar[Literal["round", "step"]] = "round"
     server_arrays: frozenset[str] = frozenset()
 
@@ -322,6 +325,12 @@ class Method(ABC):
             memory: of this rank's clients, by client.
         """
         return {"adapter": state}
+
+    def exports(self, state: Arrays, memory: Mapping[int, Arrays]) -> dict[str, Arrays]:
+        """Return what is exported of the models, by the same names. It is another adapter than the evaluated
+        one where clients train without the whole model (`evaluated`).
+        """
+        return self.models(state, memory)
 
 
 def method_class(name: str) -> type[Method]:
