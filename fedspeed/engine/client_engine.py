@@ -25,19 +25,17 @@ from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.capabilities import Capability, Kind, capabilities_of
 from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.clock import Clock
+from fedspeed.engine.distil_sums import DistilSums
 from fedspeed.engine.folded import FoldedAdapter
 from fedspeed.engine.generation.interface import Generating
 from fedspeed.engine.groups import Groups
 from fedspeed.engine.matched_passes import MatchedPasses
 from fedspeed.engine.memory_counter import TensorMemoryCounter, storage_bytes
-from fedspeed.models.adapters import lora_scale
 from fedspeed.models.folded import trainable
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from transformers import PreTrainedModel
-
-    from fedspeed.engine.distillation import DistilSums
 
 Tensors = dict[str, torch.Tensor]
 
@@ -139,11 +137,6 @@ class ClientEngine(MatchedPasses, Generating):
         return list(self._states[0].slices)
 
     @property
-    def lora_scale(self) -> float:
-        """The scale s of the model's LoRA adapter: a module computes W x + s B A x."""
-        return lora_scale(self.model)
-
-    @property
     def data_share(self) -> tuple[int, int]:
         """(number of shares into which a client's rows are divided, number of this rank's share)."""
         return self.groups.client_size, self.groups.client_rank
@@ -236,7 +229,7 @@ class ClientEngine(MatchedPasses, Generating):
         self._add_to_gradients(slot, arrays, scale)
         self._pending.add(slot)
 
-    def distil(self, work: StepBatches, *, student: Sequence[int], common: int, kl: float) -> "DistilSums":
+    def distil(self, work: StepBatches, *, student: Sequence[int], common: int, kl: float) -> DistilSums:
         """Compute gradients in slot 0 as `gradients` does, but of how far a student is from its teacher: the
         model with some of its blocks from all of them (engine.distillation, also for the arguments). Needs
         the capability `distil`; returns this rank's sums.
@@ -287,7 +280,7 @@ class ClientEngine(MatchedPasses, Generating):
     def _gradients(self, work: Sequence[StepBatches]) -> list[Sums]:
         """Compute gradients; see `gradients`."""
 
-    def _distil(self, work: StepBatches, *, student: Sequence[int], common: int, kl: float) -> "DistilSums":
+    def _distil(self, work: StepBatches, *, student: Sequence[int], common: int, kl: float) -> DistilSums:
         """Compute gradients of a distillation; see `distil`."""
         raise NotImplementedError(f"an engine of kind {self.kind} is not capable of distil")
 

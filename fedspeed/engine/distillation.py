@@ -14,7 +14,6 @@ answer; padding does not.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -24,26 +23,10 @@ from transformers import PreTrainedModel
 from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.compute.micro_batches import Call, MicroBatchModel, MicroBatchTask
+from fedspeed.engine.distil_sums import DistilSums
 from fedspeed.models.blocks import anatomy
 
 KL_COPIES = 6  # fp32 tensors of the logits' size that exist while the divergence is differentiated
-
-
-@dataclass(frozen=True)
-class DistilSums:
-    """Sums over the tokens of a step on one rank, before the step is taken.
-
-    Attributes:
-        hidden: of |h* - h|^2 / |h*|^2. kl: of the divergences, 0 where they have no part in the loss.
-        tokens: their number, without padding.
-    """
-
-    hidden: float = 0.0
-    kl: float = 0.0
-    tokens: int = 0
-
-    def __add__(self, other: "DistilSums") -> "DistilSums":
-        return DistilSums(self.hidden + other.hidden, self.kl + other.kl, self.tokens + other.tokens)
 
 
 class _Outputs(NamedTuple):

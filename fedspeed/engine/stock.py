@@ -16,7 +16,8 @@ from fedspeed.engine.client_engine import ClientEngine, Sums, Tensors
 from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.clock import Clock
 from fedspeed.engine.compute.micro_batches import check_padding
-from fedspeed.engine.distillation import Distillation, DistilSums, token_count
+from fedspeed.engine.distil_sums import DistilSums
+from fedspeed.engine.distillation import Distillation, token_count
 from fedspeed.engine.generation.pieces import Piece
 from fedspeed.engine.generation.stock import compute_piece
 from fedspeed.engine.groups import Groups

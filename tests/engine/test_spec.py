@@ -143,6 +143,6 @@ def test_blocks_that_do_not_exist_are_refused(numbers):
 def test_a_need_that_is_no_capability_is_no_matter_of_engines():
     with pytest.raises(
         ValueError,
-        match="any needs distil, which is no capability; .* has gradients, .*a new one is a name there",
+        match="any needs quantise, which is no capability; .* has gradients, .*a new one is a name there",
     ):
-        check_capabilities({"gradients", "distil"}, "stock", "federation.method=any")
+        check_capabilities({"gradients", "quantise"}, "stock", "federation.method=any")

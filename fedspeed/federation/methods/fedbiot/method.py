@@ -94,9 +94,13 @@ class FedBiOT(LoraAverage):
         if not weight:
             return trainer.local_steps(engine, turns)
 
+        from fedspeed.models.adapters import lora_scale
+
         def add_proximal(slot: int, turn: Turn) -> None:
             now = {name: tensor.numpy() for name, tensor in engine.masters(slot).items()}
-            engine.add_to_gradients(slot, proximal_gradient(now, turn.start, engine.lora_scale), weight)
+            engine.add_to_gradients(
+                slot, proximal_gradient(now, turn.start, lora_scale(engine.model)), weight
+            )
 
         return trainer.local_steps(engine, turns, between=add_proximal)
 

@@ -29,7 +29,9 @@ def proximal_gradient(now: Arrays, start: Arrays, scale: float) -> dict[str, np.
     """
     gradients = {}
     for name_a, name_b in pairs(now):
-        a, b, first_b = now[name_a], now[name_b], start[name_b]
+        a = now[name_a]
+        b = now[name_b]
+        first_b = start[name_b]
         p = b - first_b
         q = a - start[name_a]
         factor = 2 * scale**2
