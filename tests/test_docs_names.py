@@ -158,7 +158,11 @@ def test_needs_of_methods_are_capabilities_or_said_to_be_none_yet():
         r"((?:`\w+`(?:, | and )?)+) (?:are no capabilities|is no capability) yet", " ".join(text.split())
     )
     new = set(re.findall(r"`(\w+)`", said))
-    assert named - set(get_args(Capability)) == new and named - new == {"forward_gradients", "perturb"}
+    assert named - set(get_args(Capability)) == new and named - new == {
+        "forward_gradients",
+        "perturb",
+        "distil",
+    }
 
 
 def test_what_is_gone_is_found():

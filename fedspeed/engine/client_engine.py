@@ -234,10 +234,7 @@ class ClientEngine(MatchedPasses, Generating):
         model with some of its blocks from all of them (engine.distillation, also for the arguments). Needs
         the capability `distil`; returns this rank's sums.
         """
-        with self._measured():
-            sums = self._distil(work, student=student, common=common, kl=kl)
-        self._pending.add(0)
-        return sums
+        raise NotImplementedError(f"an engine of kind {self.kind} is not capable of distil")
 
     def step(self, lr: float) -> list[bool]:
         """Take an optimizer step in each slot that has gradients, in the slots' order: reduce, clip, unscale,
@@ -279,10 +276,6 @@ class ClientEngine(MatchedPasses, Generating):
     @abstractmethod
     def _gradients(self, work: Sequence[StepBatches]) -> list[Sums]:
         """Compute gradients; see `gradients`."""
-
-    def _distil(self, work: StepBatches, *, student: Sequence[int], common: int, kl: float) -> DistilSums:
-        """Compute gradients of a distillation; see `distil`."""
-        raise NotImplementedError(f"an engine of kind {self.kind} is not capable of distil")
 
     @abstractmethod
     def _add_to_gradients(self, slot: int, arrays: Mapping[str, np.ndarray], scale: float) -> None:

@@ -79,17 +79,18 @@ class StockEngine(ClientEngine):
             get_accelerator().synchronize()  # so that the clock includes work that is still queued
         return [total]
 
-    def _distil(self, work: StepBatches, *, student: Sequence[int], common: int, kl: float) -> DistilSums:
+    def distil(self, work: StepBatches, *, student: Sequence[int], common: int, kl: float) -> DistilSums:
         assert self.ds_engine.zero_optimization_stage() < 3, "distil computes with whole parameters"
         mine = np.array([float(token_count(work))])
         tokens = int(self.sum_over_client(mine)[0])
         self.ds_engine.train()
-        with self._clock.stage("compute"):
+        with self._measured(), self._clock.stage("compute"):
             distillation = Distillation(self.model, student=student, common=common, kl=kl)
             sums = distillation.accumulate(
                 self._states[0], work, tokens=tokens, ranks=self.groups.client_size
             )
             get_accelerator().synchronize()
+        self._pending.add(0)
         return sums
 
     def _add_to_gradients(self, slot: int, arrays: Mapping[str, np.ndarray], scale: float) -> None:
