@@ -2,6 +2,8 @@
 DeepSpeed.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch.nn import functional
@@ -44,18 +46,30 @@ class Plain:
             logits[row.labels_start - 1 : -1], ids[row.labels_start :], reduction="sum"
         )
 
-    def gradient(self, client: int, step: int) -> dict[str, torch.Tensor]:
-        """Of the mean loss over the answer tokens of the client's rows in local step `step` of the run."""
+    def _step_losses(self, client: int, step: int) -> Iterator[torch.Tensor]:
+        """Addends of the mean loss over the answer tokens of the client's rows in local step `step` of the
+        run.
+        """
         train = self.config.train
         data = client_data(client)
         rows = [
             data.train[i]
             for i in step_rows(self.config.run.seed, client, step, train.micro_batch, len(data.train))
         ]
-        self.model.zero_grad()
         tokens = sum(len(e.input_ids) - e.labels_start for e in rows)
         for row in rows:
-            (self._answer_loss(row) / tokens).backward()
+            yield self._answer_loss(row) / tokens
+
+    @torch.no_grad()
+    def step_loss(self, client: int, step: int) -> float:
+        """The mean loss of a local step."""
+        return sum(loss.item() for loss in self._step_losses(client, step))
+
+    def gradient(self, client: int, step: int) -> dict[str, torch.Tensor]:
+        """Of the mean loss of a local step."""
+        self.model.zero_grad()
+        for loss in self._step_losses(client, step):
+            loss.backward()
         return {n: p.grad.clone() for n, p in self.parameters.items()}
 
     def local_steps(self, client: int, first: int, steps: int) -> None:

@@ -67,6 +67,15 @@ def test_masked_modes_take_what_needs_sums_of_enough():
             check_method(configured(method, routing=masked), spoken(9), "stock")
 
 
+def test_masked_modes_take_directions_that_all_clients_draw():
+    masked = {"mode": "mask", "min_participants": 3}
+    own = configured("fedkseed", routing=masked)
+    with pytest.raises(ConfigError, match="fedkseed: only 1 of 3 participants may contribute"):
+        check_method(own, spoken(3), "stock")
+    method = replace(own.federation.method, draws="common")
+    check_method(replace(own, federation=replace(own.federation, method=method)), spoken(3), "stock")
+
+
 @pytest.fixture
 def slices(monkeypatch, tmp_path):
     """A method that deals modules to the clients in turn; gives a masked configuration of it, on a base of

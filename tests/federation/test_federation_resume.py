@@ -60,10 +60,7 @@ CASES = {
     ),
     "memory": ("ram", {"train": {}, "federation": {"method": {"name": "fedsa"}, "clients_per_round": 2}}),
     "proximal": ("zero2", {"train": {}, "federation": {"method": {"name": "fedprox"}}}),
-    "zero-order": (
-        "zero3",
-        {"train": {"momentum": 0.0}, "federation": {"method": {"name": "fedkseed", "perturbations": 2}}},
-    ),
+    "zero-order": ("zero0", {"train": {"momentum": 0.0}, "federation": {"method": {"name": "fedkseed"}}}),
     "stale": (
         "zero0",
         {"train": {}, "federation": {"staleness": 1, "server_optimizer": "momentum", "server_lr": 0.5}},

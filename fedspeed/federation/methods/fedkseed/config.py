@@ -44,17 +44,17 @@ class Config:
         train = config.train
         setting = f"federation.method={self.name}"
         found: list[tuple[tuple[str, ...], str]] = []
-        for key, value, wanted in (
-            ("train.optimizer", train.optimizer, "sgd"),
-            ("train.momentum", train.momentum, 0),
-            ("train.weight_decay", train.weight_decay, 0),
-            ("train.clip", train.clip, 0),
-            ("adapter.dropout", config.adapter.dropout, 0),
+        for key, value, wanted, remedy in (
+            ("train.optimizer", train.optimizer, "sgd", "sgd, with a smaller lr"),
+            ("train.momentum", train.momentum, 0, "0"),
+            ("train.weight_decay", train.weight_decay, 0, "0"),
+            ("train.clip", train.clip, 0, "0"),
+            ("adapter.dropout", config.adapter.dropout, 0, "0"),
         ):
             if value != wanted:
                 text = (
                     f"{setting} takes zero-order steps along random directions, without gradients, so that "
-                    f"{key}={value} would have no effect; set {key}={wanted}, or choose another method"
+                    f"{key}={value} would have no effect; set {key}={remedy}, or choose another method"
                 )
                 found.append((("federation.method", key), text))
         if config.data.packing:

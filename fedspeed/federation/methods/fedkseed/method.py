@@ -88,30 +88,30 @@ class FedKSeed(Method):
         total = Sums()
         with trainer.shown_progress([turn]):
             for number in range(turn.steps):
-                drawn = self._drawn(turn, number)
+                drawn = self.drawn(turn, number)
                 batches = trainer.rows(turn, number)
-                probes = [self._probe(engine, now, batches, self._seed_of(j)) for j in drawn]
+                probes = [self._probe(engine, now, batches, self.seed_of(j)) for j in drawn]
                 done = sum((sums for _, sums in probes), Sums())
                 slopes = np.array([slope for slope, _ in probes])
                 taken = bool(np.isfinite(slopes).all())
                 if taken:
                     steps = trainer.lr(turn, number) * slopes / len(drawn)
                     np.add.at(amounts, drawn, steps)
-                    now = stepped(now, [(self._seed_of(j), float(step)) for j, step in zip(drawn, steps)])
+                    now = stepped(now, [(self.seed_of(j), float(step)) for j, step in zip(drawn, steps)])
                 share = 1 / (2 * len(drawn))  # of each evaluation in the step's mean loss
                 step_sums = Sums(done.loss * share, round(done.tokens * share), steps=int(taken))
                 total += step_sums
                 trainer.stepped([turn], number, [step_sums])
         return Trained(end=now | {AMOUNTS: amounts}, sums=total, memory=turn.memory)
 
-    def _drawn(self, turn: Turn, number: int) -> list[int]:
+    def drawn(self, turn: Turn, number: int) -> list[int]:
         """Return the numbers of the directions of a turn's local step `number`."""
         common = [self.seed, _DRAWS, turn.round, number]
         key = common if self.config.draws == "common" else [turn.seed, _DRAWS, number]
         rng = np.random.default_rng(key)
         return list(map(int, rng.integers(self.config.seeds, size=self.config.perturbations)))
 
-    def _seed_of(self, number: int) -> int:
+    def seed_of(self, number: int) -> int:
         """Return the seed of direction `number`."""
         return direction_seed(self.seed, number)
 
@@ -156,4 +156,4 @@ class FedKSeed(Method):
     ) -> Aggregate:
         mean = factor * total.astype(np.float64) / weight
         used = np.flatnonzero(mean)
-        return Aggregate(stepped(state, [(self._seed_of(int(j)), float(mean[j])) for j in used]), None)
+        return Aggregate(stepped(state, [(self.seed_of(int(j)), float(mean[j])) for j in used]), None)
