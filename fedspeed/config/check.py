@@ -1,13 +1,14 @@
 """Checks between the values of a configuration. Pure: no file, device or hostfile is read."""
 
 from fedspeed.config.deepspeed_rules import clashes
-from fedspeed.config.rules import engine, federation, model
+from fedspeed.config.rules import client_ranks, engine, federation, model
 from fedspeed.config.rules.conflict import Conflict
 from fedspeed.config.run import RunConfig
 
 RULES = (
     model.check_names,
     model.check_adapter,
+    client_ranks.check_client_ranks,
     engine.check_engine,
     engine.check_pipeline,
     federation.check_sites,

@@ -47,6 +47,7 @@ _OUTSIDE_FINGERPRINT = (
 # Keys that earlier versions did not have, and the values with which a run is one of theirs.
 _LATER_KEYS: dict[str, Any] = {
     "federation.public_rows": "",
+    "adapter.rank_by_client": {},
     "data.held_out": "",
     "data.format": "auto",
     "data.too_long": "cut",

@@ -26,6 +26,7 @@ from fedspeed.engine.capabilities import Capability, Kind, capabilities_of
 from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.clock import Clock
 from fedspeed.engine.distil_sums import DistilSums
+from fedspeed.engine.fitted_state import fitted_state
 from fedspeed.engine.folded import FoldedAdapter
 from fedspeed.engine.generation.interface import Generating
 from fedspeed.engine.groups import Groups
@@ -157,7 +158,8 @@ class ClientEngine(MatchedPasses, Generating):
 
         Args:
             state: full fp32 tensors by name, including folded ones (see `load_folded`): all that the engine
-                trains, and no others but those that are `elsewhere`.
+                trains, and no others but those that are `elsewhere`. Its LoRA factors may have another rank
+                than the engine's (`models.lora_ranks.fitted`).
             frozen: names that keep their values during these local steps (freeze_a, alternate). Their
                 gradients are set to zero, so that they affect neither clipping nor momentum, and their
                 learning rate is zero, so that weight decay does not change them. `requires_grad=False` during
@@ -167,7 +169,8 @@ class ClientEngine(MatchedPasses, Generating):
         if slot in self._pending:
             self._pending.discard(slot)
             self._drop_gradients(slot)
-        self.load_folded(state)
+        state = fitted_state(state, self._states[0].slices)
+        self._folded.load(state)
         own = {name: value for name, value in trainable(state).items() if name not in self.elsewhere}
         unknown = sorted(own.keys() - set(self.names))
         assert not unknown, f"load: nothing that trains is called {unknown[0]}"
@@ -189,7 +192,7 @@ class ClientEngine(MatchedPasses, Generating):
         """Compute from now on with the folded arrays of a global state, which are the same for all clients
         (models.folded). A rank without a client in this round calls this itself if it computes for others.
         """
-        self._folded.load(state)
+        self._folded.load(fitted_state(state, self._states[0].slices))
 
     def state(self, slot: int = 0) -> dict[str, torch.Tensor]:
         """Read the full fp32 masters onto the CPU, by name. Collective over the client."""

@@ -18,7 +18,7 @@ from fedspeed.federation.named_models import COMMON, assigned_models, has_own_mo
 from fedspeed.federation.rank_components import RankComponents
 from fedspeed.federation.run_progress import Progress
 from fedspeed.federation.tensors import as_torch
-from fedspeed.federation.trainer import Trainer
+from fedspeed.federation.trainer import Trainer, simultaneous_turns
 
 FIELDS = ("loss", "tokens", "exact", "rows")  # of engine.client_engine.Sums
 
@@ -90,7 +90,7 @@ def train_alone(components: RankComponents, start: Arrays) -> dict[int, Arrays]:
         components.config, components.role, components.engine, components.method
     )  # without a monitor
     turns = [trainer.turn_alone(client, start) for client in components.role.clients]
-    groups = -(-len(turns) // components.engine.client_slots)
+    groups = len(simultaneous_turns(turns, components.engine.client_slots))
     steps = max((turn.steps for turn in turns), default=0)
     with activity.during("the training of each client alone", groups * steps, "local step"):
         results = [pair for pairs in trainer.train(turns) for pair in pairs]

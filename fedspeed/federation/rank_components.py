@@ -4,12 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
 from fedspeed.checkpoint.journal import Journal
 from fedspeed.config.run import RunConfig
 from fedspeed.engine.capabilities import check_capabilities
 from fedspeed.engine.client_engine import ClientEngine
 from fedspeed.errors import FedSpeedError
 from fedspeed.federation import server_optimizer
+from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.contribution import Transform
 from fedspeed.federation.evaluators import Evaluator, TaskEvaluator
 from fedspeed.federation.link import ClientLink
@@ -25,6 +28,8 @@ from fedspeed.federation.tensors import as_arrays
 from fedspeed.federation.trainer import Trainer
 from fedspeed.federation.updates.base import hidden_by, make_transforms, shared_seed
 from fedspeed.federation.witness import ServerWitness, StateCertifier
+from fedspeed.models.adapters import initial_adapter
+from fedspeed.models.lora_ranks import client_ranks, shape_of_rank
 from fedspeed.monitor.clock import StageClock
 
 
@@ -90,7 +95,22 @@ def own_arrays(config: RunConfig, engine: ClientEngine, *, is_server: bool = Fal
     """
     chosen = config.federation.method
     role: Literal["client", "server"] = "server" if is_server else "client"
-    return RunArrays(method_class(chosen.name).arrays_of(chosen, as_arrays(engine.state()), role=role))
+    return RunArrays(method_class(chosen.name).arrays_of(chosen, _built_state(config, engine), role=role))
+
+
+def _built_state(config: RunConfig, engine: ClientEngine) -> Arrays:
+    """Return the weights that the engine was built with. With adapter.rank_by_client they have
+    adapter.lora_rank on all ranks, whatever the engine's own; the first values of all engines are drawn alike
+    from run.seed.
+    """
+    state = as_arrays(engine.state())
+    if not config.adapter.rank_by_client:
+        return state
+    lora_rank = config.adapter.lora_rank
+    return as_arrays({
+        name: initial_adapter(name, torch.Size(shape_of_rank(name, array.shape, lora_rank)), config.run.seed)
+        for name, array in state.items()
+    })
 
 
 def run_method(config: RunConfig, first: RunArrays) -> Method:
@@ -102,6 +122,9 @@ def run_method(config: RunConfig, first: RunArrays) -> Method:
         seed=config.run.seed,
         hides=hidden_by(config.federation.updates),
         server_arrays=first.server_only,
+        lora_ranks=(
+            client_ranks(config.adapter, config.data.clients) if config.adapter.rank_by_client else ()
+        ),
     )
 
 

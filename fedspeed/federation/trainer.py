@@ -24,6 +24,8 @@ from fedspeed.federation.round_monitor import RoundMonitor
 from fedspeed.federation.schedule import lr_at
 from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.federation.tensors import as_arrays, as_torch
+from fedspeed.models.folded import rank_of
+from fedspeed.models.lora_ranks import leading
 
 TURN_STREAM = 0x7E4  # the random stream of turns
 
@@ -44,6 +46,18 @@ def turn_seed(seed: int, client: int, round: int, *, exchange: int = 0, share: i
 def first_step(turn: Turn, steps_per_round: int) -> int:
     """Return the number of a turn's first local step, counted from 0 over the whole run."""
     return max(0, turn.round - 1) * steps_per_round + turn.exchange
+
+
+def simultaneous_turns(turns: Sequence[Turn], slots: int) -> list[list[Turn]]:
+    """Return turns in groups that are trained at the same time, at most `slots` each.
+
+    Turns of clients with different LoRA ranks may have different folded arrays, of which an engine has one
+    set, so that a group has turns of one rank only.
+    """
+    by_rank: dict[int, list[Turn]] = {}
+    for turn in turns:
+        by_rank.setdefault(rank_of(turn.start), []).append(turn)
+    return [same[first : first + slots] for same in by_rank.values() for first in range(0, len(same), slots)]
 
 
 class Trainer:
@@ -131,12 +145,14 @@ class Trainer:
         engine = self._engine
         slots = self._engine.client_slots
         self._optimizers = optimizers or {}
+        groups = simultaneous_turns(turns, slots)
         steps = turns[0].steps if turns else 0
         accumulation = self._config.train.accumulation
-        passes, backward = self._method.passes(engine, len(turns), steps, accumulation)
-        with engine.matched_passes(passes, backward):
-            for first in range(0, len(turns), slots):
-                simultaneous = list(turns[first : first + slots])
+        passes = [
+            self._method.passes(engine, count, steps, accumulation) for count in map(len, groups or [[]])
+        ]
+        with engine.matched_passes(sum(number for number, _ in passes), passes[0][1]):
+            for simultaneous in groups:
                 trained = self._method.train(engine, simultaneous, self)
                 yield list(zip(simultaneous, trained, strict=True))
 
@@ -171,7 +187,11 @@ class Trainer:
                 sums = [before + more for before, more in zip(sums, done)]
                 self.stepped(turns, number, done)
         return [
-            Trained(end=as_arrays(engine.state(slot)), sums=sums[slot], memory=turn.memory)
+            Trained(
+                end=leading(as_arrays(engine.state(slot)), rank_of(turn.start)),
+                sums=sums[slot],
+                memory=turn.memory,
+            )
             for slot, turn in enumerate(turns)
         ]
 

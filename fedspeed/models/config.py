@@ -71,6 +71,19 @@ class AdapterConfig:
         default=8,
         metadata={"help": "rank r of LoRA, the inner dimension of the product B A", "min": 1, "max": 65_536},
     )
+    rank_by_client: dict[str, int] | Literal["auto"] = field(
+        default_factory=dict,
+        metadata={
+            "help": (
+                "smaller LoRA ranks of some clients, by client number, such as {0: 16, 3: 4}; the others "
+                "have lora_rank. auto: the largest of lora_rank, lora_rank/2, lora_rank/4 ... with which a "
+                "client's devices have enough memory, by the hostfile or a probe. The LoRA scale is the same "
+                "for all. For federation.method=flexlora and stack"
+            ),
+            "min": 1,
+            "max": 65_536,
+        },
+    )
     alpha: float = field(
         default=16.0,
         metadata={

@@ -64,6 +64,43 @@ def named(module: str, parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
     return {folded_name(module, kind): array for kind, array in parts.items()}
 
 
+def fold(folded: Mapping[str, np.ndarray], left: np.ndarray, right: np.ndarray) -> dict[str, np.ndarray]:
+    """Return a module's folded arrays with the product of `left` [out, k] and `right` [k, in] added.
+
+    Factors are concatenated to the module's earlier ones. As soon as they would have as many values as their
+    product, the product replaces them, so that the folded adapter never becomes larger than the weights.
+
+    Args:
+        folded: the module's arrays from `folded_parts`; empty where nothing is folded.
+    """
+    if WHOLE in folded:
+        return {WHOLE: (folded[WHOLE] + left @ right).astype(np.float32)}
+    if folded:
+        left = np.concatenate([folded[LEFT], left], axis=1)
+        right = np.concatenate([folded[RIGHT], right], axis=0)
+    if left.size + right.size >= len(left) * right.shape[1]:
+        return {WHOLE: (left.astype(np.float64) @ right).astype(np.float32)}
+    return {LEFT: left.astype(np.float32), RIGHT: right.astype(np.float32)}
+
+
+def with_folded(
+    state: Mapping[str, np.ndarray], additions: Mapping[str, tuple[np.ndarray, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Return all folded arrays of a state after some products were added.
+
+    Args:
+        additions: factors [out, k] and [k, in] of the product to add to a module, by the name of the module's
+            factor A.
+    """
+    by_module = folded_parts(state)
+    for a, (left, right) in additions.items():
+        module = module_of(a)
+        by_module[module] = fold(by_module.get(module, {}), left, right)
+    return {
+        name: array for module, arrays in by_module.items() for name, array in named(module, arrays).items()
+    }
+
+
 def as_factors(parts: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Return factors [out, R] and [R, in] of a module's folded product; a whole one has a unit matrix as the
     other.
@@ -103,6 +140,6 @@ def as_one_adapter(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return joined
 
 
-def rank_of(state: Mapping[str, np.ndarray]) -> int:
+def rank_of(state: Mapping[str, Any]) -> int:
     """Return the rank of the LoRA factors among some arrays, 0 where there are none."""
     return next((len(array) for name, array in state.items() if is_factor_a(name)), 0)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from fedspeed.planner.hardware import GIB
-from fedspeed.planner.memory import kept_bytes, memory_of
+from fedspeed.planner.memory import input_bytes, kept_bytes, memory_of
 from fedspeed.planner.plan import SLOTTED, STREAMED, Memory, RankProfile, Setting, Task
 from fedspeed.schedule.limits import QUANTISED
 
@@ -122,6 +122,38 @@ def with_kept_activations(task: Task, setting: Setting, profiles: Sequence[RankP
     while most and not fits_everywhere(task, replace(setting, activation_bytes=most * one), profiles):
         most -= 1  # bytes are rounded
     return replace(setting, activation_bytes=most * one)
+
+
+def with_activations(
+    task: Task,
+    setting: Setting,
+    profiles: Sequence[RankProfile],
+    *,
+    block_inputs: str,
+    activation_gib: float | str,
+) -> Setting:
+    """Return a setting with where block inputs and activations are stored until the backward pass.
+
+    Args:
+        block_inputs, activation_gib: of the run's engine section. With activation_gib=auto it is as much as
+            the memory model has room for.
+    """
+    if setting.tier == "stock":
+        return setting
+    is_auto = block_inputs == "auto"
+    if isinstance(activation_gib, str):
+        if is_auto and not fits_everywhere(task, setting, profiles):
+            setting = replace(setting, block_inputs="host")
+        return with_kept_activations(task, setting, profiles)
+    budget = int(activation_gib * GIB)
+    if not is_auto:
+        return replace(setting, activation_bytes=budget)
+    micro_batches = max(_micro_batches(setting, profile) for profile in profiles)
+    inputs = micro_batches * (task.shape.layers - 1) * input_bytes(task, setting)
+    on_card = any(profile.node.device.kind == "gpu" for profile in profiles)
+    if inputs > budget and on_card:
+        return replace(setting, block_inputs="host", activation_bytes=budget)
+    return replace(setting, activation_bytes=max(0, budget - inputs))
 
 
 def _micro_batches(setting: Setting, profile: RankProfile) -> int:

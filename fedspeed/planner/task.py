@@ -102,6 +102,9 @@ def _check_rows(rows: int, micro_batch: int | None) -> None:
 def _folded_rank(config: RunConfig) -> int:
     """Return the largest rank that a method's folded adapter can reach: every round adds the factors of all
     participating clients. Return 0 for a method that folds nothing.
+
+    What a client with a smaller LoRA rank folds is not counted: it takes less than the trained factors that
+    it replaces, and these are counted with adapter.lora_rank for all.
     """
     if not METHODS[config.federation.method.name].folds:
         return 0

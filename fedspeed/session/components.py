@@ -31,6 +31,7 @@ from fedspeed.federation.role import RankRole
 from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.federation.updates.base import hidden_by
 from fedspeed.federation.witness import StateCertifier
+from fedspeed.models.lora_ranks import of_rank
 from fedspeed.models.planned_shape import planned_shape
 from fedspeed.monitor import summary_file
 from fedspeed.monitor.activity_line import ActivityLine
@@ -42,6 +43,7 @@ from fedspeed.planner.hardware import node_of
 from fedspeed.planner.pipeline.division import Traffic, client_traffic, cluster_traffic, divide
 from fedspeed.planner.profiles import profile_of
 from fedspeed.planner.task import task_of
+from fedspeed.session.client_ranks import engine_rank
 from fedspeed.session.engine_spec import engine_spec
 from fedspeed.session.explain import out_of_memory
 from fedspeed.session.planner_inputs import read_probe_file
@@ -102,6 +104,8 @@ def make_engine(job: Job, clock: StageClock, sharers: int) -> "ClientEngine":
         config = replace(config, engine=replace(config.engine, cuts=stage_cuts(job)))
     try:
         spec = engine_spec(config, job.request.deepspeed, role)
+        if config.adapter.rank_by_client:
+            spec = replace(spec, adapter=of_rank(spec.adapter, engine_rank(job, spec.kind)))
         context = EngineContext(
             client_sets=[tuple(range(len(job.world)))] if job.is_server else sets,
             clock=clock,

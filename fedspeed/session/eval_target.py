@@ -26,7 +26,13 @@ from fedspeed.session.chat import KINDS, RUNS, base_of, exported_folder
 # Keys of a run that its evaluation keeps: whole sections, or single keys.
 _KEPT = ("model", "adapter", "data", "engine", "deepspeed", "run.seed", "train.micro_batch")
 # Of those, keys that belong to the training's topology, which an evaluation does not have.
-_DROPPED = ("engine.pipeline", "engine.cuts", "engine.client_slots", "adapter.start_from")
+_DROPPED = (
+    "engine.pipeline",
+    "engine.cuts",
+    "engine.client_slots",
+    "adapter.start_from",
+    "adapter.rank_by_client",
+)
 # Sections of which an evaluation takes nothing.
 _UNUSED = ("federation", "routing", "checkpoint", "evaluation")
 # Overrides that name rows; others of data say how rows, of --held-out for example, become prompts.

@@ -16,9 +16,9 @@ from fedspeed.errors import FedSpeedError
 from fedspeed.federation.methods.base import method_class
 from fedspeed.models.planned_shape import planned_shape
 from fedspeed.monitor.report import Predicted
-from fedspeed.planner.fitting import fits, with_kept_activations
-from fedspeed.planner.hardware import GIB, Device, Node, node_of
-from fedspeed.planner.memory import device_memory, input_bytes
+from fedspeed.planner.fitting import with_activations
+from fedspeed.planner.hardware import Device, Node, node_of
+from fedspeed.planner.memory import device_memory
 from fedspeed.planner.plan import SLOTTED, TIERS, RankProfile, Setting, Task
 from fedspeed.planner.profiles import profiles_of
 from fedspeed.planner.task import task_of
@@ -115,7 +115,7 @@ def execution_of(
     Raises:
         FedSpeedError: the planner does not know the model, or a device does not fit the configuration.
     """
-    tier = _predictable_tier(config, ds_config)
+    tier = predictable_tier(config, ds_config)
     if tier is None:
         return None
     nodes, timed = _nodes(config, hosts)
@@ -130,13 +130,39 @@ def execution_of(
     timed = timed and planned == task
     task = planned
     places = [place for group in profiles_of(topology, nodes).values() for place in group]
+    setting = with_activations(
+        task,
+        configured_setting(config, task, tier, places[0]),
+        places,
+        block_inputs=config.engine.block_inputs,
+        activation_gib=config.engine.activation_gib,
+    )
+    return Execution(task, setting, places, timed)
+
+
+def predictable_tier(config: RunConfig, ds_config: dict[str, Any]) -> str | None:
+    """Return the tier of the run's base; None if the planner has no model of how the run computes."""
+    if config.engine.pipeline != "none" or config.adapter.method == "blocks":
+        return None
+    tier = choose_tier(config.engine, ds_config, frozen=config.adapter.method != "full")
+    if tier == "stock" and zero_stage(ds_config) == 3:
+        return None
+    return tier if tier in TIERS else None
+
+
+def configured_setting(config: RunConfig, task: Task, tier: str, place: RankProfile) -> Setting:
+    """Return the setting that a run's configuration describes, without kept activations.
+
+    Args:
+        tier: from `predictable_tier`. place: of any rank of a cluster.
+    """
     resident = 0
     slots = 0
     if tier in SLOTTED:
-        group = {"client": places[0].client_ranks, "cluster": places[0].cluster_ranks}.get(tier, 0)
+        group = {"client": place.client_ranks, "cluster": place.cluster_ranks}.get(tier, 0)
         sizes = base_sizes(task.shape, task.type_bytes, 0 if task.offload else group)
         resident, slots = _block_counts(config.engine, sizes)
-    setting = Setting(
+    return Setting(
         tier,
         config.train.micro_batch,
         config.train.accumulation,
@@ -146,17 +172,6 @@ def execution_of(
         block_inputs="device" if config.engine.block_inputs == "auto" else config.engine.block_inputs,
         checkpointing=config.engine.activation_checkpointing,
     )
-    return Execution(task, _with_activations(task, setting, config.engine, places), places, timed)
-
-
-def _predictable_tier(config: RunConfig, ds_config: dict[str, Any]) -> str | None:
-    """Return the tier of the run's base; None if the planner has no model of how the run computes."""
-    if config.engine.pipeline != "none" or config.adapter.method == "blocks":
-        return None
-    tier = choose_tier(config.engine, ds_config, frozen=config.adapter.method != "full")
-    if tier == "stock" and zero_stage(ds_config) == 3:
-        return None
-    return tier if tier in TIERS else None
 
 
 def _nodes(config: RunConfig, hosts: Sequence[Host]) -> tuple[dict[str, Node], bool]:
@@ -182,28 +197,3 @@ def _nodes(config: RunConfig, hosts: Sequence[Host]) -> tuple[dict[str, Node], b
 def _block_counts(engine: EngineConfig, sizes: BaseSizes) -> tuple[int, int]:
     """Return (resident blocks, block slots) that the engine chooses for a base of these sizes."""
     return resident_count(engine, sizes), slots_of(engine, sizes)
-
-
-def _with_activations(
-    task: Task, setting: Setting, engine: EngineConfig, places: Sequence[RankProfile]
-) -> Setting:
-    """Add where block inputs and activations are stored until the backward pass.
-
-    With engine.activation_gib=auto it is as much as the memory model has room for.
-    """
-    if setting.tier == "stock":
-        return setting
-    is_auto = engine.block_inputs == "auto"
-    if engine.activation_gib == "auto":
-        if is_auto and not all(fits(task, setting, place) for place in places):
-            setting = replace(setting, block_inputs="host")
-        return with_kept_activations(task, setting, places)
-    budget = int(engine.activation_gib * GIB)
-    if not is_auto:
-        return replace(setting, activation_bytes=budget)
-    micro_batches = max(min(setting.client_slots, place.carried) for place in places) * setting.accumulation
-    inputs = micro_batches * (task.shape.layers - 1) * input_bytes(task, setting)
-    on_card = any(place.node.device.kind == "gpu" for place in places)
-    if inputs > budget and on_card:
-        return replace(setting, block_inputs="host", activation_bytes=budget)
-    return replace(setting, activation_bytes=max(0, budget - inputs))

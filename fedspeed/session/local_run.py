@@ -17,6 +17,7 @@ from fedspeed.monitor import summary_file
 from fedspeed.monitor.records import Summary, lost_rounds
 from fedspeed.monitor.report import Facts, write_report
 from fedspeed.monitor.round_log import read_rounds
+from fedspeed.session.client_ranks import with_client_ranks
 from fedspeed.session.components import preload
 from fedspeed.session.ending import Ending, complete_ending, gaps, ranks_ending, summary_ending
 from fedspeed.session.exporting import export_kind
@@ -43,6 +44,10 @@ def supervise(
     """
     request = with_original_dtype(request)
     config = request.config
+    hosts = local_hosts(launch, config.cluster.local_ranks, config.data.clients, server=config.has_server)
+    if config.model.dtype != "auto":  # else there is no earlier start to compare with
+        request, _ = with_client_ranks(request, hosts)
+    config = request.config
     journal = journal_of(request)
     if request.fresh and request.folder.is_dir():
         _move_aside(request)
@@ -54,7 +59,6 @@ def supervise(
                 summary, folder=str(request.folder), number=entry.round, asked=config.federation.rounds
             )
         check_best(journal, entry)
-    hosts = local_hosts(launch, config.cluster.local_ranks, config.data.clients, server=config.has_server)
     topology = topology_of(config, hosts)
     ranks = len(topology.ranks)
     choose_accelerator(os.environ)

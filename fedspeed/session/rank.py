@@ -28,7 +28,7 @@ from fedspeed.monitor.comparison import Comparison, ComparisonRow
 from fedspeed.monitor.monitor import Monitor, NoMonitor
 from fedspeed.routing.checks import routing_notes
 from fedspeed.routing.transport import Transport
-from fedspeed.session import components, exporting, numeric_type, participant, reporting, resume, shared_gpus
+from fedspeed.session import auto_values, components, exporting, participant, reporting, resume, shared_gpus
 from fedspeed.session.coordination import CheckIn, StopFlag, find_lost
 from fedspeed.session.ending import Ending, status_of
 from fedspeed.session.explain import as_user_error, lost_ranks_error
@@ -115,11 +115,11 @@ def _work(job: Job, store: rendezvous.Store, mpi_transport: Transport | None, st
     """Read and check the inputs, connect to the other ranks, and take part in the rounds."""
     lock = resume.RunLock()
     shared_gpus.publish_gpu(job, store)
-    decided = numeric_type.agree(job, store)
+    decided = auto_values.resolve(job, store)
     job = decided.job
-    if decided.text and job.reporter:
-        _log_all([decided.text])
-    inputs = read_inputs(job, store, lock, decided.resumed)
+    if job.reporter:
+        _log_all(decided.texts)
+    inputs = read_inputs(job, store, lock, decided.is_original_dtype)
     if job.reporter:
         _log_all(weight_notes(job.config))
     exit_when_stuck = reporting.ExitWhenStuck(job)

@@ -12,7 +12,7 @@ from fedspeed.errors import FedSpeedError
 from fedspeed.federation.methods.base import method_class
 from fedspeed.federation.run_progress import Progress
 from fedspeed.models.checks import weight_notes
-from fedspeed.models.config import AdapterConfig
+from fedspeed.models.lora_ranks import client_ranks, ranks_text
 from fedspeed.models.saved_adapter import outside_blocks
 from fedspeed.monitor.report import Export, Facts, Predicted
 from fedspeed.session.request import Job
@@ -33,7 +33,7 @@ def report_facts(job: Job, exported: Export | None, predicted: Predicted | None 
     server = " and a server" if topology.server else ""
     run = {
         "model": f"{config.model.base} ({config.model.dtype}, {config.model.init} weights)",
-        "trained": _trained(config.adapter),
+        "trained": _trained(config),
         "data": f"{config.data.task}, {config.data.clients} clients, split {config.data.split}",
         "rounds": f"{federation.rounds} x {_budget(config)} of {sequences} "
         f"sequences per {'rank' if config.engine.pipeline == 'none' else 'client'}",
@@ -55,7 +55,7 @@ def training_facts(config: RunConfig, progress: Progress, rows: RowTable | None)
     """
     federation = config.federation
     return TrainingFacts(
-        trained=_trained(config.adapter),
+        trained=_trained(config),
         method=f"{flow(federation.method)}, server optimizer {federation.server_optimizer}",
         updates=flow(federation.updates) if federation.updates else "",
         privacy=config.routing.mode,
@@ -86,14 +86,18 @@ def _hosts(job: Job) -> list[dict[str, str]]:
     return found
 
 
-def _trained(adapter: AdapterConfig) -> str:
+def _trained(config: RunConfig) -> str:
+    adapter = config.adapter
     if adapter.method == "full":
         return "everything"
     if adapter.method == "blocks":
         return f"decoder blocks {flow(adapter.blocks)}"
     if adapter.start_from:
         return f"the LoRA adapter {adapter.start_from}"
-    return f"LoRA r={adapter.lora_rank} on {flow(adapter.targets)}"
+    text = f"LoRA r={adapter.lora_rank} on {flow(adapter.targets)}"
+    if not adapter.rank_by_client:
+        return text
+    return f"{text} ({ranks_text(client_ranks(adapter, config.data.clients))})"
 
 
 def _budget(config: RunConfig) -> str:

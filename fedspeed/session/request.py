@@ -1,7 +1,7 @@
 """The request for a run, and the job of one rank in it: values that all parts of a session read."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -88,6 +88,15 @@ class RunRequest:
         sources = self.loaded.sources
         resolved = replace(config, model=replace(config.model, dtype=dtype))
         resolved_sources = sources | {"model.dtype": f"auto ({sources['model.dtype']})"}
+        return replace(self, loaded=replace(self.loaded, config=resolved, sources=resolved_sources))
+
+    def with_client_ranks(self, lora_ranks: Sequence[int]) -> "RunRequest":
+        """Return the same request with adapter.rank_by_client=auto resolved to `lora_ranks`, by client."""
+        config = self.config
+        sources = self.loaded.sources
+        by_client = {str(client): lora_rank for client, lora_rank in enumerate(lora_ranks)}
+        resolved = replace(config, adapter=replace(config.adapter, rank_by_client=by_client))
+        resolved_sources = sources | {"adapter.rank_by_client": f"auto ({sources['adapter.rank_by_client']})"}
         return replace(self, loaded=replace(self.loaded, config=resolved, sources=resolved_sources))
 
     @property

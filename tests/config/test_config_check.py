@@ -213,6 +213,47 @@ def test_an_arm_has_the_name_that_it_is_registered_by():
         _variants(["clop"], lambda name: UPDATE_VARIANTS["clip"])
 
 
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        (
+            {"federation": {"method": METHOD_VARIANTS["residual"]()}},
+            "federation.method.name=residual adds the factors of all clients, "
+            "which must have one shape; set federation.method=flexlora or stack",
+        ),
+        ({"federation": {"method": AVERAGE()}}, "federation.method.name=lora_average adds the factors"),
+        ({"adapter": {"method": "full"}}, "but adapter.method=full trains no LoRA"),
+        ({"adapter": {"start_from": "a"}}, "the adapter in adapter.start_from=a has one rank"),
+        ({"adapter": {"lora_rank": 2}}, "adapter.rank_by_client.1=4 is above adapter.lora_rank=2"),
+        ({"engine": {"pipeline": "cluster"}}, "set engine.pipeline=client or none"),
+        ({"engine": {"compile_blocks": True}}, "engine.compile_blocks=true computes all blocks by the code"),
+        ({"routing": {"mode": "mask"}}, "needs every client's own values"),
+        ({"routing": {"transport": "tls"}}, "needs every client's own values"),
+        ({"data": {"clients": 1}}, "names client 1, but data.clients=1 has clients 0 to 0"),
+        (
+            {"adapter": {"rank_by_client": {"-1": 4}}},
+            "names client -1, but data.clients=2 has clients 0 to 1",
+        ),
+        ({"adapter": {"rank_by_client": {"01": 4}}}, "names client 01"),
+        ({"adapter": {"rank_by_client": {"one": 4}}}, "names client one"),
+        (
+            {"adapter": {"rank_by_client": "auto"}, "federation": {"method": AVERAGE()}},
+            "rank_by_client=auto: ",
+        ),
+    ],
+)
+def test_what_unequal_ranks_do_not_go_with(sections, said):
+    allowed = {
+        "data": {"clients": 2},
+        "adapter": {"lora_rank": 8, "rank_by_client": {"1": 4}},
+        "federation": {"method": FLEXLORA},
+    }
+    assert problems(config(**allowed)) == []
+    mixed = {name: {**allowed.get(name, {}), **values} for name, values in sections.items()}
+    found = "; ".join(problems(config(**{**allowed, **mixed})))
+    assert said in found
+
+
 @pytest.mark.parametrize(("warmup", "notes_it"), [(0, False), (20, False), (21, True)])
 def test_a_warm_up_that_never_ends_is_noted(warmup, notes_it):
     found = notes(

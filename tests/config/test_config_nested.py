@@ -17,6 +17,8 @@ from fedspeed.federation.methods.config import METHODS
 from fedspeed.models.config import LastBlocks
 
 BASE = "model.base=m"
+RANKS = "adapter.rank_by_client"
+FLEXLORA = "federation.method=flexlora"
 STEPS = "train.local_steps_by_cluster"
 ONE_OF = f"one of {', '.join(METHODS)}"
 
@@ -107,6 +109,10 @@ def test_a_list_of_named_values(key, text, expected):
         ("cluster.local_ranks", ["cluster.local_ranks=2"], 2),
         (STEPS, [f"{STEPS}={{a: 5, b: 4}}", f"{STEPS}.b=3"], {"a": 5, "b": 3}),
         (STEPS, [f"{STEPS}.a=5", f"{STEPS}={{}}"], {}),
+        (RANKS, [], {}),
+        (RANKS, [FLEXLORA, f"{RANKS}={{0: 8, 2: 4}}", f"{RANKS}.1=2"], {"0": 8, "2": 4, "1": 2}),
+        (RANKS, [FLEXLORA, f"{RANKS}.1=2", f"{RANKS}=auto"], "auto"),
+        (RANKS, [FLEXLORA, f"{RANKS}=auto", f"{RANKS}.1=2"], {"1": 2}),
     ],
 )
 def test_lists_and_dictionaries(key, overrides, expected):

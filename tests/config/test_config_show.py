@@ -146,6 +146,7 @@ def test_fingerprint_passes_over_what_does_not_change_the_arithmetic(override):
         "data.clients=4",
         "adapter.lora_rank=2",
         "federation.method=flexlora",
+        ("federation.method=flexlora", "adapter.rank_by_client={0: 2}"),
         "federation.method.rule=freeze_a",
         "train.local_steps_by_cluster={a: 2}",
         "adapter.targets=[q_proj]",
@@ -161,8 +162,9 @@ def test_fingerprint_passes_over_what_does_not_change_the_arithmetic(override):
     ],
 )
 def test_fingerprint_sees_the_rest(override):
-    assert fingerprint(load(None, ["model.base=m", override]).config) != fingerprint(
-        load(None, ["model.base=m"]).config
+    *others, override = [override] if isinstance(override, str) else override
+    assert fingerprint(load(None, ["model.base=m", *others, override]).config) != fingerprint(
+        load(None, ["model.base=m", *others]).config
     )
 
 

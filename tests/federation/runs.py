@@ -10,6 +10,7 @@ import numpy as np
 
 from fedspeed.data.clients import ClientData
 from fedspeed.data.encode import Example
+from fedspeed.models.lora_ranks import client_ranks, of_rank
 from tests.processes import free_port, run_clusters, run_ranks
 from tests.tiny import run_config
 
@@ -248,10 +249,14 @@ def federation(
     speakers = [next(r for r in ranks if carries[r] == c) for c in dict.fromkeys(carries[r] for r in ranks)]
     clock = StageClock()
     notes = notes or Notes()
+    adapter = config.adapter
+    if adapter.rank_by_client:
+        lora_ranks = client_ranks(adapter, config.data.clients)
+        adapter = of_rank(adapter, max(lora_ranks[client] for client in mine))
     # Clipping is DeepSpeed's own default.
     spec = EngineSpec(
         model=config.model,
-        adapter=config.adapter,
+        adapter=adapter,
         train=config.train,
         engine=options_of(kind, EngineConfig(base_partition=base_partition)),
         deepspeed=ds_config(kind, config.model.dtype, gradient_clipping=config.train.clip),

@@ -10,7 +10,7 @@ from fedspeed.federation.folded_layout import fits, shared_layout
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.base import make_method
 from fedspeed.federation.methods.config import variant_of
-from fedspeed.federation.methods.folding import fold, folded_delta
+from fedspeed.federation.methods.folding import folded_delta
 from fedspeed.models.factors import pairs
 from fedspeed.models.folded import (
     LEFT,
@@ -18,6 +18,7 @@ from fedspeed.models.folded import (
     WHOLE,
     as_factors,
     as_one_adapter,
+    fold,
     folded_parts,
     is_folded,
     module_of,

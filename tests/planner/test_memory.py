@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedspeed.federation.methods.folding import fold
 from fedspeed.models.catalogue import KNOWN, from_config, shape_of
+from fedspeed.models.folded import fold
 from fedspeed.planner.memory import (
     device_memory,
     head_bytes,

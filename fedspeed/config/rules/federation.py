@@ -123,7 +123,8 @@ def check_method(config: RunConfig) -> Iterator[Conflict]:
             f"federation.updates ({names}) transform deltas that are averaged, but {chosen_method(config)} "
             "does not declare that it averages any; leave federation.updates out, or choose another method",
         )
-    if entry.folds and config.engine.compile_blocks:
+    folds = entry.folds or config.adapter.rank_by_client  # smaller clients fold what they do not train
+    if folds and config.engine.compile_blocks:
         yield Conflict(
             ("engine.compile_blocks", "federation.method"),
             "engine.compile_blocks=true computes all blocks by the code of one, but "

@@ -385,14 +385,16 @@ def make_method(
     seed: int,
     hides: frozenset[str] = frozenset(),
     server_arrays: frozenset[str] = frozenset(),
+    lora_ranks: Sequence[int] = (),
 ) -> Method:
     """Build the method that a run's configuration names.
 
     Args:
         config: `federation.method`. state: any global state of the run, for its names and shapes.
-        clients, seed, hides, server_arrays: see `Method`.
+        clients, seed, hides, server_arrays: see `Method`. lora_ranks: see `Entry.unequal_ranks`.
     """
     layout = Layout.of(trainable(state))
-    method = method_class(config.name)(config, layout, clients=clients, seed=seed, hides=hides)
+    ranks = {"lora_ranks": lora_ranks} if lora_ranks else {}
+    method = method_class(config.name)(config, layout, clients=clients, seed=seed, hides=hides, **ranks)
     method.server_arrays = server_arrays
     return method

@@ -33,6 +33,8 @@ class Entry:
         public_rows: whether that server reads the rows of federation.public_rows.
         any_weights: whether it also works on weights that are no LoRA factors (adapter.method=blocks or
             full).
+        unequal_ranks: whether clients may have different LoRA ranks (adapter.rank_by_client). The class then
+            takes the argument `lora_ranks`: by client, empty if all are equal.
     """
 
     module: str
@@ -43,6 +45,7 @@ class Entry:
     folds: bool = False
     server: bool = False
     public_rows: bool = False
+    unequal_ranks: bool = False
 
 
 _AVERAGE = Entry(
@@ -67,8 +70,8 @@ METHODS = {
         server=True,
         public_rows=True,
     ),
-    "flexlora": Entry(module="fedspeed.federation.methods.flexlora"),
-    "stack": Entry(module="fedspeed.federation.methods.stack", folds=True),
+    "flexlora": Entry(module="fedspeed.federation.methods.flexlora", unequal_ranks=True),
+    "stack": Entry(module="fedspeed.federation.methods.stack", folds=True, unequal_ranks=True),
     "residual": Entry(module="fedspeed.federation.methods.residual", folds=True),
     "fate_llm": Entry(
         module="fedspeed.federation.methods.fate_llm",

@@ -60,26 +60,31 @@ class Truncated:
 
     Attributes:
         b, a: its factors [out, r] and [r, in].
+        directions: how many of the r have a product that is not zero.
         lost: Frobenius norm of what the truncation has removed. norm: Frobenius norm of the whole sum.
     """
 
     b: np.ndarray
     a: np.ndarray
+    directions: int
     lost: float
     norm: float
 
 
-def mean_product(bs: Sequence[np.ndarray], as_: Sequence[np.ndarray], shares: Sequence[float]) -> Truncated:
+def mean_product(
+    bs: Sequence[np.ndarray], as_: Sequence[np.ndarray], shares: Sequence[float], r: int
+) -> Truncated:
     """Return the rank-r factors whose product is nearest to the weighted mean of the products B_k A_k in the
-    Frobenius norm (Eckart and Young, 1936). Each factor is scaled by the square roots of the singular values.
+    Frobenius norm (Eckart and Young, 1936), by descending singular values. Each factor is scaled by their
+    square roots.
 
     With B = [s_1 B_1 .. s_K B_K] = Q_b R_b and A = [A_1; ..; A_K] = (Q_a R_a)^T, the mean is Q_b (R_b R_a^T)
     Q_a^T, so that an SVD of the small matrix R_b R_a^T with K r rows is enough.
 
     Args:
-        bs, as_: K factors of shapes [out, r] and [r, in]. shares: K weights that sum to 1.
+        bs, as_: K factors of shapes [out, r_k] and [r_k, in]; r_k may differ. shares: K weights.
+        r: the rank to return.
     """
-    r = as_[0].shape[0]
     q_b, r_b = np.linalg.qr(np.concatenate([s * b.astype(np.float64) for s, b in zip(shares, bs)], axis=1))
     q_a, r_a = np.linalg.qr(np.concatenate([a.astype(np.float64) for a in as_], axis=0).T)
     u, values, vt = np.linalg.svd(r_b @ r_a.T)
@@ -89,7 +94,29 @@ def mean_product(bs: Sequence[np.ndarray], as_: Sequence[np.ndarray], shares: Se
     a = np.zeros((r, as_[0].shape[1]), dtype=np.float32)
     b[:, :keep] = (q_b @ u[:, :keep]) * root
     a[:keep] = (root[:, None] * vt[:keep]) @ q_a.T
-    return Truncated(b, a, float(np.linalg.norm(values[r:])), float(np.linalg.norm(values)))
+    directions = int(np.count_nonzero(values[:r] > values[0] * len(values) * np.finfo(np.float64).eps))
+    b[:, directions:] = 0.0
+    return Truncated(
+        b,
+        a,
+        directions=directions,
+        lost=float(np.linalg.norm(values[r:])),
+        norm=float(np.linalg.norm(values)),
+    )
+
+
+def untrained(
+    b: np.ndarray, a: np.ndarray, lora_ranks: Sequence[int], shares: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return factors [out, k] and [k, in] of the mean, over clients, of those directions of the common
+    product that a client does not train; k = 0 where all clients train all.
+
+    Args:
+        b, a: the common factors [out, R] and [R, in]. lora_ranks, shares: of the clients.
+    """
+    first = min(lora_ranks)
+    frozen = [sum(s for s, r in zip(shares, lora_ranks) if r <= k) for k in range(first, len(a))]
+    return b[:, first:] * np.array(frozen), a[first:]
 
 
 class Sketch:

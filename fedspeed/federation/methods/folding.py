@@ -5,6 +5,7 @@ two, whose aggregate is exact because what exceeds rank r is added to a frozen f
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,26 +17,11 @@ from fedspeed.federation.methods.factors import distance, product_norm
 from fedspeed.federation.methods.per_client import PerClient
 from fedspeed.federation.methods.turns import Turn
 from fedspeed.models.factors import pairs
-from fedspeed.models.folded import LEFT, RIGHT, WHOLE, folded_parts, module_of, named
+from fedspeed.models.folded import LEFT, RIGHT, WHOLE, folded_parts, module_of, rank_of, with_folded
+from fedspeed.models.lora_ranks import cut, shape_of_rank
 
 Folded = Mapping[str, np.ndarray]  # one module's arrays from `folded_parts`; empty where nothing is folded
 Factors = tuple[np.ndarray, np.ndarray]  # [out, R] and [R, in] float64, of a product
-
-
-def fold(folded: Folded, left: np.ndarray, right: np.ndarray) -> Arrays:
-    """Return a module's folded arrays with the product of `left` [out, k] and `right` [k, in] added.
-
-    Factors are concatenated to the module's earlier ones. As soon as they would have as many values as their
-    product, the product replaces them, so that the folded adapter never becomes larger than the weights.
-    """
-    if WHOLE in folded:
-        return {WHOLE: (folded[WHOLE] + left @ right).astype(np.float32)}
-    if folded:
-        left = np.concatenate([folded[LEFT], left], axis=1)
-        right = np.concatenate([folded[RIGHT], right], axis=0)
-    if left.size + right.size >= len(left) * right.shape[1]:
-        return {WHOLE: (left.astype(np.float64) @ right).astype(np.float32)}
-    return {LEFT: left.astype(np.float32), RIGHT: right.astype(np.float32)}
 
 
 def _product(folded: Folded, shape: tuple[int, ...]) -> np.ndarray:
@@ -73,15 +59,70 @@ def _norm_with(whole: np.ndarray, products: Sequence[Factors]) -> float:
 class ProductMethod(Method):
     """A method that computes with every client's product. The summed vector has separate values for each
     client's factors, so the sum hides no client's update.
+
+    Clients may have smaller LoRA ranks than the common state (`models.lora_ranks`). A client then starts
+    from the leading directions of the common product, with the others frozen as folded arrays, and sends the
+    factors of its own rank.
     """
 
     factor_error_is_exact = True
 
     def __init__(
-        self, config: Any, layout: Layout, *, clients: int, seed: int, hides: frozenset[str] = frozenset()
+        self,
+        config: Any,
+        layout: Layout,
+        *,
+        clients: int,
+        seed: int,
+        hides: frozenset[str] = frozenset(),
+        lora_ranks: Sequence[int] = (),
     ):
+        """Prepare the method for a run.
+
+        Args:
+            lora_ranks: by client; empty: all have the rank of the layout. The others: see `Method`.
+        """
         super().__init__(config, layout, clients=clients, seed=seed, hides=hides)
-        self._slots = PerClient(layout, self.clients)
+        self._lora_ranks = tuple(lora_ranks)
+        self._slots = PerClient([self._layout_of(client) for client in range(clients)])
+        self._cut_of: Arrays = {}  # the state that clients of the current round start from
+        self._cuts: dict[int, Arrays] = {}  # what it is for clients of a rank
+
+    def _layout_of(self, client: int) -> Layout:
+        """Return the layout of the arrays that a client trains."""
+        if not self._lora_ranks:
+            return self.layout
+        lora_rank = self._lora_ranks[client]
+        named = zip(self.layout.names, self.layout.shapes)
+        return replace(self.layout, shapes=tuple(shape_of_rank(n, s, lora_rank) for n, s in named))
+
+    def turn(
+        self,
+        client: int,
+        round: int,
+        state: Arrays,
+        *,
+        steps: int,
+        seed: int,
+        memory: Arrays,
+        exchange: int = 0,
+    ) -> Turn:
+        turn = super().turn(client, round, state, steps=steps, seed=seed, memory=memory, exchange=exchange)
+        return turn.starting_at(self._start_of(client, state)) if self._lora_ranks else turn
+
+    def _start_of(self, client: int, state: Arrays) -> Arrays:
+        """Return what a client of its rank starts from. Clients of one rank get the same arrays, so that an
+        engine uploads the folded ones once.
+        """
+        lora_rank = self._lora_ranks[client]
+        if lora_rank == rank_of(state):
+            return state
+        if self._cut_of is not state:
+            self._cut_of = state
+            self._cuts = {}
+        if lora_rank not in self._cuts:
+            self._cuts[lora_rank] = cut(state, lora_rank)
+        return self._cuts[lora_rank]
 
     def values(self, round: int) -> int:
         return self._slots.values
@@ -110,17 +151,5 @@ class FoldingMethod(ProductMethod):
     """A method that folds what exceeds rank r. Arrays that are no factors (the bias of a B) are averaged."""
 
     def folded(self, state: Arrays, additions: Mapping[str, Factors]) -> Arrays:
-        """Return all folded arrays of a state after some products were added.
-
-        Args:
-            additions: factors of the product to add to a module, by the name of the module's factor A.
-        """
-        by_module = folded_parts(state)
-        for a, (left, right) in additions.items():
-            module = module_of(a)
-            by_module[module] = fold(by_module.get(module, {}), left, right)
-        return {
-            name: array
-            for module, arrays in by_module.items()
-            for name, array in named(module, arrays).items()
-        }
+        """Return all folded arrays of a state after some products were added; see `with_folded`."""
+        return with_folded(state, additions)

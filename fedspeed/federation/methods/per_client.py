@@ -2,7 +2,8 @@
 states. The sum therefore hides no client's update.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -17,20 +18,29 @@ class PerClient:
         values: length of the vector.
     """
 
-    def __init__(self, layout: Layout, clients: int):
-        self._layout = layout
-        self._clients = clients
-        self.values = clients * (layout.size + 1)
+    def __init__(self, layouts: Sequence[Layout]):
+        """Lay out the vector.
+
+        Args:
+            layouts: of the clients' states, by client number.
+        """
+        self._layouts = layouts
+        ends = np.cumsum([0, *(layout.size + 1 for layout in layouts)]).tolist()
+        self._slots = [slice(*bounds) for bounds in pairwise(ends)]
+        self.values: int = ends[-1]
 
     def fill(self, client: int, state: Arrays, weight: float) -> np.ndarray:
         """Return a vector [values] float32 that is zero outside the client's slot."""
-        slots = np.zeros((self._clients, self._layout.size + 1), dtype=np.float32)
-        slots[client, 0] = weight
-        slots[client, 1:] = self._layout.flatten(state)
-        return slots.reshape(-1)
+        vector = np.zeros(self.values, dtype=np.float32)
+        slot = vector[self._slots[client]]
+        slot[0] = weight
+        slot[1:] = self._layouts[client].flatten(state)
+        return vector
 
     def means(self, total: np.ndarray, names: Iterable[str]) -> Arrays:
-        """Return the weighted means of the arrays of some names over the clients' states, float32."""
+        """Return the weighted means of the arrays of some names over the clients' states, float32; these
+        arrays have the same shape for all clients.
+        """
         shares, states = self.read(total)
         return {
             name: np.asarray(
@@ -42,7 +52,7 @@ class PerClient:
 
     def read(self, total: np.ndarray) -> tuple[list[float], list[Arrays]]:
         """Return (shares of the total weight, states) of the clients whose slot is filled, in order."""
-        slots = total.reshape(self._clients, -1)
-        present = [(float(s[0]), self._layout.unflatten(s[1:])) for s in slots if s[0] > 0]
+        slots = [(total[slot], layout) for slot, layout in zip(self._slots, self._layouts)]
+        present = [(float(s[0]), layout.unflatten(s[1:])) for s, layout in slots if s[0] > 0]
         shares = [w / sum(w for w, _ in present) for w, _ in present]
         return shares, [state for _, state in present]
