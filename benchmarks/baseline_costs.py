@@ -102,9 +102,10 @@ def _optimizer_bytes(state) -> int:
     import torch
 
     optimizer = state.ds_engine.optimizer
+    tensors = list(getattr(optimizer, "fp32_partitioned_groups_flat", ()))  # ZeRO-3's masters
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
-    tensors = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+    tensors += [tensor for group in optimizer.param_groups for tensor in group["params"]]
     for moments in optimizer.state.values():
         tensors += [value for value in moments.values() if isinstance(value, torch.Tensor) and value.dim()]
     found = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}

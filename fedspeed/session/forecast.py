@@ -104,6 +104,17 @@ class Execution:
         return seconds_of(self.task, self.setting, place).total
 
 
+def task_for(config: RunConfig, ds_config: dict[str, Any], nodes: Sequence[Node], rows: Rows) -> Task:
+    """Return the task that a client's local step is by default, whatever the method.
+
+    Raises:
+        FedSpeedError: the planner does not know the model, or a device does not fit the configuration.
+    """
+    devices = [node.device for node in nodes]
+    task = task_of(config, ds_config, planned_shape(config.model.base), devices)
+    return replace(task, tokens=-(-rows.longest // 8) * 8, answer_share=rows.answer_share)
+
+
 def execution_of(
     config: RunConfig, ds_config: dict[str, Any], topology: Topology, hosts: Sequence[Host], *, rows: Rows
 ) -> Execution | None:
@@ -118,11 +129,8 @@ def execution_of(
     tier = predictable_tier(config, ds_config)
     if tier is None:
         return None
-    nodes, timed = _nodes(config, hosts)
-    task = task_of(
-        config, ds_config, planned_shape(config.model.base), [node.device for node in nodes.values()]
-    )
-    task = replace(task, tokens=-(-rows.longest // 8) * 8, answer_share=rows.answer_share)
+    nodes, timed = nodes_of(config, hosts)
+    task = task_for(config, ds_config, list(nodes.values()), rows)
     method = config.federation.method
     planned = method_class(method.name).planned(method, task, role="client")
     if planned is None:
@@ -174,7 +182,7 @@ def configured_setting(config: RunConfig, task: Task, tier: str, place: RankProf
     )
 
 
-def _nodes(config: RunConfig, hosts: Sequence[Host]) -> tuple[dict[str, Node], bool]:
+def nodes_of(config: RunConfig, hosts: Sequence[Host]) -> tuple[dict[str, Node], bool]:
     """Return the hardware of each host by its name, and whether the speed of all of it is known.
 
     Of a host that is neither measured nor has a known card, memory is predicted and time is not.

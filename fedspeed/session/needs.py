@@ -1,7 +1,7 @@
 """What a run will need, for `--dry-run`: memory of a client's device by cause, and what a round sends."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -9,12 +9,15 @@ from fedspeed.cluster.hostfile import Host
 from fedspeed.cluster.topology import Topology
 from fedspeed.config.run import RunConfig
 from fedspeed.errors import FedSpeedError
-from fedspeed.federation.methods.base import make_method
+from fedspeed.federation.methods.base import VALUE_BYTES, make_method, method_class
+from fedspeed.models.folded import trainable
 from fedspeed.planner.plan import RankProfile
-from fedspeed.session.forecast import Execution, Rows, execution_of
+from fedspeed.session.forecast import Execution, Rows, execution_of, nodes_of, task_for
 from fedspeed.units import bytes_text, count_text
 
-VALUE_BYTES = 4  # of a summed value, float32
+if TYPE_CHECKING:  # loads torch
+    from transformers import PreTrainedModel
+
 SMALL = 0.005  # of a rank's memory: causes below this share are not named
 
 
@@ -49,20 +52,49 @@ def _memory_text(execution: Execution, place: RankProfile) -> str:
     return f"{text}; host memory for the rest of the base" if "slots" in causes else text
 
 
-def traffic_lines(
-    config: RunConfig, shapes: Mapping[str, Sequence[int]], *, clients: int, participants: int
-) -> list[str]:
-    """Return lines about what participants send in a round.
+def state_shapes(
+    config: RunConfig, model: "PreTrainedModel", role: Literal["client", "server"]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a role's trained arrays, by their names in the state.
 
     Args:
-        shapes: of the arrays that clients train, by name. clients: of the run.
-        participants: of a sum.
+        model: of the role, on the meta device.
+    """
+    arrays = {
+        name: np.broadcast_to(np.float32(0), tuple(parameter.shape))
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    method = config.federation.method
+    state = method_class(method.name).arrays_of(method, arrays, role=role)
+    return {name: array.shape for name, array in trainable(state).items()}
+
+
+def traffic_lines(
+    config: RunConfig,
+    ds_config: dict[str, Any],
+    topology: Topology,
+    hosts: Sequence[Host],
+    *,
+    rows: Rows,
+    shapes: Mapping[str, Sequence[int]],
+) -> list[str]:
+    """Return lines about what a round sums, and what clients send and receive in it.
+
+    Args:
+        config: whose routing mode is no longer `auto`. shapes: of the trained arrays of the state, by name.
     """
     state = {name: np.broadcast_to(np.float32(0), tuple(shape)) for name, shape in shapes.items()}
-    method = make_method(config.federation.method, state, clients=clients, seed=config.run.seed)
+    method = make_method(config.federation.method, state, clients=config.data.clients, seed=config.run.seed)
     values = method.values(1)
-    text = f"a round sums {count_text(values)} values, {bytes_text(values * VALUE_BYTES)}"
-    if participants > 1 and not config.routing.anonymous:
-        sent = 2 * (participants - 1) / participants * values * VALUE_BYTES
-        text += f"; each participant sends {bytes_text(sent)} and receives as much"
-    return [f"traffic  {text}"]
+    text = f"traffic  a round sums {count_text(values)} values, {bytes_text(values * VALUE_BYTES)}"
+    participants = len(topology.participants)
+    if participants == 1 or config.routing.anonymous:
+        return [text]
+    try:
+        nodes, _ = nodes_of(config, hosts)
+        task = task_for(config, ds_config, list(nodes.values()), rows)
+    except FedSpeedError:  # `memory_lines` says why
+        return [text]
+    sent, received = method.traffic(task, participants)
+    return [f"{text}; a client sends {bytes_text(sent)} and receives {bytes_text(received)}"]

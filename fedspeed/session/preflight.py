@@ -40,7 +40,7 @@ from fedspeed.routing.opening import resolve
 from fedspeed.session.engine_spec import engine_spec
 from fedspeed.session.eval_request import round_tasks
 from fedspeed.session.forecast import rows_of
-from fedspeed.session.needs import memory_lines, traffic_lines
+from fedspeed.session.needs import memory_lines, state_shapes, traffic_lines
 from fedspeed.session.planner_inputs import base_sizes, read_probe_file
 from fedspeed.session.run_folder import check_run_folder
 
@@ -94,7 +94,7 @@ class _Found:
     """What the checks with the heavy libraries have found.
 
     Attributes:
-        shapes: of the arrays that clients train, by name. data: encoded rows by client.
+        shapes: of the trained arrays of the state, by name. data: encoded rows by client.
     """
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -262,8 +262,7 @@ def _built(loaded: Loaded, found: _Found) -> list[str]:
                 check_operators(choose_tier(spec.engine, spec.deepspeed, frozen, outside), spec.deepspeed)
             else:
                 pipeline_tier(spec.engine, spec.deepspeed, outside)
-            if role == "client":
-                found.shapes = {n: tuple(p.shape) for n, p in model.named_parameters() if p.requires_grad}
+            found.shapes |= state_shapes(config, model, role)
     return []
 
 
@@ -303,13 +302,10 @@ def _needs(loaded: Loaded, hostfile: Path | None, found: _Found) -> list[str]:
     config = loaded.config
     topology, launch, _ = check_layout(config, hostfile)
     deepspeed = merge(config.deepspeed, config, loaded.folder)
-    routing, count = check_routing(config, topology)
-    return [
-        *memory_lines(config, deepspeed, topology, launch.hosts, rows=rows_of(found.data)),
-        *traffic_lines(
-            replace(config, routing=routing), found.shapes, clients=config.data.clients, participants=count
-        ),
-    ]
+    routing, _ = check_routing(config, topology)
+    given = replace(config, routing=routing), deepspeed, topology, launch.hosts
+    rows = rows_of(found.data)
+    return [*memory_lines(*given, rows=rows), *traffic_lines(*given, rows=rows, shapes=found.shapes)]
 
 
 def _ranges(numbers: tuple[int, ...]) -> str:

@@ -1,7 +1,5 @@
 """What `--dry-run` says that a run will need: memory by cause, and the traffic of a round."""
 
-from dataclasses import replace
-
 import pytest
 
 from fedspeed.cluster.hostfile import Host
@@ -14,13 +12,14 @@ from fedspeed.session.needs import memory_lines, traffic_lines
 
 BASE = "model.base=small-llama"
 ROWS = Rows(longest=64, answer_share=0.5)
-HOSTS = (Host("a", 1), Host("b", 1))
 SHAPES = {"q.lora_A.weight": (8, 100), "q.lora_B.weight": (50, 8)}  # 1 200 values, and a sketch of 16
 
 
-def inputs(*overrides):
-    config = load(None, [BASE, "model.init=random", "model.dtype=bf16", "data.clients=2", *overrides]).config
-    return config, merge(config.deepspeed, config, None), topology_of(config, HOSTS), HOSTS
+def inputs(*overrides, hosts=2):
+    model = (BASE, "model.init=random", "model.dtype=bf16", "data.clients=2", "routing.mode=plain")
+    config = load(None, [*model, *overrides]).config
+    named = tuple(Host(f"host-{number}", 1) for number in range(hosts))
+    return config, merge(config.deepspeed, config, None), topology_of(config, named), named
 
 
 def test_memory_is_that_of_the_planner_by_cause():
@@ -46,23 +45,24 @@ def test_other_executions(override, text):
     assert text in line
 
 
+def traffic(hosts, *overrides):
+    given = inputs(*overrides, f"data.clients={hosts}", hosts=hosts)
+    [line] = traffic_lines(*given, rows=ROWS, shapes=SHAPES)
+    return line
+
+
 @pytest.mark.parametrize(
-    ("rule", "participants", "text"),
+    ("rule", "hosts", "text"),
     [
         ("avg_factors", 1, "1.22k values, 4.75 KiB"),
-        ("avg_factors", 2, "each participant sends 4.75 KiB and receives as much"),
-        ("avg_factors", 4, "each participant sends 7.12 KiB and receives as much"),
+        ("avg_factors", 2, "a client sends 4.75 KiB and receives 4.75 KiB"),
+        ("avg_factors", 4, "a client sends 7.12 KiB and receives 7.12 KiB"),
         ("freeze_a", 2, "416 values, 1.62 KiB"),
     ],
 )
-def test_traffic_is_that_of_the_summed_vector(rule, participants, text):
-    config = inputs(f"federation.method.rule={rule}")[0]
-    [line] = traffic_lines(config, SHAPES, clients=participants, participants=participants)
-    assert text in line
+def test_traffic_is_that_of_the_summed_vector(rule, hosts, text):
+    assert text in traffic(hosts, f"federation.method.rule={rule}")
 
 
 def test_masked_modes_have_overheads_that_are_not_counted():
-    config = inputs()[0]
-    masked = replace(config, routing=replace(config.routing, mode="mask"))
-    [line] = traffic_lines(masked, SHAPES, clients=4, participants=4)
-    assert "sends" not in line
+    assert "sends" not in traffic(4, "routing.mode=mask")

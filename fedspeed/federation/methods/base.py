@@ -15,7 +15,7 @@ docs/methods.md shows which member implements which part of published methods.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -38,6 +38,9 @@ if TYPE_CHECKING:  # torch is not imported by modules that only ask what a metho
     from fedspeed.engine.client_engine import ClientEngine
 
 
+VALUE_BYTES = 4  # of a summed value, float32
+
+
 @dataclass(frozen=True)
 class Aggregate:
     """What a method makes of the sum of all updates.
@@ -50,6 +53,13 @@ class Aggregate:
 
     state: Arrays
     factor_error: float | None
+
+
+class Traffic(NamedTuple):
+    """Bytes that a client's gateway sends and receives in a round."""
+
+    sent: float
+    received: float
 
 
 class Method(ABC):
@@ -229,6 +239,16 @@ class Method(ABC):
     @abstractmethod
     def values(self, round: int) -> int:
         """Return the length of the vector that is summed in a round."""
+
+    def traffic(self, task: Task, participants: int) -> Traffic:
+        """Predict what a client's gateway sends and receives in a round of mode plain. By default, that
+        of the plain sum, in which each participant adds up a part of the vector.
+
+        Args:
+            task: what clients compute. participants: of a sum.
+        """
+        moved = 2 * (participants - 1) / participants * self.values(1) * VALUE_BYTES
+        return Traffic(moved, moved)
 
     def segments(self, round: int) -> tuple[int, ...]:
         """Return the lengths of the consecutive segments of that vector. A masked exchange represents each
