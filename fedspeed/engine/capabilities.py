@@ -12,15 +12,15 @@ from fedspeed.errors import ConfigError
 Kind = Literal["stock", "streamed", "client_pipeline", "cluster_pipeline"]
 
 # What a method may need of an engine, besides loading, evaluating and reading states; see the methods of
-# `ClientEngine`. `forward_gradients` is not implemented by any kind yet, so a method that needs it is
-# refused.
+# `ClientEngine`.
 Capability = Literal[
     "gradients", "add_to_gradients", "perturb", "generate", "logprobs", "forward_gradients", "distil"
 ]
 
 _ALL: frozenset[Capability] = frozenset({"gradients", "add_to_gradients", "perturb", "generate", "logprobs"})
+_WHOLE: frozenset[Capability] = frozenset({"forward_gradients", "distil"})  # computed with whole parameters
 CAPABILITIES: dict[Kind, frozenset[Capability]] = {
-    "stock": _ALL | {"distil"},
+    "stock": _ALL | _WHOLE,
     "streamed": _ALL,
     "client_pipeline": _ALL,
     "cluster_pipeline": _ALL,
@@ -47,16 +47,17 @@ def kind_of(engine: EngineConfig, deepspeed: Mapping, *, frozen: bool, outside: 
     return "stock" if tier == "stock" else "streamed"
 
 
-def capabilities_of(kind: Kind) -> frozenset[Capability]:
-    """Return what a kind of engine is capable of."""
-    return CAPABILITIES[kind]
+def capabilities_of(kind: Kind, zero_stage: int = 0) -> frozenset[Capability]:
+    """Return what a kind of engine is capable of under a stage of ZeRO."""
+    return CAPABILITIES[kind] - _WHOLE if zero_stage == 3 else CAPABILITIES[kind]
 
 
-def check_capabilities(needs: Collection[Capability], kind: Kind, asker: str) -> None:
+def check_capabilities(needs: Collection[Capability], kind: Kind, asker: str, *, zero_stage: int = 0) -> None:
     """Check that a kind of engine has the capabilities that a method needs.
 
     Args:
         asker: the setting that needs them, as `federation.method=NAME`.
+        zero_stage: of the engine's DeepSpeed section.
 
     Raises:
         ConfigError: it lacks one; the message names the kinds that have all.
@@ -67,15 +68,18 @@ def check_capabilities(needs: Collection[Capability], kind: Kind, asker: str) ->
             f"{asker} needs {', '.join(unknown)}, which is no capability; engine/capabilities.py has "
             f"{', '.join(get_args(Capability))}, and a new one is a name there"
         )
-    missing = sorted(set(needs) - CAPABILITIES[kind])
+    missing = sorted(set(needs) - capabilities_of(kind, zero_stage))
     if not missing:
         return
     able = [other for other, has in CAPABILITIES.items() if set(needs) <= has]
+    stage = " with zero_optimization.stage=2 or less" if _WHOLE & set(needs) else ""
+    engine = f"{kind} with zero_optimization.stage=3" if zero_stage == 3 else kind
     remedy = (
-        f"choose engine.tier and engine.pipeline for one that can ({', '.join(able)}), or another method"
+        f"choose engine.tier and engine.pipeline for one that can ({', '.join(able)}{stage}), or another "
+        "method"
         if able
         else f"no engine is yet (known are {', '.join(get_args(Capability))}); choose another method"
     )
     raise ConfigError(
-        f"{asker} needs an engine that is capable of {', '.join(missing)}, which {kind} is not: {remedy}"
+        f"{asker} needs an engine that is capable of {', '.join(missing)}, which {engine} is not: {remedy}"
     )

@@ -7,12 +7,8 @@ carries, and the base is not reloaded between rounds. A local step is `gradients
 two a method may read the masters and add to the gradients.
 """
 
-import gc
-import statistics
-import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -31,7 +27,7 @@ from fedspeed.engine.folded import FoldedAdapter
 from fedspeed.engine.generation.interface import Generating
 from fedspeed.engine.groups import Groups
 from fedspeed.engine.matched_passes import MatchedPasses
-from fedspeed.engine.memory_counter import TensorMemoryCounter, storage_bytes
+from fedspeed.engine.step_measurement import StepMeasurement
 from fedspeed.models.folded import trainable
 
 if TYPE_CHECKING:
@@ -76,7 +72,26 @@ class Sums:
         return self.loss / self.tokens if self.tokens else float("nan")
 
 
-class ClientEngine(MatchedPasses, Generating):
+@dataclass(frozen=True)
+class ForwardDerivatives:
+    """Derivatives of a client's loss along random directions.
+
+    Attributes:
+        sums: this rank's, as those of `ClientEngine.gradients`.
+        derivatives: of the mean loss over all answer tokens of the client's step, along each direction: [K]
+            float64, equal on all ranks of the client.
+    """
+
+    sums: Sums
+    derivatives: np.ndarray
+
+    @property
+    def are_finite(self) -> bool:
+        """Whether every derivative is finite. An overflow makes all of a step's estimate useless."""
+        return bool(np.isfinite(self.derivatives).all())
+
+
+class ClientEngine(StepMeasurement, MatchedPasses, Generating):
     """Train, evaluate and generate with one model, for the clients of this rank. `engine.build.build_engine`
     builds the engine.
 
@@ -114,18 +129,17 @@ class ClientEngine(MatchedPasses, Generating):
         self._device = torch.device(get_accelerator().current_device_name())
         self._folded = FoldedAdapter(model)
         self._pending: set[int] = set()  # client slots with gradients that no step has used yet
-        # Device memory on a CPU, which is counted in the first step (see device_bytes).
-        self._counter: TensorMemoryCounter | None = None
-        self._persistent_bytes = 0  # of tensors that exist between steps
-        self._peak_bytes = 0  # of the first step
-        self._peak_folded_bytes = 0  # of the folded adapter, included in _peak_bytes
-        self._current_step_s = 0.0  # seconds of the current step so far
-        self._step_s: list[float] = []  # seconds of each step since take_step_s
+        self._begin_measuring()
 
     @property
     def capabilities(self) -> frozenset[Capability]:
         """What a method may ask of this engine, besides loading, evaluating and reading states."""
-        return capabilities_of(self.kind)
+        return capabilities_of(self.kind, self.zero_stage)
+
+    @property
+    def zero_stage(self) -> int:
+        """The ZeRO stage of the trainable part; 3 in a stock engine partitions the base as well."""
+        return self._states[0].ds_engine.zero_optimization_stage()
 
     @property
     def client_slots(self) -> int:
@@ -219,6 +233,30 @@ class ClientEngine(MatchedPasses, Generating):
         self._pending.update(range(len(work)))
         return sums
 
+    def forward_gradients(
+        self, work: Sequence[StepBatches], seeds: Sequence[Sequence[int]], names: Sequence[frozenset[str]]
+    ) -> list[ForwardDerivatives]:
+        """Compute, for each of the first `len(work)` client slots, the derivatives of its step's mean loss
+        along random directions, by forward passes that save no activations (`engine.forward_mode`). Nothing
+        is added to gradients: an estimate of them is the mean of derivative times direction
+        (`engine.directions.combined`), for `add_to_gradients`. Collective over the client.
+
+        All directions of a step see the same dropout masks.
+
+        Args:
+            seeds: of each slot's directions, which are standard normal (`engine.directions`).
+            names: of the tensors that each slot's directions change.
+
+        Raises:
+            ModelError: an operator of the model has no forward derivative.
+        """
+        assert 0 < len(work) <= self.client_slots, f"{len(work)} clients for {self.client_slots} slots"
+        with self._measured():
+            return [
+                self._forward_gradients(slot, *of_slot)
+                for slot, of_slot in enumerate(zip(work, seeds, names, strict=True))
+            ]
+
     def add_to_gradients(self, slot: int, arrays: Mapping[str, np.ndarray], scale: float) -> None:
         """Add `scale` times `arrays` to the gradient of a slot's mean loss. It counts once, however many
         ranks the client has; all of them call this with the same arguments. A slot without gradients begins
@@ -252,13 +290,7 @@ class ClientEngine(MatchedPasses, Generating):
         self._pending = set()
         with self._measured():
             applied = self._step(slots, lr)
-        if self._counter is not None:
-            self._peak_bytes = self._persistent_bytes + self._counter.peak
-            self._counter = None
-            self._peak_folded_bytes = self._folded.bytes
-        else:
-            self._step_s.append(self._current_step_s)
-        self._current_step_s = 0.0
+        self.end_step()
         return applied
 
     def train_step(self, work: Sequence[StepBatches], lr: float) -> list[Sums]:
@@ -280,6 +312,14 @@ class ClientEngine(MatchedPasses, Generating):
     def _gradients(self, work: Sequence[StepBatches]) -> list[Sums]:
         """Compute gradients; see `gradients`."""
 
+    def _forward_gradients(
+        self, slot: int, step: StepBatches, seeds: Sequence[int], names: frozenset[str]
+    ) -> ForwardDerivatives:
+        """Compute one slot's derivatives; see `forward_gradients`. Kinds of engines with this capability
+        implement it.
+        """
+        raise NotImplementedError(f"a {self.kind} engine is not capable of forward_gradients")
+
     @abstractmethod
     def _add_to_gradients(self, slot: int, arrays: Mapping[str, np.ndarray], scale: float) -> None:
         """Add arrays to gradients; see `add_to_gradients`."""
@@ -288,56 +328,10 @@ class ClientEngine(MatchedPasses, Generating):
     def _step(self, slots: Sequence[int], lr: float) -> list[bool]:
         """Take optimizer steps; see `step`."""
 
-    @contextmanager
-    def _measured(self) -> Iterator[None]:
-        """Measure the seconds of one half of a step, and on a CPU the memory of the first step."""
-        if self._counter is None and not self._peak_bytes and get_accelerator().is_synchronized_device():
-            self._persistent_bytes = storage_bytes(self._persistent_tensors())
-            self._counter = TensorMemoryCounter()
-        begin = time.perf_counter()
-        with self._counter or nullcontext():
-            yield
-        self._current_step_s += time.perf_counter() - begin
-
-    @property
-    def device_bytes(self) -> int:
-        """The most bytes that tensors have taken on this rank's device so far, according to its allocator. On
-        a CPU it is the count of the first step, and 0 before (DeepSpeed would return the memory of the whole
-        process).
-        """
-        if not get_accelerator().is_synchronized_device():
-            return get_accelerator().max_memory_allocated()
-        if not self._peak_bytes:
-            return 0
-        return self._peak_bytes + max(0, self._folded.peak - self._peak_folded_bytes)
-
-    def _persistent_tensors(self) -> list[torch.Tensor]:
-        """Return the tensors on the device that exist between two steps, without offloaded ones."""
-        away = {t.untyped_storage()._cdata for t in self._away()}
-        return [
-            t
-            for t in gc.get_objects()
-            if issubclass(type(t), torch.Tensor)
-            and t.device.type == self._device.type
-            and t.untyped_storage()._cdata not in away
-        ]
-
-    def _away(self) -> list[torch.Tensor]:
-        """Return the host memory of offloaded tensors. On a CPU it must not be counted as device memory."""
-        return []
-
     @property
     @abstractmethod
     def base_bytes(self) -> int:
         """Bytes of the whole frozen base, wherever it is stored."""
-
-    def take_step_s(self) -> float:
-        """Return the median seconds of a step of all client slots since the last call; 0 if there was none.
-        The step in which memory is counted is left out.
-        """
-        taken = self._step_s
-        self._step_s = []
-        return statistics.median(taken) if taken else 0.0
 
     def take_loaded(self) -> int:
         """Return the bytes of the base that were loaded onto the device since the last call."""

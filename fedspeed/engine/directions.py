@@ -1,5 +1,5 @@
-"""Random directions of zero-order methods, which any rank can draw again from the seed. They are drawn on the
-CPU, without torch.
+"""Random directions of zero-order and forward-mode methods, which any rank can draw again from the seed. They
+are drawn on the CPU, without torch.
 """
 
 import hashlib
@@ -23,6 +23,25 @@ def direction(seed: int, name: str, shape: Sequence[int]) -> np.ndarray:
     name_hash = np.frombuffer(hashlib.sha256(name.encode()).digest(), dtype="<u4")
     bits = np.random.Philox(np.random.SeedSequence([seed, *name_hash.tolist()]))
     return np.random.Generator(bits).standard_normal(tuple(shape), dtype=np.float32)
+
+
+def combined(
+    shapes: Mapping[str, Sequence[int]], seeds: Sequence[int], factors: Sequence[float] | np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return the sum of K directions, each times its factor: fp32 by name.
+
+    With derivatives of a loss along the directions for factors, each divided by K, it is an unbiased estimate
+    of the gradient, since E v v^T = 1 for standard normal v (Baydin et al., 2022). The directions are drawn
+    again from their seeds: keeping them all would take K times the memory of the tensors.
+
+    Args:
+        shapes: of the tensors, by name. seeds, factors: K each.
+    """
+    total = {name: np.zeros(tuple(shape), dtype=np.float32) for name, shape in shapes.items()}
+    for seed, factor in zip(seeds, factors, strict=True):
+        for name, shape in shapes.items():
+            total[name] += np.float32(factor) * direction(seed, name, shape)
+    return total
 
 
 def perturbed(values: "Mapping[str, torch.Tensor]", seed: int, scale: float) -> "dict[str, torch.Tensor]":

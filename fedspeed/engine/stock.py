@@ -12,12 +12,13 @@ from torch import nn
 
 from fedspeed import activity
 from fedspeed.data.batches import Batch, StepBatches
-from fedspeed.engine.client_engine import ClientEngine, Sums, Tensors
+from fedspeed.engine.client_engine import ClientEngine, ForwardDerivatives, Sums, Tensors
 from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.clock import Clock
 from fedspeed.engine.compute.micro_batches import check_padding
 from fedspeed.engine.distil_sums import DistilSums
 from fedspeed.engine.distillation import Distillation, token_count
+from fedspeed.engine.forward_mode import AnswerLoss, loss_along, tangents_of
 from fedspeed.engine.generation.pieces import Piece
 from fedspeed.engine.generation.stock import compute_piece
 from fedspeed.engine.groups import Groups
@@ -92,6 +93,26 @@ class StockEngine(ClientEngine):
             get_accelerator().synchronize()
         self._pending.add(0)
         return sums
+
+    def _forward_gradients(
+        self, slot: int, step: StepBatches, seeds: Sequence[int], names: frozenset[str]
+    ) -> ForwardDerivatives:
+        accelerator = get_accelerator()
+        values = {name: value for name, value in self._states[slot].tensors().items() if name in names}
+        loss = AnswerLoss(self.model, self._logit_rows)
+        found = np.zeros((len(seeds), len(step.micro), 2))  # (loss, derivative)
+        self.ds_engine.train()
+        begun = accelerator.get_rng_state()
+        with self._clock.stage("compute"):
+            for k, seed in enumerate(seeds):
+                accelerator.set_rng_state(begun)
+                tangents = tangents_of(values, seed)
+                for i, batch in enumerate(step.micro):
+                    self._count_pass()
+                    found[k, i] = [part.item() for part in loss_along(loss, batch, values, tangents)]
+        tokens = sum(batch.answer_tokens for batch in step.micro)
+        derivatives = self.sum_over_client(found[:, :, 1].sum(axis=1) / max(1, step.step_answer_tokens))
+        return ForwardDerivatives(Sums(float(found[0, :, 0].sum()), tokens), derivatives)
 
     def _add_to_gradients(self, slot: int, arrays: Mapping[str, np.ndarray], scale: float) -> None:
         state = self._states[slot]

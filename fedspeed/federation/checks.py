@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedspeed.cluster.topology import Topology
+from fedspeed.config.deepspeed import zero_stage
 from fedspeed.config.run import RunConfig
 from fedspeed.engine.capabilities import Kind, check_capabilities
 from fedspeed.engine.spec import EngineSpec
@@ -29,7 +30,7 @@ def check_method(
         config: whose routing mode is no longer `auto`. participants: by client, see `participants_of`.
         kind: of the engine that clients build. server_kind: of the server's engine; None where the method has
             no server.
-        client: see `adapted_modules`.
+        client: see `adapted_modules`; None: with ZeRO-0.
 
     Raises:
         ConfigError: all problems in one message, each with its remedy.
@@ -42,12 +43,13 @@ def check_method(
         losses_problem(config, hidden_by(config.federation.updates)),
         updates_problem(config.federation.updates, method),
     ]
+    stage = 0 if client is None else zero_stage(client.deepspeed)
     needs = [(method.needs, kind, f"federation.method={name}")]
     if server_kind is not None:
         needs.append((method.server_needs, server_kind, f"the server of federation.method={name}"))
     for needed, built, asker in needs:
         try:
-            check_capabilities(needed, built, asker)
+            check_capabilities(needed, built, asker, zero_stage=stage)
         except ConfigError as error:
             problems.append(str(error))
     problems = [problem for problem in problems if problem]

@@ -115,7 +115,7 @@ def _built_state(config: RunConfig, engine: ClientEngine) -> Arrays:
 
 def run_method(config: RunConfig, first: RunArrays) -> Method:
     """Build this rank's instance of the run's method, for the arrays that a run begins with."""
-    return make_method(
+    method = make_method(
         config.federation.method,
         first.arrays,
         clients=config.data.clients,
@@ -126,6 +126,8 @@ def run_method(config: RunConfig, first: RunArrays) -> Method:
             client_ranks(config.adapter, config.data.clients) if config.adapter.rank_by_client else ()
         ),
     )
+    method.clients_per_round = config.federation.clients_per_round
+    return method
 
 
 def start(config: RunConfig, first: RunArrays, method: Method) -> Progress:
@@ -171,7 +173,8 @@ def assemble(
     listed = config.federation.updates
     transforms = make_transforms(listed, shared_seed(engine) if listed else None)
     needs = method.server_needs if role.server else method.needs
-    check_capabilities(needs, engine.kind, f"federation.method={config.federation.method.name}")
+    asker = f"federation.method={config.federation.method.name}"
+    check_capabilities(needs, engine.kind, asker, zero_stage=engine.zero_stage)
     return RankComponents(
         config=config,
         role=role,

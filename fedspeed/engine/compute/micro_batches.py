@@ -209,12 +209,7 @@ class MicroBatchModel:
         Returns:
             (the sums, the gradient of scale * loss by `hidden`).
         """
-        labels = task.batch.labels
-        at = np.nonzero(labels[:, 1:] != IGNORED)
-        # One small copy to the device: the answer tokens' positions in the flat batch, and the tokens.
-        where, targets = upload(
-            torch.from_numpy(np.stack([at[0] * labels.shape[1] + at[1], labels[:, 1:][at]]))
-        )
+        where, targets = upload(torch.from_numpy(answer_tokens(task.batch.labels)))  # one small copy
         with torch.set_grad_enabled(differentiate):
             x = hidden.requires_grad_(differentiate)
             normed = self._parts.norm(x).flatten(0, 1).index_select(0, where)
@@ -264,6 +259,16 @@ class MicroBatchModel:
         value_bytes = value_bytes or normed.element_size()
         rows = max(1, self._logits_bytes // (self._parts.head.weight.shape[0] * value_bytes))
         return [slice(start, start + rows) for start in range(0, len(normed), rows)]
+
+
+def answer_tokens(labels: np.ndarray) -> np.ndarray:
+    """Return the positions in the flat batch whose output predicts an answer token, and these tokens: [2, n].
+
+    Args:
+        labels: [B, T].
+    """
+    at = np.nonzero(labels[:, 1:] != IGNORED)
+    return np.stack([at[0] * labels.shape[1] + at[1], labels[:, 1:][at]])
 
 
 def check_padding(batch: Batch) -> None:

@@ -48,7 +48,7 @@ class Aggregate:
     Attributes:
         state: the whole new state before any server optimizer, including arrays that no client trains.
         factor_error: relative error of averaging LoRA's factors instead of their products; None where no
-            product is trained.
+            product is trained, or the method does not estimate it.
     """
 
     state: Arrays
@@ -74,6 +74,7 @@ class Method(ABC):
         keeps_memory: whether clients keep arrays of their own (`Turn.memory`), which are then journalled.
         factor_error_is_exact: whether `Aggregate.factor_error` is exact, not an estimate.
         server_arrays: names of trainable arrays that only the server's engine has (`make_method`).
+        clients_per_round: number of clients that are sampled for each round, 0: all.
         evaluated: what rounds evaluate, if that is not what is exported (`exports`), for reports and model
             cards: "the held-out loss is that of ...".
         exchange_every: "round", or "step" for an exchange after every local step. Evaluation and journal are
@@ -88,6 +89,7 @@ class Method(ABC):
     evaluated: ClassVar[str] = ""
     exchange_every: ClassVar[Literal["round", "step"]] = "round"
     server_arrays: frozenset[str] = frozenset()
+    clients_per_round: int = 0
 
     def __init__(
         self, config: Any, layout: Layout, *, clients: int, seed: int, hides: frozenset[str] = frozenset()
@@ -374,11 +376,8 @@ def server_problem(name: str, entry: Entry, method: type[Method]) -> str:
     Args:
         entry: of the method `name` in `METHODS`. method: its class.
     """
-    overridden = [
-        member
-        for member in ("serve", "server_step")
-        if getattr(method, member) is not getattr(Method, member)
-    ]
+    members = ("serve", "server_step")
+    overridden = [own for own in members if getattr(method, own) is not getattr(Method, own)]
     where = "fedspeed/federation/methods/config.py"
     setting = f"federation.method={name}"
     if overridden and not entry.server:

@@ -1,12 +1,13 @@
 """The registry of methods of federated training (`federation.method`), and the classes of their options.
 
-A method is one module, or one folder with `method.py` and a leaf `config.py` if it has options. A line in
-`METHODS` registers it; `presets/NAME.yaml` has the settings that it was published with
-(config.presets). Rules between its options and other keys are a function of its `Config`, which
-`config.check` calls: `problems(self, config) -> list of (dotted keys, why not and what to do)`.
+A method is one module, or one folder with `method.py` and a leaf `config.py` if it has options. Further
+methods of a folder are modules in it. A line in `METHODS` registers a method; `presets/NAME.yaml` has the
+settings that it was published with (config.presets). Rules between its options and other keys are a function
+of the class of its options, which `config.check` calls: `problems(self, config) -> list of (dotted keys, why
+not and what to do)`.
 """
 
-from dataclasses import dataclass, field, make_dataclass, replace
+from dataclasses import dataclass, field, is_dataclass, make_dataclass, replace
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -89,6 +90,12 @@ METHODS = {
         server_optimizers=True,
         any_weights=True,
     ),
+    "spry": Entry(
+        module="fedspeed.federation.methods.spry", sums_only=True, server_optimizers=True, any_weights=True
+    ),
+    "spry_iteration": Entry(
+        module="fedspeed.federation.methods.spry.iteration", server_optimizers=True, any_weights=True
+    ),
 }
 
 
@@ -102,10 +109,15 @@ def is_folder(name: str) -> bool:
 def variant_of(name: str) -> type:
     """Return the dataclass of the options of the method `name`, one member of the union `federation.method`.
 
-    A method that is one module has no options besides its name. No method is imported.
+    It is the class in the `config.py` of the method's folder whose field `name` is the method's. A method
+    without one has no options besides its name. No method is imported.
     """
-    if is_folder(name):
-        return import_module(f"{METHODS[name].module}.config").Config
+    module = METHODS[name].module
+    folder = module if is_folder(name) else module.rpartition(".")[0]
+    found = vars(import_module(f"{folder}.config")) if find_spec(f"{folder}.config") else {}
+    for options in found.values():
+        if isinstance(options, type) and is_dataclass(options) and getattr(options, "name", None) == name:
+            return options
     literal: Any = Literal  # of a value that is known at run time only
     # Configurations are pickled for other processes. Pickle finds a class by its name in a module, and this
     # class is in none, so an instance is pickled as a call of `default_options`.
