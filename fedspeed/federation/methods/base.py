@@ -25,8 +25,9 @@ from fedspeed.engine.spec import EngineSpec
 from fedspeed.errors import ConfigError
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.layout import Layout
-from fedspeed.federation.methods.config import METHODS, Entry, is_folder
+from fedspeed.federation.methods.config import METHODS, is_folder
 from fedspeed.federation.methods.factors import distance
+from fedspeed.federation.methods.server_entry import SERVER_PARTS, server_problem
 from fedspeed.federation.methods.turns import ALONE, Trained, Turn, TurnTrainer
 from fedspeed.federation.registry_import import class_in
 from fedspeed.federation.shared_channel import SharedChannel
@@ -364,36 +365,11 @@ def method_class(name: str) -> type[Method]:
     path = METHODS[name].module
     method = class_in(f"{path}.method" if is_folder(name) else path, Method)
     assert issubclass(method, Method), "class_in returns a subclass"
-    problem = server_problem(name, METHODS[name], method)
+    overridden = [part for part in SERVER_PARTS if getattr(method, part) is not getattr(Method, part)]
+    problem = server_problem(name, METHODS[name], method.__name__, overridden)
     if problem:
         raise ConfigError(problem)
     return method
-
-
-def server_problem(name: str, entry: Entry, method: type[Method]) -> str:
-    """Return how a method's entry and its class disagree about having a server; empty if they agree.
-
-    Args:
-        entry: of the method `name` in `METHODS`. method: its class.
-    """
-    members = ("serve", "server_step")
-    overridden = [own for own in members if getattr(method, own) is not getattr(Method, own)]
-    where = "fedspeed/federation/methods/config.py"
-    setting = f"federation.method={name}"
-    if overridden and not entry.server:
-        has = f"{method.__name__} has {' and '.join(overridden)}"
-        return f"{setting}: {has}; say server=True of it in METHODS of {where}"
-    if "serve" in overridden and entry.sums_only:
-        return (
-            f"{setting}: METHODS of {where} says that {method.__name__} needs only sums over all clients "
-            "(sums_only=True), but clients send it single values in serve; leave one of them out"
-        )
-    if (entry.server or entry.public_rows) and not overridden:
-        return (
-            f"{setting}: METHODS of {where} says that it has a server, but {method.__name__} has neither "
-            "serve nor server_step; write one of them, or leave out server=True and public_rows=True"
-        )
-    return ""
 
 
 def make_method(

@@ -5,7 +5,6 @@ two, whose aggregate is exact because what exceeds rank r is added to a frozen f
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from fedspeed.federation.methods.per_client import PerClient
 from fedspeed.federation.methods.turns import Turn
 from fedspeed.models.factors import pairs
 from fedspeed.models.folded import LEFT, RIGHT, WHOLE, folded_parts, module_of, rank_of, with_folded
-from fedspeed.models.lora_ranks import cut, shape_of_rank
+from fedspeed.models.lora_ranks import cut
 
 Folded = Mapping[str, np.ndarray]  # one module's arrays from `folded_parts`; empty where nothing is folded
 Factors = tuple[np.ndarray, np.ndarray]  # [out, R] and [R, in] float64, of a product
@@ -84,17 +83,9 @@ class ProductMethod(Method):
         """
         super().__init__(config, layout, clients=clients, seed=seed, hides=hides)
         self._lora_ranks = tuple(lora_ranks)
-        self._slots = PerClient([self._layout_of(client) for client in range(clients)])
+        self._slots = PerClient(layout, clients, self._lora_ranks)
         self._cut_of: Arrays = {}  # the state that clients of the current round start from
         self._cuts: dict[int, Arrays] = {}  # what it is for clients of a rank
-
-    def _layout_of(self, client: int) -> Layout:
-        """Return the layout of the arrays that a client trains."""
-        if not self._lora_ranks:
-            return self.layout
-        lora_rank = self._lora_ranks[client]
-        named = zip(self.layout.names, self.layout.shapes)
-        return replace(self.layout, shapes=tuple(shape_of_rank(n, s, lora_rank) for n, s in named))
 
     def turn(
         self,

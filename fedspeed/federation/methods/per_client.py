@@ -3,12 +3,14 @@ states. The sum therefore hides no client's update.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.layout import Layout
+from fedspeed.models.lora_ranks import shape_of_rank
 
 
 class PerClient:
@@ -18,14 +20,16 @@ class PerClient:
         values: length of the vector.
     """
 
-    def __init__(self, layouts: Sequence[Layout]):
+    def __init__(self, layout: Layout, clients: int, lora_ranks: Sequence[int] = ()):
         """Lay out the vector.
 
         Args:
-            layouts: of the clients' states, by client number.
+            layout: of the common state. clients: their number.
+            lora_ranks: by client, the rank of the factors that it sends; empty: that of the layout.
         """
-        self._layouts = layouts
-        ends = np.cumsum([0, *(layout.size + 1 for layout in layouts)]).tolist()
+        ranked = [_with_rank(layout, lora_rank) for lora_rank in lora_ranks]
+        self._layouts = ranked or [layout] * clients
+        ends = np.cumsum([0, *(layout.size + 1 for layout in self._layouts)]).tolist()
         self._slots = [slice(*bounds) for bounds in pairwise(ends)]
         self.values: int = ends[-1]
 
@@ -56,3 +60,9 @@ class PerClient:
         present = [(float(s[0]), layout.unflatten(s[1:])) for s, layout in slots if s[0] > 0]
         shares = [w / sum(w for w, _ in present) for w, _ in present]
         return shares, [state for _, state in present]
+
+
+def _with_rank(layout: Layout, lora_rank: int) -> Layout:
+    """Return the layout of a state whose LoRA factors have another rank."""
+    named = zip(layout.names, layout.shapes)
+    return replace(layout, shapes=tuple(shape_of_rank(name, shape, lora_rank) for name, shape in named))
