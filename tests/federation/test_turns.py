@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from fedspeed.data.clients import ClientData
+from fedspeed.engine.client_engine import Sums
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.config import variant_of
 from fedspeed.federation.methods.lora_average.method import LoraAverage
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.trainer import Trainer, turn_seed
+from tests.federation.runs import client_data
 from tests.tiny import run_config
 
 A = "x.q.lora_A.default.weight"
@@ -64,3 +66,21 @@ def test_ranks_of_a_client_share_a_turns_seed_and_draw_dropout_apart():
 def test_a_method_that_changes_turns_changes_those_of_a_client_alone(rule):
     own = trainer(OnlyB, rule)[0]
     assert own.turn_alone(CLIENT, STATE).frozen == own.turn(CLIENT, 3, STATE, steps=1).frozen == {A}
+
+
+def test_a_step_that_was_skipped_adds_no_learning_rate():
+    """As fp16 skips one after an overflow."""
+    config = run_config(train={"local_steps": 3, "lr": 0.4, "warmup_steps": 4}, federation={"rounds": 2})
+    taken = iter([True, False, True])
+    engine = SimpleNamespace(
+        data_share=(1, 0),
+        load=lambda *state, **how: None,
+        gradients=lambda work: [Sums(loss=2.0, tokens=1)],
+        step=lambda lr: [next(taken)],
+        state=lambda slot: {},
+    )
+    method = LoraAverage(variant_of("lora_average")(), Layout.of(STATE), clients=3, seed=0)
+    own = Trainer(config, RankRole(clients={CLIENT: client_data(CLIENT)}), engine, method)
+    (trained,) = own.local_steps(engine, [own.turn(CLIENT, 1, STATE, steps=3)])
+    assert (trained.sums.steps, trained.sums.tokens) == (2, 3)
+    assert trained.sums.lr_sum == pytest.approx(0.1 + 0.3)
