@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedspeed.config import paths
 from fedspeed.config.check import conflicts
-from fedspeed.config.presets import Preset, find_preset
+from fedspeed.config.presets import PROTECTION, Preset, find_preset
 from fedspeed.config.reader import DEEPSPEED, FIELDS, SECTIONS, Reader
 from fedspeed.config.run import RunConfig
 from fedspeed.config.tree import COMMAND_LINE
@@ -107,7 +107,8 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Loaded:
     preset = find_preset(reader.named(METHOD))
     if preset is not None:
         before = reader.config()
-        reader, readable = _read(path, overrides, preset)
+        routed = not reader.given().keys().isdisjoint(PROTECTION)
+        reader, readable = _read(path, overrides, preset, routed=routed)
     config = reader.config()
     given = reader.given()
     problems = list(dict.fromkeys(reader.problems))
@@ -125,23 +126,27 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Loaded:
     return Loaded(config, sources, path, written, remarks)
 
 
-def _read(path: Path | None, overrides: Sequence[str], preset: Preset | None = None) -> tuple[Reader, bool]:
+def _read(
+    path: Path | None, overrides: Sequence[str], preset: Preset | None = None, *, routed: bool = False
+) -> tuple[Reader, bool]:
     """Read all documents of a run, in the order in which they override each other; returns (reader, whether
     the YAML file holds a configuration).
 
-    A preset is read before the document that chooses its method: the YAML file, or the command line, whose
-    choice of a method is thereby one of all its settings.
+    A preset overrides defaults. Where the command line chooses its method, it overrides the YAML file too.
+
+    Args:
+        routed: see `Preset.read`.
     """
     reader = Reader()
-    if preset is not None and path is not None:
-        alone = Reader()
-        alone.read_file(path)
-        if alone.named(METHOD) == preset.method:
-            preset.read(reader)
-            preset = None
+    below = Reader()
+    if path is not None:
+        below.read_file(path)
+    over_yaml = preset is not None and below.named(METHOD) != preset.method
+    if preset is not None and not over_yaml:
+        preset.read(reader, routed=routed)
     readable = path is None or reader.read_file(path)
-    if preset is not None:
-        preset.read(reader)
+    if preset is not None and over_yaml:
+        preset.read(reader, routed=routed)
     for override in overrides:
         reader.read_override(override)
     return reader, readable

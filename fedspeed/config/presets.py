@@ -1,7 +1,7 @@
 """Presets of methods: YAML files with the settings that a published method was described with. Where
 `federation.method.name=NAME` stands on the command line, they override the YAML file, so that the method runs
-as published; keys of the command line override them. Where the YAML file names the method, its other keys
-override them.
+as published, except for how updates are protected; keys of the command line override them. Where the YAML
+file names the method, its other keys override them.
 """
 
 import operator
@@ -15,6 +15,7 @@ from fedspeed.config.run import RunConfig
 from fedspeed.config.spelling import flow
 from fedspeed.federation.methods.config import METHODS
 
+PROTECTION = ("routing.mode", "routing.transport")
 FOLDER = Path(__file__).resolve().parents[1] / "federation" / "methods" / "presets"
 
 
@@ -29,9 +30,14 @@ class Preset:
     method: str
     path: Path
 
-    def read(self, reader: Reader) -> None:
-        """Read the file; sources name it as `preset METHOD:LINE`."""
-        reader.read_file(self.path, f"preset {self.method}")
+    def read(self, reader: Reader, *, routed: bool = False) -> None:
+        """Read the file; sources name it as `preset METHOD:LINE`.
+
+        Args:
+            routed: whether the user says how updates are protected (PROTECTION), which a preset never
+                changes; its section `routing` is then left out.
+        """
+        reader.read_file(self.path, f"preset {self.method}", without="routing" if routed else "")
 
     def remarks(self, config: RunConfig, before: RunConfig) -> tuple[str, ...]:
         """Return remarks about where the preset and what the user has written override each other.

@@ -40,11 +40,11 @@ class Reader:
         self._nodes: dict[str, yaml.Node] = {}  # by key, of every key that was given
         self._deepspeed: yaml.Node | None = None  # that section
 
-    def read_file(self, path: Path, name: str = "") -> bool:
+    def read_file(self, path: Path, name: str = "", *, without: str = "") -> bool:
         """Read a YAML file; return False if it holds no configuration.
 
         Args:
-            name: of the file in sources and problems; empty: its path.
+            name: of the file in sources and problems; empty: its path. without: a section that is left out.
         """
         try:
             root = tree.compose(path.read_text(encoding="utf-8"), name or str(path))
@@ -58,6 +58,9 @@ class Reader:
                 "see ds_configs/quickstart.yaml"
             )
             return False
+        if without:
+            pairs = [(key, value) for name, key, value in tree.entries(root) if name != without]
+            root = yaml.MappingNode(root.tag, pairs, root.start_mark, root.end_mark)
         self._document(root)
         return True
 

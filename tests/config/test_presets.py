@@ -68,6 +68,20 @@ def test_a_preset_overrides_the_deepspeed_section(tmp_path):
     assert "deepspeed.base=zero3_offload.json (zero0.json)" in loaded.preset_remarks[0]
 
 
+@pytest.mark.parametrize(
+    ("routing", "override", "mode"),
+    [
+        ("mode: mask", (), "mask"),
+        ("mode: mask", ("routing.mode=plain",), "plain"),
+        ("transport: gloo", (), "auto"),
+        ("deadline_s: 9", (), "plain"),
+    ],
+)
+def test_a_preset_does_not_lower_what_protects_updates(tmp_path, routing, override, mode):
+    path = write(tmp_path, f"model: {{base: m}}\nrouting: {{{routing}}}\n")
+    assert load(path, [FS_LLM, *override]).config.routing.mode == mode
+
+
 def test_an_unknown_method_is_refused_as_before(tmp_path):
     (text,) = problems_of(None, BASE, "federation.method.name=../../x")
     assert "federation.method" in text

@@ -14,8 +14,12 @@ be estimated, and 16 bytes a parameter are all.
 from typing import Any
 
 from fedspeed.federation.layout import Layout
+from fedspeed.federation.methods.base import Traffic
 from fedspeed.federation.methods.lora_average.method import LoraAverage
 from fedspeed.monitor.metrics.metric import SKETCH
+from fedspeed.planner.plan import Task
+
+BYTES_PER_VALUE = {"native": (16, 8), "compact": (4, 4)}  # up and down, by secure_sum
 
 
 class FateLlm(LoraAverage):
@@ -25,3 +29,11 @@ class FateLlm(LoraAverage):
         self, config: Any, layout: Layout, *, clients: int, seed: int, hides: frozenset[str] = frozenset()
     ):
         super().__init__(config, layout, clients=clients, seed=seed, hides=hides | {SKETCH})
+
+    def traffic(self, task: Task, participants: int) -> Traffic:
+        """Predict the bytes of a client that is not the arbiter, which sends the sum to each of the others."""
+        per_value = BYTES_PER_VALUE.get(self.config.secure_sum)
+        if per_value is None or participants == 1:
+            return super().traffic(task, participants)
+        up, down = per_value
+        return Traffic(up * self.values(1), down * self.values(1))

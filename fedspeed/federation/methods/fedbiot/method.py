@@ -24,6 +24,7 @@ from fedspeed.engine.capabilities import Capability
 from fedspeed.engine.spec import EngineSpec
 from fedspeed.errors import ConfigError
 from fedspeed.federation.arrays import Arrays
+from fedspeed.federation.methods.base import VALUE_BYTES, Traffic
 from fedspeed.federation.methods.fedbiot.arrays import blocks_of, from_state, to_state
 from fedspeed.federation.methods.fedbiot.emulator import divide
 from fedspeed.federation.methods.fedbiot.proximal import proximal_gradient
@@ -33,6 +34,7 @@ from fedspeed.log import LOG
 from fedspeed.models.catalogue import ModelShape
 from fedspeed.models.families.registry import FAMILIES
 from fedspeed.models.folded import trainable
+from fedspeed.planner.plan import Task
 
 if TYPE_CHECKING:  # torch is not imported by modules that only ask what a method needs
     from fedspeed.engine.client_engine import ClientEngine
@@ -83,6 +85,30 @@ class FedBiOT(LoraAverage):
     @classmethod
     def arrays_of(cls, config: Any, arrays: Arrays, *, role: Literal["client", "server"]) -> Arrays:
         return arrays if role == "client" else to_state(arrays, config.adapter_blocks)
+
+    @classmethod
+    def planned(cls, config: Any, task: Task, *, role: Literal["client", "server"]) -> Task | None:
+        """Return the task of a client, which has some of the blocks and differentiates the adapter's. The
+        planner has no model of an alignment.
+        """
+        if role == "server":
+            return None
+        kept = divide(task.shape.layers, adapter_blocks=config.adapter_blocks, dropped=config.dropped).kept
+        return replace(
+            task,
+            shape=replace(task.shape, layers=len(kept)),
+            adapted_blocks=config.adapter_blocks,
+            differentiated_blocks=config.adapter_blocks,
+        )
+
+    def traffic(self, task: Task, participants: int) -> Traffic:
+        """Predict the bytes of a client, which also receives the whole state from the server."""
+        sent, received = super().traffic(task, participants)
+        blocks = divide(
+            task.shape.layers, adapter_blocks=self.config.adapter_blocks, dropped=self.config.dropped
+        )
+        values = task.shape.lora(task.targets, task.lora_rank) * len(blocks.kept) // task.shape.layers
+        return Traffic(sent, received + VALUE_BYTES * values)
 
     def passes(self, engine: "ClientEngine", turns: int, steps: int, accumulation: int) -> tuple[int, bool]:
         reads = int(self.config.proximal > 0)

@@ -13,7 +13,8 @@ directions in each step, every amount is a sum over all clients.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from fedspeed.engine.directions import direction
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.methods.base import Aggregate, Method
 from fedspeed.federation.methods.turns import Trained, Turn, TurnTrainer
+from fedspeed.planner.plan import Task
 
 if TYPE_CHECKING:  # torch is not imported by modules that only ask what a method needs
     from fedspeed.engine.client_engine import ClientEngine, Sums
@@ -68,6 +70,10 @@ class FedKSeed(Method):
         each client draws its own directions, which no other may have drawn.
         """
         return len(set(participants.values())) if config.draws == "common" else 1
+
+    @classmethod
+    def planned(cls, config: Any, task: Task, *, role: Literal["client", "server"]) -> Task | None:
+        return replace(task, differentiated_blocks=0) if role == "client" else None
 
     def values(self, round: int) -> int:
         return int(self.config.seeds)
