@@ -10,7 +10,7 @@ from fedspeed.engine.config import EngineConfig
 from fedspeed.models.config import AdapterConfig
 from fedspeed.models.factors import pairs
 from fedspeed.models.folded import LEFT, RIGHT, WHOLE, as_factors, folded_parts, module_of, named
-from tests.engine.engines import engine, find_optional
+from tests.engine.engines import engine, find_optional, in_world
 from tests.engine.small_models import stirred, write_family
 from tests.processes import run_clusters
 from tests.tiny import random_step
@@ -147,3 +147,60 @@ def test_stages_of_a_pipeline_have_their_part(tmp_path, scope):
     [(expected, _, start)] = run_clusters([1], alone, base, (), "fp32", str(tmp_path))
     found = run_clusters([2], pipelined, base, start, scope)
     same(found[0], expected)
+
+
+LAST = 3  # the only block that trains, of 4
+NARROW = {  # its modules, as transformers names them
+    "llama": tuple(f"layers.{LAST}.self_attn.{name}_proj" for name in ("q", "v")),
+    "gpt2": (f"h.{LAST}.attn.c_attn",),
+}
+
+
+def below(rank, base, family, kinds, folder):
+    """Return as `alone` does, where only the last block trains and the blocks below it, whose modules are
+    plain, have folded arrays; and by tier and block whether its output was part of a graph in training.
+    """
+    from torch import nn
+
+    narrow = AdapterConfig(targets=NARROW[family], lora_rank=4, alpha=8.0)
+    given = {"train": SGD, "join": False, "nvme": folder}
+    with engine(base, "zero0", "fp32", adapter=LORA, **given) as client_engine:
+        everywhere = folded(stirred(client_engine.state()))
+        client_engine.close()
+    number = NARROW[family][0].rpartition(str(LAST))[0]
+    arrays = {name: array for name, array in everywhere.items() if f"{number}{LAST}." not in name}
+    found = {}
+    graphs = {}
+    merged = write_merged(base, arrays, f"{folder}/merged")
+    for kind, path in (("expected", merged), *((kind, base) for kind in kinds)):
+        options = EngineConfig(activation_checkpointing=kind == "zero2")
+        tier = "zero0" if kind == "expected" else kind
+        with engine(path, tier, "fp32", adapter=narrow, options=options, **given) as client_engine:
+            seen = {}
+            for name, module in client_engine.model.named_modules():
+                if isinstance(module, nn.Module) and name.endswith(tuple(f"{number}{b}" for b in range(4))):
+                    module.register_forward_hook(
+                        lambda module, args, out, name=name, seen=seen: seen.setdefault(
+                            int(name.rpartition(".")[2]), set()
+                        ).add(out.requires_grad and module.training)
+                    )
+            start = stirred(client_engine.state())
+            found[kind] = course(client_engine, start | ({} if path == merged else as_torch(arrays)))
+            graphs[kind] = {block: True in flags for block, flags in seen.items()}
+            client_engine.close()
+    return found, graphs
+
+
+@pytest.mark.parametrize(
+    "family,kinds", [("llama", ("zero0", "zero2", "ram")), ("gpt2", ("zero0", "resident"))]
+)
+def test_modules_without_lora_have_their_part_and_no_backward_pass(tmp_path, family, kinds):
+    """A stock engine's backward pass ends at the lowest block that trains, also if blocks are computed
+    again.
+    """
+    base = write_family(family, tmp_path / family)
+    [(found, graphs)] = run_clusters([1], in_world, below, base, family, kinds, str(tmp_path))
+    for kind in kinds:
+        same(found[kind], found["expected"])
+        if kind.startswith("zero"):
+            assert graphs[kind] == {0: False, 1: False, 2: False, 3: True}

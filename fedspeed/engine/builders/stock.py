@@ -28,9 +28,10 @@ def build(net: PreTrainedModel, spec: EngineSpec, context: EngineContext, groups
     materialise(net, spec.model, spec.adapter, context.seed, place)
     put_buffers_on_device(net)
     if spec.engine.activation_checkpointing:
-        # Not reentrant, so that a block's input need not require a gradient: the backward pass ends at the
-        # lowest block that trains.
         net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers lets the embedding's output require a gradient, for reentrant checkpoints. Without it
+        # the backward pass ends at the lowest block that trains.
+        net.disable_input_require_grads()
     mixed = sorted({str(p.dtype) for p in net.parameters()})
     assert len(mixed) == 1, (
         f"parameters of several types ({', '.join(mixed)}): DeepSpeed would keep no masters for some"
