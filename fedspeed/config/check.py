@@ -14,6 +14,7 @@ RULES = (
     federation.check_sites,
     federation.check_staleness,
     federation.check_budget,
+    federation.check_epochs,
     federation.check_privacy,
     federation.check_method,
     federation.check_server,

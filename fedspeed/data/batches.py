@@ -73,6 +73,11 @@ def step_rows(seed: int, client: int, step: int, rows_per_step: int, n_rows: int
     return rows
 
 
+def epoch_steps(n_rows: int, rows_per_step: int) -> int:
+    """Return how many local steps go once through `n_rows` rows; the last one may begin the next epoch."""
+    return max(1, -(-n_rows // rows_per_step))
+
+
 def collate(examples: list[Example], pad_id: int, limit: int | None = None) -> Batch:
     """Return a batch of examples, padded on the right to a multiple of 8 tokens.
 

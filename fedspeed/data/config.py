@@ -164,7 +164,12 @@ class TrainConfig:
     """
 
     local_steps: int = field(
-        default=10, metadata={"help": "optimizer steps of a client in a round", "min": 1, "max": MAX_STEPS}
+        default=10,
+        metadata={
+            "help": "optimizer steps of a client in a round; not used with federation.round_budget=epoch",
+            "min": 1,
+            "max": MAX_STEPS,
+        },
     )
     local_steps_by_cluster: dict[str, int] = field(
         default_factory=dict,

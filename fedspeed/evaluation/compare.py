@@ -90,9 +90,8 @@ def train_alone(components: RankComponents, start: Arrays) -> dict[int, Arrays]:
         components.config, components.role, components.engine, components.method
     )  # without a monitor
     turns = [trainer.turn_alone(client, start) for client in components.role.clients]
-    groups = len(simultaneous_turns(turns, components.engine.client_slots))
-    steps = max((turn.steps for turn in turns), default=0)
-    with activity.during("the training of each client alone", groups * steps, "local step"):
+    steps = sum(group[0].steps for group in simultaneous_turns(turns, components.engine.client_slots))
+    with activity.during("the training of each client alone", steps, "local step"):
         results = [pair for pairs in trainer.train(turns) for pair in pairs]
     trained_models = {}
     for turn, trained in results:

@@ -40,6 +40,7 @@ def check_method(
     problems = [
         masked_problem(config, method, participants, client),
         step_problem(config, method),
+        epoch_problem(config, method),
         losses_problem(config, hidden_by(config.federation.updates)),
         updates_problem(config.federation.updates, method),
     ]
@@ -218,7 +219,8 @@ def step_problem(config: RunConfig, method: type[Method]) -> str:
         return ""
     excluding = {
         "federation.staleness=1": config.federation.staleness,
-        "federation.round_budget=seconds": config.federation.round_budget == "seconds",
+        f"federation.round_budget={config.federation.round_budget}": config.federation.round_budget
+        != "steps",
         "train.local_steps_by_cluster": config.train.local_steps_by_cluster,
         "federation.compare_alone=true": config.federation.compare_alone,
     }
@@ -228,4 +230,20 @@ def step_problem(config: RunConfig, method: type[Method]) -> str:
     return (
         f"federation.method={config.federation.method.name} exchanges updates in every local step, which all "
         f"clients take together; it cannot be combined with {' or '.join(present)}"
+    )
+
+
+def epoch_problem(config: RunConfig, method: type[Method]) -> str:
+    """Return why a method cannot run with rounds of one epoch; empty if it can.
+
+    Clients that are trained at the same time then have different numbers of steps, for which `Method.train`
+    is made; one of the method's own may not be.
+    """
+    takes_unequal = method.train is Method.train or method.unequal_turns
+    if config.federation.round_budget != "epoch" or takes_unequal:
+        return ""
+    return (
+        f"federation.round_budget=epoch: clients take different numbers of local steps, but "
+        f"federation.method={config.federation.method.name} trains them in a way of its own; set "
+        "federation.round_budget=steps, or choose another method"
     )

@@ -70,13 +70,15 @@ class FederationConfig:
             "max": 1,
         },
     )
-    round_budget: Literal["steps", "seconds"] = field(
+    round_budget: Literal["steps", "seconds", "epoch"] = field(
         default="steps",
         metadata={
             "help": (
                 "length of a round. steps: train.local_steps (or train.local_steps_by_cluster); "
                 "seconds: as many local steps as each cluster completes in federation.round_seconds, "
-                "at most train.local_steps"
+                "at most train.local_steps; epoch: as many as each client's own rows take once, also if "
+                "these are different numbers (not evened out as with seconds). train.schedule then advances "
+                "once a round"
             )
         },
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedspeed.config.run import RunConfig
-from fedspeed.data.config import local_steps_of
+from fedspeed.data.config import MAX_STEPS, local_steps_of
 from fedspeed.federation.config import FederationConfig
 from fedspeed.federation.contribution import Contribution
 from fedspeed.federation.header import Header
@@ -41,9 +41,22 @@ def is_evaluated(federation: FederationConfig, round: int) -> bool:
     return round == federation.rounds or round % federation.evaluate_every == 0
 
 
+def round_text(config: RunConfig) -> str:
+    """Return how long a round is, such as `10 local steps`."""
+    federation = config.federation
+    steps = f"{config.train.local_steps} local steps"
+    texts = {
+        "steps": steps,
+        "seconds": f"{federation.round_seconds:g} s of local steps, at most {config.train.local_steps},",
+        "epoch": "one epoch of each client's rows",
+    }
+    return texts[federation.round_budget]
+
+
 def is_uneven(config: RunConfig) -> bool:
-    """Return whether clients may take different numbers of steps in a round, which FedNova's scaling evens
-    out so that they count by their rows only.
+    """Return whether clients may take different numbers of steps in a round that FedNova's scaling evens out,
+    so that they count by their rows only. Epochs of different lengths are not evened out: in FedAvg
+    (McMahan et al., 2017), clients with more rows take more steps and have more weight.
     """
     differs = config.train.local_steps_by_cluster or config.federation.round_budget == "seconds"
     return METHODS[config.federation.method.name].adds_deltas and bool(differs)
@@ -74,11 +87,14 @@ class Pace:
         self._pass_s: float | None = None
 
     def steps(self, clients: int) -> int:
-        """Return how many local steps this rank's clients take in a round in which `clients` of them train.
+        """Return the most local steps that this rank's clients take in a round in which `clients` of them
+        train; `Trainer.steps_of` has the most of a single client.
 
         Collective over the ranks that share the base, which agree on the smallest number.
         """
         federation = self._config.federation
+        if federation.round_budget == "epoch":
+            return MAX_STEPS
         if federation.round_budget == "steps":
             return self._max_steps
         fitting = fitting_steps(

@@ -23,7 +23,7 @@ from fedspeed.federation.link import ClientLink, Sum
 from fedspeed.federation.methods.turns import Trained, Turn
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.round_monitor import RoundMonitor
-from fedspeed.federation.schedule import lr_at
+from fedspeed.federation.schedule import lr_in_run
 from fedspeed.monitor.clock import StageClock
 from fedspeed.monitor.metrics import registry
 from fedspeed.monitor.metrics.metric import NOTHING
@@ -274,7 +274,7 @@ class Recorder:
             values: of the record that are in no ledger, by name (factor_error, update_norm, ...).
         """
         steps = local_steps_of(self._config.train, self._role.cluster)
-        lr = lr_at(self._config.train, max(0, round * steps - 1), self._config.federation.rounds * steps)
+        lr = lr_in_run(self._config, max(0, round * steps - 1), steps)
         self._monitor.round(round_record(ledger, round, tuple(clients), lr=lr, **values))
 
     def _fill(self, ledger: Ledger, stages: Seconds, training: Training | None) -> None:

@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 
-from fedspeed.data.config import local_steps_of
+from fedspeed.data.config import MAX_STEPS, local_steps_of
 from fedspeed.federation.contribution import Contribution
 from fedspeed.federation.header import (
     MAX_SITE_CLIENTS,
@@ -168,10 +168,12 @@ def limits_of(components: RankComponents) -> SumLimits:
     config = components.config
     sites = config.routing.between_organisations
     clusters = ("", *config.train.local_steps_by_cluster)
+    steps = max(local_steps_of(config.train, cluster) for cluster in clusters)
     return SumLimits(
         max_weight=config.routing.max_weight,
         clients=MAX_SITE_CLIENTS if sites else config.data.clients,
         ranks=MAX_SITE_RANKS if sites else components.role.ranks,
-        steps=max(local_steps_of(config.train, cluster) for cluster in clusters),
+        # Nobody knows how many rows another participant has.
+        steps=MAX_STEPS if config.federation.round_budget == "epoch" else steps,
         sites=sites,
     )

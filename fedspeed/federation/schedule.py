@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fedspeed.config.run import RunConfig
 from fedspeed.data.config import TrainConfig
 
 
@@ -30,6 +31,21 @@ def lr_at(train: TrainConfig, step: int, total: int) -> float:
     done = (step - train.warmup_steps) / max(1, total - train.warmup_steps)
     factors = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}
     return train.lr * factors[train.schedule]
+
+
+def lr_in_run(config: RunConfig, step: int, steps_per_round: int) -> float:
+    """Return the learning rate of a client's local step `step`, counted from 0 over the whole run.
+
+    Where a round is an epoch, clients take different numbers of steps, and the rate changes once a round: it
+    is then the same for all clients of a round.
+
+    Args:
+        steps_per_round: of the client.
+    """
+    rounds = config.federation.rounds
+    if config.federation.round_budget == "epoch":
+        return lr_at(config.train, step // steps_per_round, rounds)
+    return lr_at(config.train, step, rounds * steps_per_round)
 
 
 def turn_order(clients: Sequence[int], speakers: Sequence[int]) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from fedspeed import activity
 from fedspeed.config.run import RunConfig
-from fedspeed.data.batches import StepBatches, client_step
+from fedspeed.data.batches import StepBatches, client_step, epoch_steps
 from fedspeed.data.config import local_steps_of
 from fedspeed.engine.client_engine import ClientEngine, Sums
 from fedspeed.federation.arrays import Arrays
@@ -21,7 +21,7 @@ from fedspeed.federation.methods.base import Method
 from fedspeed.federation.methods.turns import ALONE, Between, Trained, Turn
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.round_monitor import RoundMonitor
-from fedspeed.federation.schedule import lr_at
+from fedspeed.federation.schedule import lr_in_run
 from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.federation.tensors import as_arrays, as_torch
 from fedspeed.models.folded import rank_of
@@ -44,20 +44,26 @@ def turn_seed(seed: int, client: int, round: int, *, exchange: int = 0, share: i
 
 
 def first_step(turn: Turn, steps_per_round: int) -> int:
-    """Return the number of a turn's first local step, counted from 0 over the whole run."""
+    """Return the number of a turn's first local step, counted from 0 over the whole run.
+
+    Args:
+        steps_per_round: of the client.
+    """
     return max(0, turn.round - 1) * steps_per_round + turn.exchange
 
 
 def simultaneous_turns(turns: Sequence[Turn], slots: int) -> list[list[Turn]]:
-    """Return turns in groups that are trained at the same time, at most `slots` each.
+    """Return turns in groups that are trained at the same time, at most `slots` each, the longest first.
 
     Turns of clients with different LoRA ranks may have different folded arrays, of which an engine has one
-    set, so that a group has turns of one rank only.
+    set, so that a group has turns of one rank only. Clients that train alone for different numbers of steps
+    are in different groups too, because their learning rates change at different steps.
     """
-    by_rank: dict[int, list[Turn]] = {}
-    for turn in turns:
-        by_rank.setdefault(rank_of(turn.start), []).append(turn)
-    return [same[first : first + slots] for same in by_rank.values() for first in range(0, len(same), slots)]
+    alike: dict[tuple[int, int], list[Turn]] = {}
+    for turn in sorted(turns, key=lambda turn: -turn.steps):
+        length = turn.steps if turn.round == ALONE else 0
+        alike.setdefault((rank_of(turn.start), length), []).append(turn)
+    return [same[first : first + slots] for same in alike.values() for first in range(0, len(same), slots)]
 
 
 class Trainer:
@@ -68,7 +74,6 @@ class Trainer:
         channel: between the method's server and the clients, on all ranks; None where there is no server.
 
     Attributes:
-        steps_per_round: the most local steps that this rank's clients take in a round.
         exchanges: number of exchanges in a round.
     """
 
@@ -88,8 +93,8 @@ class Trainer:
         self._method = method
         self._monitor = monitor
         self._channel = channel
-        self.steps_per_round = local_steps_of(config.train, role.cluster)
-        self.exchanges = self.steps_per_round if method.exchange_every == "step" else 1
+        self._cluster_steps = local_steps_of(config.train, role.cluster)
+        self.exchanges = self._cluster_steps if method.exchange_every == "step" else 1
         self._optimizers: Mapping[int, Arrays] = {}
 
     @property
@@ -97,6 +102,15 @@ class Trainer:
         """Return the channel between the method's server and the clients; only for methods with a server."""
         assert self._channel is not None, "a method without a server has no channel"
         return self._channel
+
+    def steps_of(self, client: int) -> int:
+        """Return the most local steps that a client of this rank takes in a round."""
+        if self._config.federation.round_budget != "epoch":
+            return self._cluster_steps
+        train = self._config.train
+        ranks, _ = self._engine.data_share
+        rows = len(self._role.clients[client].sequences)
+        return epoch_steps(rows, train.micro_batch * train.accumulation * ranks)
 
     def turn(
         self,
@@ -108,17 +122,22 @@ class Trainer:
         exchange: int = 0,
         memory: Arrays | None = None,
     ) -> Turn:
-        """Return a client's turn of a round that starts from `state`."""
+        """Return a client's turn of a round that starts from `state`.
+
+        Args:
+            steps: that it takes at most, see `steps_of`.
+        """
         seed = self.seed(client, round, exchange)
+        taken = min(steps, self.steps_of(client))
         return self._method.turn(
-            client, round, state, steps=steps, seed=seed, memory=memory or {}, exchange=exchange
+            client, round, state, steps=taken, seed=seed, memory=memory or {}, exchange=exchange
         )
 
     def turn_alone(self, client: int, state: Arrays) -> Turn:
         """Return the turn of a client that trains without the others: all local steps of the run, from
         `state`.
         """
-        steps = self._config.federation.rounds * self.steps_per_round
+        steps = self._config.federation.rounds * self.steps_of(client)
         return self._method.turn_alone(client, state, steps=steps, seed=self.seed(client, ALONE))
 
     def seed(self, client: int, round: int, exchange: int = 0) -> int:
@@ -133,8 +152,7 @@ class Trainer:
     def train(
         self, turns: Sequence[Turn], optimizers: Mapping[int, Arrays] | None = None
     ) -> Iterator[list[tuple[Turn, Trained]]]:
-        """Train turns with equal numbers of steps, and yield (turn, result) of those trained at the same
-        time.
+        """Train turns, and yield (turn, result) of those trained at the same time.
 
         When they are yielded, they are still in the engine's client slots, from slot 0 on. Collective over
         the ranks that share the base.
@@ -143,14 +161,11 @@ class Trainer:
             optimizers: by client, the state of the local optimizer to restore; other clients start afresh.
         """
         engine = self._engine
-        slots = self._engine.client_slots
         self._optimizers = optimizers or {}
-        groups = simultaneous_turns(turns, slots)
-        steps = turns[0].steps if turns else 0
+        groups = simultaneous_turns(turns, engine.client_slots)
+        lengths = [(len(group), group[0].steps) for group in groups] or [(0, 0)]
         accumulation = self._config.train.accumulation
-        passes = [
-            self._method.passes(engine, count, steps, accumulation) for count in map(len, groups or [[]])
-        ]
+        passes = [self._method.passes(engine, count, steps, accumulation) for count, steps in lengths]
         with engine.matched_passes(sum(number for number, _ in passes), passes[0][1]):
             for simultaneous in groups:
                 trained = self._method.train(engine, simultaneous, self)
@@ -176,6 +191,7 @@ class Trainer:
         """Train turns by gradient steps, each on its own rows.
 
         Args:
+            turns: the longest first. Those that are finished wait for the others.
             between: called with (client slot, turn) between the gradients and the optimizer step; it may add
                 to the gradients (ClientEngine.add_to_gradients).
         """
@@ -183,9 +199,10 @@ class Trainer:
         sums = [Sums()] * len(turns)
         with self.shown_progress(turns):
             for number in range(turns[0].steps):
-                done = self._step(engine, turns, number, between)
-                sums = [before + more for before, more in zip(sums, done)]
-                self.stepped(turns, number, done)
+                going_on = [turn for turn in turns if number < turn.steps]
+                done = self._step(engine, going_on, number, between)
+                sums = [before + more for before, more in zip(sums, done)] + sums[len(done) :]
+                self.stepped(going_on, number, done)
         return [
             Trained(
                 end=leading(as_arrays(engine.state(slot)), rank_of(turn.start)),
@@ -198,7 +215,7 @@ class Trainer:
     def rows(self, turn: Turn, number: int) -> StepBatches:
         """Return this rank's batches of a turn's local step `number`, from 0."""
         train = self._config.train
-        step = first_step(turn, self.steps_per_round) + number
+        step = first_step(turn, self.steps_of(turn.client)) + number
         data = self._role.clients[turn.client]
         ranks, client_rank = self._engine.data_share
         return client_step(
@@ -226,16 +243,15 @@ class Trainer:
 
     def lr(self, turn: Turn, number: int) -> float:
         """Return the learning rate of a turn's local step `number`, from 0."""
-        whole = self._config.federation.rounds * self.steps_per_round
-        return lr_at(self._config.train, first_step(turn, self.steps_per_round) + number, whole)
+        steps = self.steps_of(turn.client)
+        return lr_in_run(self._config, first_step(turn, steps) + number, steps)
 
     def round_lr(self, round: int, exchange: int = 0) -> float:
         """Return the learning rate of a round's first local step before an exchange; in round 0, that of
         round 1. Where clusters take different numbers of steps, it is that of this rank's cluster.
         """
-        whole = self._config.federation.rounds * self.steps_per_round
-        begun = max(0, round - 1)
-        return lr_at(self._config.train, begun * self.steps_per_round + exchange, whole)
+        begun = max(0, round - 1) * self._cluster_steps
+        return lr_in_run(self._config, begun + exchange, self._cluster_steps)
 
     def public_batches(self, step: int) -> StepBatches:
         """Return this rank's batches of public rows for a step of the method's server. As with a client's

@@ -20,6 +20,7 @@ from fedspeed import activity
 from fedspeed.config.load import Loaded
 from fedspeed.config.run import RunConfig
 from fedspeed.data.clients import ClientData, client_rows, encode_client
+from fedspeed.data.config import MAX_STEPS
 from fedspeed.engine.world import join_world, leave_world, quiet
 from fedspeed.errors import ConfigError, FedSpeedError
 from fedspeed.federation import server_optimizer
@@ -234,14 +235,16 @@ def _sent(
     weights = weights_of(role)
     chain = make_transforms(config.federation.updates) or None
     memory: dict[int, Arrays] = {}
-    steps = trainer.steps_per_round if trainer.exchanges == 1 else 1
-    all_steps = rounds * len(data) * trainer.steps_per_round
+    at_most = MAX_STEPS if trainer.exchanges == 1 else 1
+    all_steps = rounds * sum(map(trainer.steps_of, data))
     with activity.during("the training of the clients", all_steps, "local step"):
         for number, exchange in itertools.product(range(1, rounds + 1), range(trainer.exchanges)):
             state = progress.state
             engine.load_folded(as_torch(state))
             turns = [
-                trainer.turn(client, number, state, steps=steps, exchange=exchange, memory=memory.get(client))
+                trainer.turn(
+                    client, number, state, steps=at_most, exchange=exchange, memory=memory.get(client)
+                )
                 for client in data
             ]
             contributions = {client: Contribution.empty(method.values(number)) for client in data}

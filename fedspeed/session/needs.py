@@ -8,6 +8,8 @@ import numpy as np
 from fedspeed.cluster.hostfile import Host
 from fedspeed.cluster.topology import Topology
 from fedspeed.config.run import RunConfig
+from fedspeed.data.batches import epoch_steps
+from fedspeed.data.clients import ClientData
 from fedspeed.errors import FedSpeedError
 from fedspeed.federation.methods.base import VALUE_BYTES, make_method, method_class
 from fedspeed.models.folded import trainable
@@ -19,6 +21,24 @@ if TYPE_CHECKING:  # loads torch
     from transformers import PreTrainedModel
 
 SMALL = 0.005  # of a rank's memory: causes below this share are not named
+
+
+def step_lines(config: RunConfig, topology: Topology, clients: Sequence[ClientData]) -> list[str]:
+    """Return lines about the local steps of a round that is an epoch; none where rounds are of given lengths.
+
+    Args:
+        clients: of the run, with their encoded rows.
+    """
+    if config.federation.round_budget != "epoch":
+        return []
+    train = config.train
+    steps = []
+    for data, place in zip(clients, topology.clients):
+        ranks = len(place.ranks) if config.engine.pipeline == "none" else 1
+        steps.append(epoch_steps(len(data.sequences), train.micro_batch * train.accumulation * ranks))
+    fewest = min(steps)
+    span = str(fewest) if fewest == max(steps) else f"{fewest} to {max(steps)}"
+    return [f"steps    an epoch takes a client {span} local steps"]
 
 
 def memory_lines(

@@ -27,6 +27,7 @@ from fedspeed.engine.checks import check_engine, check_pipeline, engine_notes
 from fedspeed.engine.operators import check_operators
 from fedspeed.errors import ConfigError, FedSpeedError, Preempted
 from fedspeed.federation.checks import check_method, check_weight, participants_of
+from fedspeed.federation.pacing import round_text
 from fedspeed.models.adapter_checks import adapter_notes, check_adapter
 from fedspeed.models.base_files import base_shape
 from fedspeed.models.checks import check_model, local_base
@@ -40,7 +41,7 @@ from fedspeed.routing.opening import resolve
 from fedspeed.session.engine_spec import engine_spec
 from fedspeed.session.eval_request import round_tasks
 from fedspeed.session.forecast import rows_of
-from fedspeed.session.needs import memory_lines, state_shapes, traffic_lines
+from fedspeed.session.needs import memory_lines, state_shapes, step_lines, traffic_lines
 from fedspeed.session.planner_inputs import base_sizes, read_probe_file
 from fedspeed.session.run_folder import check_run_folder
 
@@ -65,9 +66,7 @@ def check(loaded: Loaded, hostfile: Path | None) -> str:
         loaded,
     )
     how = execution(config, merge(config.deepspeed, config, loaded.folder), outside_blocks(config.adapter))
-    lines.append(
-        f"engine   {how}, {config.federation.rounds} rounds of {config.train.local_steps} local steps"
-    )
+    lines.append(f"engine   {how}, {config.federation.rounds} rounds of {round_text(config).rstrip(',')}")
     remarks = [*loaded.preset_remarks, *notes(config), *engine_notes(loaded)]
     return "\n".join([*lines, *(f"note     {text}" for text in remarks)])
 
@@ -305,7 +304,11 @@ def _needs(loaded: Loaded, hostfile: Path | None, found: _Found) -> list[str]:
     routing, _ = check_routing(config, topology)
     given = replace(config, routing=routing), deepspeed, topology, launch.hosts
     rows = rows_of(found.data)
-    return [*memory_lines(*given, rows=rows), *traffic_lines(*given, rows=rows, shapes=found.shapes)]
+    return [
+        *step_lines(config, topology, found.data),
+        *memory_lines(*given, rows=rows),
+        *traffic_lines(*given, rows=rows, shapes=found.shapes),
+    ]
 
 
 def _ranges(numbers: tuple[int, ...]) -> str:

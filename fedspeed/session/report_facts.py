@@ -10,6 +10,7 @@ from fedspeed.data.row_counts import RowTable
 from fedspeed.engine.base.describe import execution
 from fedspeed.errors import FedSpeedError
 from fedspeed.federation.methods.base import method_class
+from fedspeed.federation.pacing import round_text
 from fedspeed.federation.run_progress import Progress
 from fedspeed.models.checks import weight_notes
 from fedspeed.models.lora_ranks import client_ranks, ranks_text
@@ -101,9 +102,7 @@ def _trained(config: RunConfig) -> str:
 
 
 def _budget(config: RunConfig) -> str:
-    steps = f"{config.train.local_steps} local steps"
-    if config.federation.round_budget == "seconds":
-        steps = f"{config.federation.round_seconds:g} s of local steps, at most {config.train.local_steps},"
+    steps = round_text(config)
     return f"{steps}{', exchanged during the next ones,' if config.federation.staleness else ''}"
 
 

@@ -3,13 +3,14 @@ DeepSpeed.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from fedspeed.data.batches import step_rows
-from tests.federation.runs import client_data, share_of
+from tests.federation.runs import ROWS, client_data, share_of
 
 
 class Plain:
@@ -104,13 +105,14 @@ def one_step_on_the_mean(config, start: dict[str, np.ndarray]) -> dict[str, np.n
 
 
 def fedavg(config, start: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Run all rounds of plain federated averaging over the three clients. Under staleness, the last update
+    """Run all rounds of plain federated averaging over the three clients. With rounds of one epoch, the
+    learning rate falls from round to round (schedule=linear). Under staleness, the last update
     has not arrived when a round starts: a client starts from the state before it, plus a fraction of its own
     delta, which is the alignment of the updates in the round before.
     """
     plain = Plain(config)
     state = start
-    steps = config.train.local_steps
+    is_epoch = config.federation.round_budget == "epoch"
     whole = sum(share_of(c) for c in range(3))
     waiting = []
     own_deltas = {}
@@ -118,7 +120,11 @@ def fedavg(config, start: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     for number in range(config.federation.rounds):
         change = {n: np.zeros(t.shape) for n, t in state.items()}
         square = 0.0
+        if is_epoch:
+            left = 1 - number / config.federation.rounds
+            plain.config = replace(config, train=replace(config.train, lr=config.train.lr * left))
         for client in range(3):
+            steps = -(-ROWS[client] // config.train.micro_batch) if is_epoch else config.train.local_steps
             begin = (
                 _add(state, {n: fraction * t for n, t in own_deltas[client].items()})
                 if client in own_deltas

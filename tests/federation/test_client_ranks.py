@@ -182,7 +182,7 @@ def test_only_clients_of_one_rank_are_trained_at_the_same_time():
     """An engine has one set of folded arrays, and clients of another rank have others."""
     lora_ranks = (4, 2, 4, 2, 4)
     turns = [
-        SimpleNamespace(client=client, start={"m.lora_A.default.weight": np.zeros((r, 3))})
+        SimpleNamespace(client=client, round=1, steps=2, start={"m.lora_A.default.weight": np.zeros((r, 3))})
         for client, r in enumerate(lora_ranks)
     ]
     groups = [[turn.client for turn in group] for group in simultaneous_turns(turns, 2)]

@@ -69,8 +69,13 @@ def by_hand(world, config, name, start, states):
 def played(tmp_path_factory):
     base = tiny_llama(tmp_path_factory.mktemp("base") / "llama")
     options = {name: {"method": {"name": name}} for name in ("stack", "residual")}
+    options["epochs"] = {"round_budget": "epoch"}
     options["clip"] = {"updates": ({"name": "clip", "norm": 0.003},)}
-    configs = {name: settings(base, federation={"rounds": ROUNDS, **own}) for name, own in options.items()}
+    train = {"epochs": {"schedule": "linear", "lr": 0.05}}
+    configs = {
+        name: settings(base, train=train.get(name), federation={"rounds": ROUNDS, **own})
+        for name, own in options.items()
+    }
     return configs, run_worlds((1,), by_rounds, configs, str(tmp_path_factory.mktemp("runs")))[0]
 
 
@@ -92,3 +97,23 @@ def test_a_run_clips_what_its_clients_send(played):
     assert all(0.001 < record.update_norm <= 0.003 for record in records[1:])
     assert played[1]["residual"][1][1].update_norm > 0.03, "else it would be further"
     assert not any(map(is_folded, states[-1]))
+
+
+def averaged(world, config, start):
+    from tests.federation import plain
+
+    return plain.fedavg(config, start)
+
+
+def test_a_round_may_be_an_epoch_of_each_clients_rows(played):
+    """Clients of 11, 5 and 7 rows are trained at the same time, for 6, 3 and 4 steps of 2 rows: a client that
+    has finished stays as it is, with its momentum, until the others have; the next round goes on in the next
+    rows of each.
+    """
+    config = played[0]["epochs"]
+    states, records, _ = played[1]["epochs"]
+    [expected] = run_worlds((1,), averaged, config, states[0])
+    assert largest(states[-1], expected) < 2e-6 < largest(states[-1], states[0]) / 1000
+    for record in records[1:]:
+        assert [client.local_steps for client in record.per_client] == [6, 3, 4]
+    assert [record.lr for record in records[1:]] == pytest.approx([0.05, 0.025])

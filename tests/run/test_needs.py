@@ -9,6 +9,7 @@ from fedspeed.config.load import load
 from fedspeed.models.planned_shape import planned_shape
 from fedspeed.session.forecast import Rows, execution_of
 from fedspeed.session.needs import memory_lines, traffic_lines
+from tests.conftest import ROOT
 
 BASE = "model.base=small-llama"
 ROWS = Rows(longest=64, answer_share=0.5)
@@ -19,7 +20,7 @@ def inputs(*overrides, hosts=2):
     model = (BASE, "model.init=random", "model.dtype=bf16", "data.clients=2", "routing.mode=plain")
     config = load(None, [*model, *overrides]).config
     named = tuple(Host(f"host-{number}", 1) for number in range(hosts))
-    return config, merge(config.deepspeed, config, None), topology_of(config, named), named
+    return config, merge(config.deepspeed, config, ROOT / "ds_configs"), topology_of(config, named), named
 
 
 def test_memory_is_that_of_the_planner_by_cause():
@@ -66,3 +67,15 @@ def test_traffic_is_that_of_the_summed_vector(rule, hosts, text):
 
 def test_masked_modes_have_overheads_that_are_not_counted():
     assert "sends" not in traffic(4, "routing.mode=mask")
+
+
+@pytest.mark.parametrize(
+    ("secure_sum", "text"),
+    [
+        ("native", "1.2k values, 4.69 KiB; a client sends 18.8 KiB and receives 9.38 KiB"),
+        ("compact", "a client sends 4.69 KiB and receives 4.69 KiB"),
+        ("none", "a client sends 6.25 KiB and receives 6.25 KiB"),
+    ],
+)
+def test_a_pairwise_masked_sum_has_widths_of_its_own(secure_sum, text):
+    assert text in traffic(3, f"federation.method={{name: fate_llm, secure_sum: {secure_sum}}}")

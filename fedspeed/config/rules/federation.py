@@ -72,6 +72,33 @@ def check_budget(config: RunConfig) -> Iterator[Conflict]:
         )
 
 
+def check_epochs(config: RunConfig) -> Iterator[Conflict]:
+    """Refuse what needs equal numbers of steps, or numbers that are known before the rows are read."""
+    if config.federation.round_budget != "epoch":
+        return
+    reasons = {
+        "train.local_steps_by_cluster": (
+            config.train.local_steps_by_cluster,
+            "gives clusters a number of steps, not their clients' rows",
+        ),
+        "train.warmup_steps": (
+            config.train.warmup_steps,
+            "counts steps, of which clients take different numbers in a round",
+        ),
+        "engine.pipeline": (
+            config.engine.pipeline == "cluster",
+            "computes the steps of all clients of a cluster together, so that all take equally many",
+        ),
+    }
+    for key, (is_set, why) in reasons.items():
+        if is_set:
+            value = flow(operator.attrgetter(key)(config))
+            yield Conflict(
+                (key, "federation.round_budget"),
+                f"{key}={value} {why}, as federation.round_budget=epoch says; leave one of them out",
+            )
+
+
 def check_privacy(config: RunConfig) -> Iterator[Conflict]:
     """Refuse settings that reveal single clients where the routing is to hide them."""
     if not config.routing.sums_only:
@@ -169,6 +196,12 @@ def check_server(config: RunConfig) -> Iterator[Conflict]:
             "trains during the exchange, when no client may send to the server",
         ),
         ("federation.compare_alone", federation.compare_alone, "false", "trains each client alone"),
+        (
+            "federation.round_budget",
+            federation.round_budget == "epoch",
+            "steps",
+            "lets clients take different numbers of steps",
+        ),
         (
             "routing.transport",
             config.routing.between_organisations,

@@ -78,6 +78,9 @@ class Method(ABC):
         clients_per_round: number of clients that are sampled for each round, 0: all.
         evaluated: what rounds evaluate, if that is not what is exported (`exports`), for reports and model
             cards: "the held-out loss is that of ...".
+        unequal_turns: whether a `train` of its own takes turns of different numbers of steps at the same
+            time, the longest first, as `Trainer.local_steps` does; without it, federation.round_budget=epoch
+            is refused.
         exchange_every: "round", or "step" for an exchange after every local step. Evaluation and journal are
             once a round in both cases. With "step" each step is a turn of its own, before which
             federation.local_optimizer=reset resets the optimizer.
@@ -88,6 +91,7 @@ class Method(ABC):
     keeps_memory: ClassVar[bool] = False
     factor_error_is_exact: ClassVar[bool] = False
     evaluated: ClassVar[str] = ""
+    unequal_turns: ClassVar[bool] = False
     exchange_every: ClassVar[Literal["round", "step"]] = "round"
     server_arrays: frozenset[str] = frozenset()
     clients_per_round: int = 0

@@ -19,8 +19,6 @@ from fedspeed.federation.methods.lora_average.method import LoraAverage
 from fedspeed.monitor.metrics.metric import SKETCH
 from fedspeed.planner.plan import Task
 
-BYTES_PER_VALUE = {"native": (16, 8), "compact": (4, 4)}  # up and down, by secure_sum
-
 
 class FateLlm(LoraAverage):
     """Averaging of parameters without a sketch."""
@@ -32,8 +30,10 @@ class FateLlm(LoraAverage):
 
     def traffic(self, task: Task, participants: int) -> Traffic:
         """Predict the bytes of a client that is not the arbiter, which sends the sum to each of the others."""
-        per_value = BYTES_PER_VALUE.get(self.config.secure_sum)
-        if per_value is None or participants == 1:
+        if self.config.secure_sum == "none" or participants == 1:
             return super().traffic(task, participants)
-        up, down = per_value
-        return Traffic(up * self.values(1), down * self.values(1))
+        from fedspeed.routing.pairwise.encodings import ENCODINGS  # loads cryptography
+
+        encoding = ENCODINGS[self.config.secure_sum]
+        values = self.values(1)
+        return Traffic(values * encoding.bytes_up, values * encoding.bytes_down)

@@ -21,6 +21,7 @@ class FedProx(LoraAverage):
     """
 
     needs = frozenset({"gradients", "add_to_gradients"})
+    unequal_turns = True
 
     def passes(self, engine: "ClientEngine", turns: int, steps: int, accumulation: int) -> tuple[int, bool]:
         return engine.train_passes(turns, steps, accumulation, reads=1), True

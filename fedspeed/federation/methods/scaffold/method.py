@@ -34,6 +34,7 @@ class Scaffold(LoraAverage):
     """
 
     needs = frozenset({"gradients", "add_to_gradients"})
+    unequal_turns = True
     keeps_memory = True
 
     def first_state(self, state: Arrays) -> Arrays:
