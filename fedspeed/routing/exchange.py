@@ -16,17 +16,19 @@ import numpy as np
 
 from fedspeed.errors import FedSpeedError, LostPeerError
 from fedspeed.routing.arrivals import ArrivalTracker, NoArrivalTracker
-from fedspeed.routing.transport import (
-    Payload,
-    Transport,
-    TransportError,
-    all_gather,
-    all_to_all,
-    as_bytes,
-    swap_among,
-)
+from fedspeed.routing.transport import Payload, Transport, TransportError, all_gather, as_bytes, swap_among
+from fedspeed.routing.zero_runs import decode, encode
 
 DTYPES = (np.float32, np.float64)
+WORD = 4  # bytes; every message of a sum consists of whole words
+# What a participant tells another one before a sum; `words` follow from it to that one.
+HEAD = np.dtype([
+    ("number", np.float64),
+    ("length", np.float64),
+    ("dtype", np.int32),
+    ("words", np.uint32),
+    ("weight", np.float64),
+])
 _POLL_S = 1.0  # how often a wait asks who has been lost
 
 
@@ -314,49 +316,73 @@ class PlainExchange(Exchange):
 
     A vector is cut into one chunk for each participant. Each participant sums its chunk in participant order,
     in float64, and the summed chunks go to everyone. So all have the same bits, and each sends 2 (n-1)/n of a
-    vector, whatever n.
+    vector, whatever n; less if its float32 vector has runs of zeros, which are not sent (`zero_runs`).
     """
 
     def _run(self, request: SumRequest) -> Outcome:
         transport = self._transport
         vector = request.vector
         begin = time.perf_counter()
-        weights = self._weights(request)
-        arrived = time.perf_counter()
         length = -(-vector.size // transport.size)
         chunks = [vector[i * length : (i + 1) * length] for i in range(transport.size)]
         chunks = [
             np.pad(chunk, (0, length - chunk.size)) if chunk.size < length else chunk for chunk in chunks
         ]
+        parts = [encode(chunk) if vector.dtype == np.float32 else as_bytes(chunk) for chunk in chunks]
+        ready = time.perf_counter()
+        heads = self._heads(request, [part.size for part in parts], length * vector.itemsize)
+        arrived = time.perf_counter()
+        due = (heads["words"].astype(np.int64) * WORD).tolist()
         total = np.zeros(length)
-        for chunk in all_to_all(transport, chunks, self._deadline_s):
-            total += chunk
+        for data in transport.swap(parts, due, self._deadline_s):
+            total += decode(as_bytes(data), length, vector.dtype)
         whole = all_gather(transport, total.astype(vector.dtype), self._deadline_s).reshape(-1)[: vector.size]
         return Outcome(
             total=whole,
-            weight=float(weights.sum()),
-            idle_s=arrived - begin,
-            exchange_s=time.perf_counter() - arrived,
+            weight=float(heads["weight"].sum()),
+            idle_s=arrived - ready,
+            exchange_s=time.perf_counter() - arrived + ready - begin,
             participants=transport.size,
         )
 
     def _weights(self, request: SumRequest) -> np.ndarray:
-        """Return the weights of all participants [participants] float64, once all have reached the exchange.
+        """Return the weights of all participants [participants] float64, once all have reached the exchange;
+        see `_heads`.
+        """
+        return self._heads(request, [0] * self._transport.size, 0)["weight"]
+
+    def _heads(self, request: SumRequest, sizes: Sequence[int], most: int) -> np.ndarray:
+        """Return what all participants announce [participants] HEAD, once all have reached the exchange.
+
+        Args:
+            sizes: bytes that this participant sends next, by receiver. most: that one may announce.
 
         Raises:
-            FedSpeedError: they disagree on what is summed, or a weight is invalid.
+            FedSpeedError: they disagree on what is summed, or a weight or a number of bytes is invalid.
         """
         vector = request.vector
-        head = np.array([request.number, vector.size, DTYPES.index(vector.dtype), request.weight])
-        heads = all_gather(self._transport, head, self._deadline_s)
-        if (heads[:, :3] != head[:3]).any():
-            rows = ", ".join(f"({n:.0f}, {length:.0f}, {dtype:.0f})" for n, length, dtype in heads[:, :3])
+        own = (request.number, vector.size, DTYPES.index(vector.dtype), 0, request.weight)
+        sent = np.array([own] * len(sizes), HEAD)
+        sent["words"] = np.array(sizes) // WORD
+        arrived = self._transport.swap(
+            [as_bytes(head) for head in sent], [HEAD.itemsize] * len(sizes), self._deadline_s
+        )
+        heads = np.concatenate([as_bytes(data) for data in arrived]).view(HEAD)
+        alike = ["number", "length", "dtype"]
+        if any((heads[key] != sent[key]).any() for key in alike):
+            rows = ", ".join(f"({n:.0f}, {length:.0f}, {dtype:.0f})" for n, length, dtype in heads[alike])
             raise FedSpeedError(
                 f"participants disagree on the exchange: (number, length, dtype) are [{rows}]; "
                 "all sites must run the same configuration and version"
             )
-        _check_amounts("a weight", heads[:, 3])
-        return heads[:, 3]
+        _check_amounts("a weight", heads["weight"])
+        larger = np.flatnonzero(heads["words"].astype(np.int64) * WORD > most)
+        if larger.size:
+            raise FedSpeedError(
+                f"participant {larger[0]} announces more than the {most} bytes of a chunk, which is invalid; "
+                "all must run the same version of FedSpeed"
+            )
+        return heads
 
 
 def _check_amounts(name: str, amounts: np.ndarray) -> None:

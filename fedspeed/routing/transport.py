@@ -125,16 +125,6 @@ def all_gather(transport: Transport, own: np.ndarray, deadline_s: float) -> np.n
     return np.concatenate([as_bytes(part) for part in arrived]).view(own.dtype).reshape(transport.size, -1)
 
 
-def all_to_all(transport: Transport, parts: Sequence[np.ndarray], deadline_s: float) -> np.ndarray:
-    """Send `parts[i]` to participant i, and return what arrived: [size, n]. What goes to one receiver has
-    equal lengths on all senders.
-    """
-    size = parts[transport.rank].nbytes
-    arrived = transport.swap([as_bytes(part) for part in parts], [size] * transport.size, deadline_s)
-    joined = np.concatenate([as_bytes(part) for part in arrived])
-    return joined.view(parts[0].dtype).reshape(transport.size, -1)
-
-
 def swap_among(
     transport: Transport,
     present: Sequence[int],
