@@ -78,3 +78,10 @@ def test_what_has_no_effect_on_zero_order_steps_is_refused(section, key, value, 
 def test_what_zero_order_steps_cannot_do(sections, said):
     (text,) = found("fedkseed", sections, draws="common")
     assert said in text
+
+
+def test_masked_modes_are_told_to_draw_common_directions():
+    masked = {"routing": {"mode": "mask"}}
+    assert found("fedkseed", masked, draws="common") == []
+    (text,) = found("fedkseed", masked)
+    assert "routing.mode=mask is to hide; set federation.method.draws=common, or routing.mode=plain" in text

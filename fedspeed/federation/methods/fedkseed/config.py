@@ -63,6 +63,13 @@ class Config:
                 "data.packing=false, or choose another method"
             )
             found.append((("federation.method", "data.packing"), text))
+        if self.draws == "own" and config.routing.sums_only:
+            text = (
+                "federation.method.draws=own lets one client alone send a number of the sum, which "
+                f"routing.mode={config.routing.mode} is to hide; set federation.method.draws=common, or "
+                "routing.mode=plain inside one trust domain"
+            )
+            found.append((("federation.method", "routing.mode"), text))
         if self.draws == "common" and train.local_steps_by_cluster:
             text = (
                 "federation.method.draws=common has all clients take the same steps, but "
