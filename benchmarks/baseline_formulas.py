@@ -32,19 +32,19 @@ class Model:
         config = json.loads((folder / "config.json").read_text())
         head = config["hidden_size"] // config["num_attention_heads"]
         return cls(
-            config["num_hidden_layers"],
-            config["hidden_size"],
-            head * config["num_key_value_heads"],
-            config["intermediate_size"],
-            config["vocab_size"],
-            config["tie_word_embeddings"],
+            blocks=config["num_hidden_layers"],
+            hidden=config["hidden_size"],
+            kv=head * config["num_key_value_heads"],
+            inner=config["intermediate_size"],
+            vocab=config["vocab_size"],
+            tied=config["tie_word_embeddings"],
             **more,
         )
 
     def weights(self, blocks: int | None = None) -> int:
         """Return the bytes of the base with so many of its blocks (None: all), embedding, norm and head."""
-        h, kv = self.hidden, self.kv
-        block = 2 * h * h + 2 * h * kv + 3 * h * self.inner + 2 * h
+        h = self.hidden
+        block = 2 * h * h + 2 * h * self.kv + 3 * h * self.inner + 2 * h
         tables = self.vocab * h * (1 if self.tied else 2)
         count = self.blocks if blocks is None else blocks
         return (count * block + tables + h) * self.number
