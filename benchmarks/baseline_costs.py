@@ -26,6 +26,15 @@ MACHINE = (
 )
 
 
+SGD = ("train.optimizer=sgd", "train.clip=0")
+# Further arguments by method.
+MORE: dict[str, tuple[str, ...]] = {
+    "fate_llm": ("federation.round_budget=steps",),
+    "fate_llm compact": ("federation.round_budget=steps", "federation.method.secure_sum=compact"),
+    "fedbiot": ("federation.public_rows=benchmarks/results/baselines/public.jsonl",),
+}
+
+
 def measure_costs(only: list[str], out: Path) -> None:
     """Measure all methods that have no numbers yet.
 
@@ -33,38 +42,59 @@ def measure_costs(only: list[str], out: Path) -> None:
         only: methods; empty: all. out: folder of the runs.
     """
     numbers = Numbers("costs")
-    for method in FORMULAS:
-        if only and method not in only:
+    for name in FORMULAS:
+        if only and name not in only:
             continue
-        arguments = [f"federation.method.name={method}", *MACHINE, *MORE.get(method, ())]
-        if not numbers.has(method, arguments):
-            _measure(numbers, method, arguments, out.resolve() / "costs")
+        arguments = [f"federation.method.name={name.split()[0]}", *MACHINE, *MORE.get(name, ())]
+        if not numbers.has(name, arguments):
+            _measure(numbers, name, arguments, out.resolve() / "costs")
 
 
-# Further arguments by method.
-MORE: dict[str, tuple[str, ...]] = {}
-
-
-def _measure(numbers: Numbers, method: str, arguments: list[str], folder: Path) -> None:
-    roles = FORMULAS[method]
-    records = launch("gsm8k_smol.yaml", folder, method, [*arguments, f"cluster.local_ranks={CLIENTS}"])
+def _measure(numbers: Numbers, name: str, arguments: list[str], folder: Path) -> None:
+    """Measure one method, and write its numbers beside those of its formulas."""
+    roles = FORMULAS[name]
+    places = [f"cluster.local_ranks={CLIENTS}"]
+    records = launch("gsm8k_smol.yaml", folder, name.replace(" ", "-"), [*arguments, *places])
     if records is None:
         return
-    last = records[-1]
     model = Model.read(ROOT / "runs" / "smollm2-135m")
-    round_ = Round(participants=CLIENTS + (len(roles) - 1), steps=STEPS, tokens=0)
-    values: dict[str, object] = {
-        "sent": [client["bytes_sent"] for client in last["per_client"]],
-        "sent_in_all": last["bytes_sent"],
-        "peak": last["device_bytes"],
-    }
+    round_ = Round(CLIENTS + len(roles) - 1, clients=CLIENTS, steps=STEPS, tokens=_tokens(arguments))
+    sent = [client["bytes_sent"] for client in records[-1]["per_client"]]
+    values: dict[str, object] = {"peak": records[-1]["device_bytes"]}
     for role, formula in roles.items():
         sizes = run_ranks(_sizes, 1, lambda rank, port: (rank, port, arguments, role))[0]
-        expected = formula(model, round_)
-        values[role] = sizes | {"formula": vars(expected)}
-        print(f"{method}: {role}: {sizes}, by formula {vars(expected)}", flush=True)
-    print(f"{method}: sent {values['sent']}, peak {values['peak']}", flush=True)
-    numbers.put(method, arguments, **values)
+        sizes["sent"] = sum(sent) / CLIENTS if role == "client" else records[-1]["bytes_sent"] - sum(sent)
+        expected = vars(formula(model, round_))
+        values[role] = {key: [sizes[key], expected[key]] for key in expected} | {"trained": sizes["trained"]}
+        print(f"{name}: {role}: {values[role]}", flush=True)
+    numbers.put(name, arguments, **values)
+
+
+def _tokens(arguments: list[str]) -> float:
+    """Return the tokens of a client's rows in the last round, the mean over clients."""
+    from fedspeed.config.load import load
+    from fedspeed.data.batches import client_step
+    from fedspeed.data.clients import client_rows, encode_client
+    from fedspeed.models.tokenizer import load_tokenizer
+
+    config = load(ROOT / "ds_configs" / "gsm8k_smol.yaml", arguments).config
+    tokenizer = load_tokenizer(config.model)
+    tokens = 0
+    for number, rows in enumerate(client_rows(config.data, config.run.seed)):
+        data = encode_client(rows, tokenizer, config.data)
+        for step in range(STEPS * (config.federation.rounds - 1), STEPS * config.federation.rounds):
+            batches = client_step(
+                data,
+                config.run.seed,
+                number,
+                step,
+                config.train.micro_batch,
+                accumulation=config.train.accumulation,
+                ranks=1,
+                client_rank=0,
+            )
+            tokens += sum(int(batch.attention_mask.sum()) for batch in batches.micro)
+    return tokens / CLIENTS
 
 
 def _sizes(rank: int, port: int, arguments: list[str], role: str, *, results) -> None:
@@ -89,7 +119,7 @@ def _sizes(rank: int, port: int, arguments: list[str], role: str, *, results) ->
     engine.step(1e-3)
     sizes = {
         "weights": engine.base_bytes,
-        "trainable": sum(value.numel() for value in state.values()),
+        "trained": sum(value.numel() for value in state.values()),
         "optimizer": sum(map(_optimizer_bytes, engine._states)),
     }
     results.put((rank, sizes))
