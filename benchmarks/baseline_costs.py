@@ -8,7 +8,7 @@ peak of its memory and the bytes on the wire are those of a run of `launch.py` w
 from pathlib import Path
 
 from benchmarks.baseline_formulas import FORMULAS, Model, Round
-from benchmarks.baseline_runs import ROOT, Numbers, launch
+from benchmarks.baseline_runs import ROOT, Numbers, launch, public_rows
 from benchmarks.common import join_ranks, run_ranks
 
 CLIENTS = 3
@@ -31,7 +31,7 @@ SGD = ("train.optimizer=sgd", "train.clip=0")
 MORE: dict[str, tuple[str, ...]] = {
     "fate_llm": ("federation.round_budget=steps",),
     "fate_llm compact": ("federation.round_budget=steps", "federation.method.secure_sum=compact"),
-    "fedbiot": ("federation.public_rows=benchmarks/results/baselines/public.jsonl",),
+    "fedbiot": ("federation.public_rows=runs/baselines/public-gsm8k.jsonl",),
 }
 
 
@@ -41,6 +41,7 @@ def measure_costs(only: list[str], out: Path) -> None:
     Args:
         only: methods; empty: all. out: folder of the runs.
     """
+    public_rows("gsm8k")
     numbers = Numbers("costs")
     for name in FORMULAS:
         if only and name not in only:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.baseline_runs import Numbers, launch
+from benchmarks.baseline_runs import Numbers, launch, public_rows
 
 MAX_TOKENS = 20_000  # answer tokens of a run
 MACHINE = ("model.dtype=bf16", "engine.threads=1", "cluster.local_ranks=1", "routing.mode=plain")
@@ -37,11 +37,21 @@ class Trial:
 
 ADAM = (1e-3, 3e-3, 1e-2)
 SGD = (0.03, 0.1, 0.3)
+PUBLIC = "federation.public_rows=runs/baselines/public-{task}.jsonl"  # `public_rows` writes it
 TRIALS: dict[str, Trial] = {
     "fedavg_lora": Trial(ADAM),
     "zero3_offload": Trial(ADAM),
     "fs_llm": Trial(SGD),
     "fs_llm_offload": Trial(ADAM),
+    "fate_llm": Trial(ADAM, more=("federation.round_budget=steps",)),
+    "fedprox": Trial(ADAM),
+    "scaffold": Trial(SGD),
+    "fedsa": Trial(ADAM),
+    "fedkseed": Trial((1e-3, 3e-3, 1e-2), more=("federation.method.perturbations=4",)),
+    "spry": Trial(ADAM, more=("federation.method.perturbations=8",)),
+    "spry_iteration": Trial(SGD, more=("federation.method.perturbations=8",)),
+    "fedbiot": Trial(ADAM, more=(PUBLIC,)),
+    "m2fedsa": Trial(ADAM),
 }
 
 
@@ -52,6 +62,7 @@ def learn(tasks: list[str], only: list[str], out: Path) -> None:
         only: methods; empty: all. out: folder of the runs.
     """
     for task in tasks:
+        public_rows(task)
         numbers = Numbers(f"learning-{task}")
         for method, trial in TRIALS.items():
             if only and method not in only:
@@ -64,7 +75,8 @@ def _try(numbers: Numbers, task: str, method: str, trial: Trial, *, lr: float, f
     """Run one trial unless its result is there."""
     name = f"{method}-{lr:g}"
     batches = (f"train.local_steps={ROWS[task] // trial.batch}", f"train.micro_batch={trial.batch}")
-    arguments = [f"federation.method.name={method}", *COMMON, *batches, f"train.lr={lr:g}", *trial.more]
+    arguments = [f"federation.method.name={method}", *COMMON, *batches, f"train.lr={lr:g}"]
+    arguments += [more.format(task=task) for more in trial.more]
     if numbers.has(name, arguments):
         return
     records = launch(f"{task}_smol.yaml", folder, name, arguments)

@@ -1,5 +1,7 @@
 """Runs of `launch.py` for the comparison of methods, and the file that keeps their numbers."""
 
+import gzip
+import itertools
 import json
 import os
 import platform
@@ -11,7 +13,26 @@ from pathlib import Path
 from fedspeed.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
+PUBLIC_ROWS = 200
 RESULTS = ROOT / "benchmarks" / "results" / "baselines"
+
+
+def public_rows(task: str) -> str:
+    """Write the rows that the server of a method trains on, once, and return the file's path from ROOT: test
+    rows of GSM8K, or rows about code in the form of Dolly's. No client has them.
+    """
+    path = Path("runs", "baselines", f"public-{task}.jsonl")
+    if not (ROOT / path).exists():
+        data = ROOT.parent / "shared" / "data"
+        name = {"gsm8k": "gsm8k_test", "dolly": "fed_codealpaca"}[task]
+        with gzip.open(data / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
+            rows = [json.loads(line) for line in itertools.islice(file, PUBLIC_ROWS)]
+        if task == "dolly":
+            names = {"instruction": "instruction", "context": "input", "response": "output"}
+            rows = [{name: row[of] for name, of in names.items()} | {"category": "code"} for row in rows]
+        (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
+        (ROOT / path).write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return str(path)
 
 
 class Numbers:
