@@ -58,6 +58,7 @@ def aggregate_with_and_without_masters(rank, base, kinds):
     return out
 
 
+@pytest.mark.slow
 def test_copies_alone_are_undone_by_the_next_step(tmp_path):
     base = write_llama(tmp_path / "llama")
     (found,) = run_clusters([1], aggregate_with_and_without_masters, base, KINDS)

@@ -29,7 +29,7 @@ class FateLlm(LoraAverage):
         super().__init__(config, layout, clients=clients, seed=seed, hides=hides | {SKETCH})
 
     def traffic(self, task: Task, participants: int) -> Traffic:
-        """Predict the bytes of a client that is not the arbiter, which sends the sum to each of the others."""
+        """Predict the bytes of a client that is not the arbiter, which sends the sum to all others."""
         if self.config.secure_sum == "none" or participants == 1:
             return super().traffic(task, participants)
         from fedspeed.routing.pairwise.encodings import ENCODINGS  # loads cryptography
