@@ -21,6 +21,7 @@ BUILDERS: dict[Kind, str] = {
     "streamed": "fedspeed.engine.builders.streamed",
     "client_pipeline": "fedspeed.engine.builders.client_pipeline",
     "cluster_pipeline": "fedspeed.engine.builders.cluster_pipeline",
+    "split": "fedspeed.engine.builders.split",
 }
 
 
@@ -38,5 +39,7 @@ def build_engine(spec: EngineSpec, context: EngineContext) -> ClientEngine:
         keep_blocks(net, spec.blocks)
     choose_attention(net)
     frozen = any(not p.requires_grad for p in net.parameters())
-    kind = kind_of(spec.engine, spec.deepspeed, frozen=frozen, outside=trained_outside(net))
+    kind = spec.kind
+    if kind != "split":
+        kind = kind_of(spec.engine, spec.deepspeed, frozen=frozen, outside=trained_outside(net))
     return import_module(BUILDERS[kind]).build(net, spec, context, groups)

@@ -9,12 +9,13 @@ from fedspeed.engine.base.placement import choose_tier
 from fedspeed.engine.config import EngineConfig
 from fedspeed.errors import ConfigError
 
-Kind = Literal["stock", "streamed", "client_pipeline", "cluster_pipeline"]
+Kind = Literal["stock", "streamed", "client_pipeline", "cluster_pipeline", "split"]
 
 # What a method may need of an engine, besides loading, evaluating and reading states; see the methods of
-# `ClientEngine`.
+# `ClientEngine`. `split` is the capability of an engine that computes a part of the model, and no other
+# (engine.split.ends, engine.split.body).
 Capability = Literal[
-    "gradients", "add_to_gradients", "perturb", "generate", "logprobs", "forward_gradients", "distil"
+    "gradients", "add_to_gradients", "perturb", "generate", "logprobs", "forward_gradients", "distil", "split"
 ]
 
 _ALL: frozenset[Capability] = frozenset({"gradients", "add_to_gradients", "perturb", "generate", "logprobs"})
@@ -24,6 +25,7 @@ CAPABILITIES: dict[Kind, frozenset[Capability]] = {
     "streamed": _ALL,
     "client_pipeline": _ALL,
     "cluster_pipeline": _ALL,
+    "split": frozenset({"split"}),
 }
 
 

@@ -8,7 +8,7 @@ two a method may read the masters and add to the gradients.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -277,17 +277,20 @@ class ClientEngine(StepMeasurement, MatchedPasses, Generating):
         """
         raise NotImplementedError(f"an engine of kind {self.kind} is not capable of distil")
 
-    def step(self, lr: float) -> list[bool]:
+    def step(self, lr: float, *, only: Collection[int] | None = None) -> list[bool]:
         """Take an optimizer step in each slot that has gradients, in the slots' order: reduce, clip, unscale,
         update.
+
+        Args:
+            only: slots to take a step in; None: all.
 
         Returns:
             for each of these slots, whether the step was applied: DeepSpeed skips it if a gradient is not
             finite.
         """
         assert self._pending, "step: there are no gradients; call gradients before it"
-        slots = sorted(self._pending)
-        self._pending = set()
+        slots = sorted(self._pending if only is None else self._pending & set(only))
+        self._pending -= set(slots)
         with self._measured():
             applied = self._step(slots, lr)
         self.end_step()

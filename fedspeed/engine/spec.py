@@ -22,6 +22,8 @@ class EngineSpec:
         blocks: the decoder blocks to build, in ascending order; None: all. The others are neither read nor
             computed, and parameters keep the names that they have in the whole model.
         role: of the rank that builds the engine.
+        part: of a model that is split between ranks, the part to build. ends: embedding, the first and the
+            last of the model's blocks, final norm and head; body: the blocks between. `blocks` names them.
     """
 
     model: ModelConfig
@@ -31,6 +33,7 @@ class EngineSpec:
     deepspeed: dict
     blocks: tuple[int, ...] | None = None
     role: Literal["client", "server"] = "client"
+    part: Literal["whole", "ends", "body"] = "whole"
 
     @classmethod
     def of(
@@ -52,6 +55,8 @@ class EngineSpec:
         targets matches modules outside the decoder blocks, which needs a stock engine, is known with the
         model only.
         """
+        if self.part != "whole":
+            return "split"
         frozen = self.adapter.method != "full"
         return kind_of(self.engine, self.deepspeed, frozen=frozen, outside=outside_blocks(self.adapter))
 

@@ -100,6 +100,7 @@ class Recorder:
         peak_bytes: returns the peak memory of this rank.
         hides: what the run's transforms of updates hide (monitor.metrics.metric.REVEALABLE).
         spent: returns what this rank's transforms of updates have spent so far, by slot of the ledger.
+        told: returns the bytes that this rank has sent so far in messages between clients and server.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Recorder:
         signals: StopSignals,
         hides: frozenset[str] = NOTHING,
         spent: Callable[[], Mapping[str, float]] = dict,
+        told: Callable[[], int] = int,
     ):
         self._config = config
         self._role = role
@@ -131,6 +133,8 @@ class Recorder:
         self._between: Seconds = {}  # since then, without local steps: part of the round that is settled next
         self._training: Seconds = {}  # local steps of the current round so far
         self._cost = ExchangeCost()  # of the round that is settled next
+        self._told = told
+        self._told_before = told()  # in earlier rounds
 
     def ledger(self) -> Ledger:
         """Return an empty ledger for this rank's values."""
@@ -142,6 +146,7 @@ class Recorder:
         self._between = {}
         self._late_s = 0.0
         self._cost = ExchangeCost()
+        self._told_before = self._told()
 
     def begin_training(self, round: int) -> None:
         """Count the time from now on as local steps of a round."""
@@ -217,6 +222,7 @@ class Recorder:
         self._between = {}
         self._late_s = 0.0
         self._cost = ExchangeCost()
+        self._told_before = self._told()
 
     def sum_over_ranks(self, ledger: Ledger, *, round: int, training: Training | None = None) -> Ledger:
         """Finish a round, and return the sum of all ranks' ledgers. The time of the sum itself belongs to the
@@ -280,6 +286,7 @@ class Recorder:
     def _fill(self, ledger: Ledger, stages: Seconds, training: Training | None) -> None:
         """Write this rank's measurements of a round into its slots of a ledger."""
         cost = self._cost
+        bytes_sent = cost.bytes_sent + self._told() - self._told_before
         engine = self._engine
         size = self._engine.groups.client_size
         idle_s = stages["idle"] + self._late_s + cost.idle_s
@@ -292,7 +299,7 @@ class Recorder:
             exchange_s=cost.travel_s,
             idle_s=idle_s,
             wall_s=sum(stages.values()),
-            bytes_sent=cost.bytes_sent,
+            bytes_sent=bytes_sent,
             peak_bytes=self._peak_bytes(),
             device_bytes=engine.device_bytes,
             loaded_bytes=engine.take_loaded(),
@@ -307,7 +314,7 @@ class Recorder:
                 client,
                 exchange_s=cost.travel_s / size,
                 idle_s=idle_s / size,
-                bytes_sent=cost.bytes_sent,
+                bytes_sent=bytes_sent,
                 peak_bytes=self._peak_bytes(),
             )
 

@@ -11,15 +11,17 @@ from fedspeed.federation.run_progress import Progress
 
 def evaluate(components: RankComponents, progress: Progress, ledger: Ledger, name: str) -> None:
     """Score the run's models on the held-out rows of this rank's clients, and add the sums to a ledger; the
-    method's server, which has none, does nothing. Collective over the ranks that share the base.
+    method's server, which has no rows, answers clients if the method has them ask. Collective over the ranks
+    that share the base.
 
     Args:
         name: of the evaluation, for the progress display.
     """
-    if components.role.server:
-        return
     engine = components.engine
     method = components.method
+    if components.role.server:
+        method.serve_evaluation(engine, components.trainer.channel, progress.state)
+        return
     assigned: list[tuple[Arrays, list[int]]] = assigned_models(
         models_of(method, progress.state, progress.memory), components.role.clients
     )
@@ -28,10 +30,11 @@ def evaluate(components: RankComponents, progress: Progress, ledger: Ledger, nam
     if has_own_models(method):
         count = max(1, -engine.agree_least(-len(assigned)))
     assigned += [(progress.state, [])] * (count - len(assigned))
-    for evaluator in components.evaluators:
-        for state, clients in assigned:
-            for client, values in evaluator(engine, state, name, clients).items():
-                ledger.add_client(client, **values)
+    with method.evaluating(engine, components.trainer):
+        for evaluator in components.evaluators:
+            for state, clients in assigned:
+                for client, values in evaluator(engine, state, name, clients).items():
+                    ledger.add_client(client, **values)
 
 
 def score_tasks(components: RankComponents, progress: Progress, ledger: Ledger, round: int) -> None:

@@ -190,7 +190,15 @@ def train(
     if components.role.server:
         channel = components.trainer.channel
         order = turn_order(update.clients, channel.speakers)
-        components.method.serve(components.engine, channel, update.round, exchange, clients=order)
+        components.method.serve(
+            components.engine,
+            channel,
+            update.round,
+            exchange,
+            clients=order,
+            state=start,
+            trainer=components.trainer,
+        )
     with components.pace.measure(len(clients), steps):
         for simultaneous in components.trainer.train(turns, progress.optimizers):
             for slot, (turn, result) in enumerate(simultaneous):

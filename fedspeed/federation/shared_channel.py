@@ -38,6 +38,11 @@ class SharedChannel:
         self.server = server
         self.speakers = tuple(speakers)
 
+    @property
+    def bytes_sent(self) -> int:
+        """Return the bytes of all messages that this rank has sent."""
+        return 0 if self._channel is None else self._channel.bytes_sent
+
     def send(self, peer: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Send arrays by name to participant `peer`. Only the gateway's arrays are sent.
 

@@ -241,14 +241,24 @@ class Trainer:
         self.channel.send(self.channel.server, arrays)
         return self.channel.receive(self.channel.server)
 
+    def tell(self, arrays: Arrays) -> None:
+        """Send arrays to the method's server, which does not answer. All ranks of a client call this
+        together, and the gateway's arrays are sent.
+
+        Raises:
+            LostPeerError: the server, or this client's gateway, is gone.
+        """
+        self.channel.send(self.channel.server, arrays)
+
     def lr(self, turn: Turn, number: int) -> float:
         """Return the learning rate of a turn's local step `number`, from 0."""
         steps = self.steps_of(turn.client)
         return lr_in_run(self._config, first_step(turn, steps) + number, steps)
 
     def round_lr(self, round: int, exchange: int = 0) -> float:
-        """Return the learning rate of a round's first local step before an exchange; in round 0, that of
-        round 1. Where clusters take different numbers of steps, it is that of this rank's cluster.
+        """Return the learning rate of a round's first local step before an exchange, or that of local step
+        `exchange` in a round of one exchange; in round 0, that of round 1. Where clusters take different
+        numbers of steps, it is that of this rank's cluster.
         """
         begun = max(0, round - 1) * self._cluster_steps
         return lr_in_run(self._config, begun + exchange, self._cluster_steps)

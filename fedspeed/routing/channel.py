@@ -38,6 +38,7 @@ class Channel:
         self._deadline_s = deadline_s
         self._names = tuple(names)
         self._max_bytes = max_bytes
+        self.bytes_sent = 0  # to all peers, in messages
 
     @property
     def rank(self) -> int:
@@ -59,6 +60,7 @@ class Channel:
         data = bytearray(save(contiguous))  # a copy that can be written to, since torch takes no other
         try:
             self._transport.send(peer, np.frombuffer(data, np.uint8), self._deadline_s)
+            self.bytes_sent += len(data)
         except TransportError as error:
             raise LostPeerError(f"{self._name_of(peer)} took no message: {error}") from error
 

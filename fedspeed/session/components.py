@@ -26,7 +26,7 @@ from fedspeed.engine.base.placement import pipeline_tier
 from fedspeed.engine.world import import_deepspeed
 from fedspeed.errors import FedSpeedError, PlanError
 from fedspeed.federation.link import ClientLink
-from fedspeed.federation.methods.base import Method
+from fedspeed.federation.methods.base import Method, method_class
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.federation.updates.base import hidden_by
@@ -111,7 +111,7 @@ def make_engine(job: Job, clock: StageClock, sharers: int) -> "ClientEngine":
             clock=clock,
             nvme=swap_folder(job),
             seed=config.run.seed,
-            clients=1 if job.is_server else len(job.place.clients),
+            clients=_server_slots(job) if job.is_server else len(job.place.clients),
             sharers=sharers,
         )
         return build_engine(spec, context)
@@ -123,6 +123,12 @@ def make_engine(job: Job, clock: StageClock, sharers: int) -> "ClientEngine":
             f"({str(error).splitlines()[0]}); free some, raise the limit (ulimit -v, the scheduler's "
             "--mem), or choose another engine.tier: `fedspeed plan` says what each needs"
         ) from error
+
+
+def _server_slots(job: Job) -> int:
+    """Return the number of client slots of the engine of the method's server."""
+    chosen = job.config.federation.method
+    return method_class(chosen.name).server_slots(chosen, len(job.topology.contributors))
 
 
 def _thread_count(env: Mapping[str, str]) -> int:

@@ -98,14 +98,22 @@ def traffic_lines(
     *,
     rows: Rows,
     shapes: Mapping[str, Sequence[int]],
+    server_only: frozenset[str] = frozenset(),
 ) -> list[str]:
     """Return lines about what a round sums, and what clients send and receive in it.
 
     Args:
         config: whose routing mode is no longer `auto`. shapes: of the trained arrays of the state, by name.
+        server_only: names of those that only the server has.
     """
     state = {name: np.broadcast_to(np.float32(0), tuple(shape)) for name, shape in shapes.items()}
-    method = make_method(config.federation.method, state, clients=config.data.clients, seed=config.run.seed)
+    method = make_method(
+        config.federation.method,
+        state,
+        clients=config.data.clients,
+        seed=config.run.seed,
+        server_arrays=server_only,
+    )
     values = method.values(1)
     text = f"traffic  a round sums {count_text(values)} values, {bytes_text(values * VALUE_BYTES)}"
     participants = len(topology.participants)

@@ -93,10 +93,13 @@ class _Found:
     """What the checks with the heavy libraries have found.
 
     Attributes:
-        shapes: of the trained arrays of the state, by name. data: encoded rows by client.
+        shapes: of the trained arrays of the state, by name. server_only: names of those that only the
+            method's server has.
+        data: encoded rows by client.
     """
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    server_only: frozenset[str] = frozenset()
     data: list[ClientData] = field(default_factory=list)
 
 
@@ -246,7 +249,7 @@ def check_plan(
 
 def _built(loaded: Loaded, found: _Found) -> list[str]:
     if local_base(loaded.config) is not None:
-        from fedspeed.models.blocks import trained_outside
+        from fedspeed.models.blocks import keep_blocks, trained_outside
         from fedspeed.models.loading import check_weights, meta_model
 
         config = loaded.config
@@ -261,7 +264,12 @@ def _built(loaded: Loaded, found: _Found) -> list[str]:
                 check_operators(choose_tier(spec.engine, spec.deepspeed, frozen, outside), spec.deepspeed)
             else:
                 pipeline_tier(spec.engine, spec.deepspeed, outside)
-            found.shapes |= state_shapes(config, model, role)
+            if spec.blocks is not None:
+                keep_blocks(model, spec.blocks)
+            shapes = state_shapes(config, model, role)
+            if role == "server":
+                found.server_only = frozenset(shapes.keys() - found.shapes.keys())
+            found.shapes |= shapes
     return []
 
 
@@ -307,7 +315,7 @@ def _needs(loaded: Loaded, hostfile: Path | None, found: _Found) -> list[str]:
     return [
         *step_lines(config, topology, found.data),
         *memory_lines(*given, rows=rows),
-        *traffic_lines(*given, rows=rows, shapes=found.shapes),
+        *traffic_lines(*given, rows=rows, shapes=found.shapes, server_only=found.server_only),
     ]
 
 

@@ -123,6 +123,7 @@ def engine(
     join: bool = True,
     client_slots: int = 1,
     blocks: tuple[int, ...] | None = None,
+    part: str = "whole",
     **extra,
 ):
     """Join this rank's world, build its engine and leave the world in the end."""
@@ -149,6 +150,7 @@ def engine(
             engine=options_of(kind, options),
             deepspeed=ds_config(kind, dtype, **extra),
             blocks=blocks,
+            part=part,
         )
         yield build_engine(
             spec,

@@ -1,6 +1,6 @@
 """The common part of all builders: optimizers, client slots, and tensors on the device."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import deepspeed
 import torch
@@ -12,6 +12,7 @@ from fedspeed.data.config import TrainConfig
 from fedspeed.engine.client_state import ClientState, flatten
 from fedspeed.engine.groups import ClientMpu, Groups
 from fedspeed.engine.masters import ParameterSlice, parameters_of
+from fedspeed.models.blocks import Anatomy
 from fedspeed.models.factors import is_factor_a
 
 
@@ -67,6 +68,22 @@ def make_optimizer(slices: Mapping[str, ParameterSlice], train: TrainConfig) -> 
         return torch.optim.SGD(groups, lr=0.0, momentum=train.momentum, weight_decay=train.weight_decay)
     betas = train.beta1, train.beta2
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=train.eps, weight_decay=train.weight_decay)
+
+
+def needed_parameters(
+    net: nn.Module, parts: Anatomy, blocks: Collection[int], outer: dict[nn.Module, bool]
+) -> set[nn.Parameter]:
+    """Return the parameters that a rank needs: those of its blocks, of embedding and head if it computes
+    them, and all that belong to neither (such as the final norm).
+
+    Args:
+        outer: embedding and head, and whether each is needed.
+    """
+    inside = {p for module in (*parts.blocks, *outer) for p in module.parameters()}
+    needed = [*(parts.blocks[b] for b in blocks), *(module for module, wanted in outer.items() if wanted)]
+    return {p for p in net.parameters() if p not in inside} | {
+        p for module in needed for p in module.parameters()
+    }
 
 
 def put_on_device(name: str, parameter: nn.Parameter) -> nn.Parameter:

@@ -1,6 +1,5 @@
 """The common part of pipeline builders. Each rank of the torch world reads only its own part of the model."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +11,7 @@ from transformers import PreTrainedModel
 from fedspeed.engine.activation_policy import FixedActivationPolicy
 from fedspeed.engine.base.placement import layout_of, pipeline_section, pipeline_tier, stage_section
 from fedspeed.engine.base.store import BaseStore
-from fedspeed.engine.builders.common import make_client_slot, put_buffers_on_device
+from fedspeed.engine.builders.common import make_client_slot, needed_parameters, put_buffers_on_device
 from fedspeed.engine.builders.store import StoreBuilder
 from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.ds_config import model_facts, resolve_autos
@@ -86,7 +85,7 @@ def fill_store(
     """
     parts = split.parts
     blocks = split.layout.blocks_of(dist.get_rank())
-    only = _needed(net, parts, blocks, {parts.embedding: embeds, parts.head: heads})
+    only = needed_parameters(net, parts, blocks, {parts.embedding: embeds, parts.head: heads})
     builder = StoreBuilder(
         net,
         parts,
@@ -100,22 +99,6 @@ def fill_store(
     materialise(net, spec.model, spec.adapter, seed=context.seed, place=builder.place, only=only)
     put_buffers_on_device(net)
     return builder.seal(context.clock)
-
-
-def _needed(
-    net: nn.Module, parts: Anatomy, blocks: Collection[int], outer: dict[nn.Module, bool]
-) -> set[nn.Parameter]:
-    """Return the parameters that a rank needs: those of its blocks, of embedding and head if it computes
-    them, and all that belong to neither (such as the final norm).
-
-    Args:
-        outer: embedding and head, and whether each is needed.
-    """
-    inside = {p for module in (*parts.blocks, *outer) for p in module.parameters()}
-    needed = [*(parts.blocks[b] for b in blocks), *(module for module, wanted in outer.items() if wanted)]
-    return {p for p in net.parameters() if p not in inside} | {
-        p for module in needed for p in module.parameters()
-    }
 
 
 def make_slots(

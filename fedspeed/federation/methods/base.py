@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from fedspeed.data.clients import ClientData
 from fedspeed.engine.capabilities import Capability
 from fedspeed.engine.spec import EngineSpec
 from fedspeed.errors import ConfigError
@@ -28,9 +27,9 @@ from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.config import METHODS, is_folder
 from fedspeed.federation.methods.factors import distance
 from fedspeed.federation.methods.server_entry import SERVER_PARTS, server_problem
+from fedspeed.federation.methods.serving import Serving
 from fedspeed.federation.methods.turns import ALONE, Trained, Turn, TurnTrainer
 from fedspeed.federation.registry_import import class_in
-from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.models.catalogue import ModelShape
 from fedspeed.models.folded import trainable
 from fedspeed.planner.plan import Task
@@ -63,7 +62,7 @@ class Traffic(NamedTuple):
     received: float
 
 
-class Method(ABC):
+class Method(Serving, ABC):
     """One method of federated training; every rank has one instance in a run. The configurations that it
     cannot be combined with follow from its registration (`Entry`).
 
@@ -87,13 +86,11 @@ class Method(ABC):
     """
 
     needs: ClassVar[frozenset[Capability]] = frozenset({"gradients"})
-    server_needs: ClassVar[frozenset[Capability]] = frozenset()
     keeps_memory: ClassVar[bool] = False
     factor_error_is_exact: ClassVar[bool] = False
     evaluated: ClassVar[str] = ""
     unequal_turns: ClassVar[bool] = False
     exchange_every: ClassVar[Literal["round", "step"]] = "round"
-    server_arrays: frozenset[str] = frozenset()
     clients_per_round: int = 0
 
     def __init__(
@@ -296,50 +293,6 @@ class Method(ABC):
     def update_norm(self, before: Arrays, after: Arrays) -> float:
         """Return the Euclidean norm of the change between two global states."""
         return distance(before, after, trainable(before))
-
-    def serve(
-        self,
-        engine: "ClientEngine",
-        channel: SharedChannel,
-        round: int,
-        exchange: int,
-        *,
-        clients: Sequence[int],
-    ) -> None:
-        """Answer the clients while they are in `train`, until they have finished the exchange; on the server
-        only. Clients call `Trainer.ask`. If the server has several ranks, all of them call this together.
-
-        Args:
-            channel: to all clients. The gateway of the server's ranks sends; all of them receive.
-            clients: of the round, in the order of their turns. Clients that share a rank take their turns one
-                after the other, and ranks that share a base wait for each other, so a server that answers in
-                another order deadlocks. `channel.speakers` has the participant to send to, by client.
-        """
-
-    def server_step(
-        self,
-        state: Arrays,
-        engine: "ClientEngine",
-        public_rows: ClientData | None,
-        *,
-        round: int,
-        exchange: int,
-        trainer: TurnTrainer,
-    ) -> Arrays:
-        """Return the state after the server's own step, with the same names and shapes; it is sent to all
-        ranks. If the server has several ranks, all of them call this together.
-
-        Args:
-            state: after the aggregate and the server optimizer; in round 0, the state before any training.
-            engine: the server's own, see `spec`.
-            public_rows: the encoded rows of federation.public_rows (only `train` has any); None where the
-                method reads none (`Entry.public_rows`).
-            round: 0 once before round 1 and its evaluation; that result is journalled with round 0.
-            exchange: of the round, from 0.
-            trainer: the server's own. It draws this rank's batches of the public rows (`public_batches`) and
-                knows the learning rate of a round (`round_lr`).
-        """
-        return state
 
     def models(self, state: Arrays, memory: Mapping[int, Arrays]) -> dict[str, Arrays]:
         """Return the models that are evaluated and exported, by name: all arrays of a client's engine each.

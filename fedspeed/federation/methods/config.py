@@ -74,6 +74,7 @@ METHODS = {
     "flexlora": Entry(module="fedspeed.federation.methods.flexlora", unequal_ranks=True),
     "stack": Entry(module="fedspeed.federation.methods.stack", folds=True, unequal_ranks=True),
     "residual": Entry(module="fedspeed.federation.methods.residual", folds=True),
+    "m2fedsa": Entry(module="fedspeed.federation.methods.m2fedsa", server=True),
     "fate_llm": Entry(
         module="fedspeed.federation.methods.fate_llm",
         sums_only=True,

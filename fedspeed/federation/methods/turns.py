@@ -97,12 +97,18 @@ class TurnTrainer(Protocol):
         """Send arrays to the method's server, and return its answer."""
         ...
 
+    def tell(self, arrays: Arrays) -> None:
+        """Send arrays to the method's server, which does not answer."""
+        ...
+
     def lr(self, turn: Turn, number: int) -> float:
         """Return the learning rate of a turn's local step `number`, from 0."""
         ...
 
     def round_lr(self, round: int, exchange: int = 0) -> float:
-        """Return the learning rate of a round's first local step before an exchange."""
+        """Return the learning rate of a round's first local step before an exchange; in a round of one
+        exchange, that of local step `exchange`, from 0.
+        """
         ...
 
     def public_batches(self, step: int) -> StepBatches:

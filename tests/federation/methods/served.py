@@ -20,7 +20,7 @@ class Served(LoraAverage):
         answer = trainer.ask({n: trained.end[n] - turn.start[n] for n in trained.end})
         return replace(trained, end={n: turn.start[n] + answer[n] for n in trained.end})
 
-    def serve(self, engine, channel, round, exchange, *, clients):
+    def serve(self, engine, channel, round, exchange, *, clients, state, trainer):
         for speaker in (channel.speakers[client] for client in clients):
             channel.send(speaker, {n: 2 * delta for n, delta in channel.receive(speaker).items()})
 
