@@ -38,6 +38,8 @@ LATE = {
         "engine/arithmetic",
         "engine/build",
         "engine/client_engine",
+        "engine/split/body",
+        "engine/split/ends",
         "evaluation/compare",
         "evaluation/held_out",
         "evaluation/round_tasks",

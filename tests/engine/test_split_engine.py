@@ -126,7 +126,8 @@ def stepped(base, at, state, step, batches, **options):
     tensors = {n: torch.from_numpy(a) for n, a in state.items()}
     ends_of, body_of = both(base, *at, **options)
     with ends_of as ends, body_of as body:
-        ends.elsewhere, body.elsewhere = frozenset(body.names), frozenset(ends.names)
+        ends.elsewhere = frozenset(body.names)
+        body.elsewhere = frozenset(ends.names)
         assert not set(ends.names) & set(body.names)
         ends.load(tensors)
         body.load(tensors)

@@ -38,6 +38,7 @@ def config(shared_workshop):
                 "lr": LR,
                 "schedule": "linear",
                 "clip": 0.0,
+                "weight_decay": 0.0,
             },
             "engine": {"tier": "resident"},
             "federation": {"rounds": ROUNDS, "method": {"name": "m2fedsa", "last": 1}},
