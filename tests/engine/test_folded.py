@@ -192,7 +192,11 @@ def below(rank, base, family, kinds, folder):
 
 
 @pytest.mark.parametrize(
-    "family,kinds", [("llama", ("zero0", "zero2", "ram")), ("gpt2", ("zero0", "resident"))]
+    "family,kinds",
+    [
+        ("llama", ("zero0", "zero2", "ram")),
+        pytest.param("gpt2", ("zero0", "resident"), marks=pytest.mark.slow),
+    ],
 )
 def test_modules_without_lora_have_their_part_and_no_backward_pass(tmp_path, family, kinds):
     """A stock engine's backward pass ends at the lowest block that trains, also if blocks are computed
