@@ -130,7 +130,8 @@ def by_hand(rank, path, run):
             sums = engine.evaluate(work)
         return sum(s.loss for s in sums) / sum(s.tokens for s in sums)
 
-    first, last = state_of(run, 0), state_of(run, 1)
+    first = state_of(run, 0)
+    last = state_of(run, 1)
     adapter = [name for name in first if ":" not in name]
     engine = build("client")
     mean = {name: first[name].astype(np.float64) for name in adapter}
@@ -182,7 +183,8 @@ def in_peft(base, folder, data):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*missing adapter keys")
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
-    total = tokens = 0
+    total = 0.0
+    tokens = 0
     for row in (row for own in data for row in own.val):
         ids = torch.from_numpy(row.input_ids.astype(np.int64))
         with torch.no_grad():
