@@ -29,7 +29,7 @@ from fedspeed.federation.trainer import Trainer
 from fedspeed.federation.updates.base import hidden_by, make_transforms, shared_seed
 from fedspeed.federation.witness import ServerWitness, StateCertifier
 from fedspeed.models.adapters import initial_adapter
-from fedspeed.models.lora_ranks import client_ranks, shape_of_rank
+from fedspeed.models.lora_ranks import shape_of_rank, unequal_ranks
 from fedspeed.monitor.clock import StageClock
 
 
@@ -122,9 +122,7 @@ def run_method(config: RunConfig, first: RunArrays) -> Method:
         seed=config.run.seed,
         hides=hidden_by(config.federation.updates),
         server_arrays=first.server_only,
-        lora_ranks=(
-            client_ranks(config.adapter, config.data.clients) if config.adapter.rank_by_client else ()
-        ),
+        lora_ranks=unequal_ranks(config.adapter, config.data.clients),
     )
     method.clients_per_round = config.federation.clients_per_round
     return method

@@ -37,6 +37,15 @@ def client_ranks(adapter: AdapterConfig, clients: int) -> tuple[int, ...]:
     return tuple(adapter.rank_by_client.get(str(client), adapter.lora_rank) for client in range(clients))
 
 
+def unequal_ranks(adapter: AdapterConfig, clients: int) -> tuple[int, ...]:
+    """Return the LoRA rank of every client; empty where adapter.rank_by_client names none, or is not resolved
+    yet.
+    """
+    if not adapter.rank_by_client or adapter.rank_by_client == "auto":
+        return ()
+    return client_ranks(adapter, clients)
+
+
 def ranks_text(lora_ranks: Sequence[int], first: int = 0) -> str:
     """Return the LoRA ranks of clients with consecutive numbers as text: `client 0: 16, clients 1 to 3: 4`.
 

@@ -25,13 +25,16 @@ from fedspeed.session.chat import KINDS, RUNS, base_of, exported_folder
 
 # Keys of a run that its evaluation keeps: whole sections, or single keys.
 _KEPT = ("model", "adapter", "data", "engine", "deepspeed", "run.seed", "train.micro_batch")
-# Of those, keys that belong to the training's topology, which an evaluation does not have.
+# Of those, keys that belong to the training's topology, which an evaluation does not have, and those that the
+# exported adapter has its own values of: with a folded adapter, its rank is larger than the trained one.
 _DROPPED = (
     "engine.pipeline",
     "engine.cuts",
     "engine.client_slots",
     "adapter.start_from",
     "adapter.rank_by_client",
+    "adapter.lora_rank",
+    "adapter.alpha",
 )
 # Sections of which an evaluation takes nothing.
 _UNUSED = ("federation", "routing", "checkpoint", "evaluation")
@@ -238,8 +241,10 @@ def _of_run(run: Path) -> dict[str, str]:
 
 
 def _is_kept(key: str) -> bool:
-    inside = any(f"{key}.".startswith(f"{kept}.") for kept in _KEPT)
-    return inside and key not in _DROPPED
+    def is_inside(names: Sequence[str]) -> bool:
+        return any(f"{key}.".startswith(f"{name}.") for name in names)
+
+    return is_inside(_KEPT) and not is_inside(_DROPPED)
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

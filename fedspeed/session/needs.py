@@ -13,6 +13,7 @@ from fedspeed.data.clients import ClientData
 from fedspeed.errors import FedSpeedError
 from fedspeed.federation.methods.base import VALUE_BYTES, make_method, method_class
 from fedspeed.models.folded import trainable
+from fedspeed.models.lora_ranks import unequal_ranks
 from fedspeed.planner.plan import RankProfile
 from fedspeed.session.forecast import Execution, Rows, execution_of, nodes_of, task_for
 from fedspeed.units import bytes_text, count_text
@@ -113,6 +114,7 @@ def traffic_lines(
         clients=config.data.clients,
         seed=config.run.seed,
         server_arrays=server_only,
+        lora_ranks=unequal_ranks(config.adapter, config.data.clients),
     )
     values = method.values(1)
     text = f"traffic  a round sums {count_text(values)} values, {bytes_text(values * VALUE_BYTES)}"
