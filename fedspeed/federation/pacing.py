@@ -48,7 +48,7 @@ def round_text(config: RunConfig) -> str:
     texts = {
         "steps": steps,
         "seconds": f"{federation.round_seconds:g} s of local steps, at most {config.train.local_steps},",
-        "epoch": "one epoch of each client's rows",
+        "epoch": "one epoch of local steps",
     }
     return texts[federation.round_budget]
 
