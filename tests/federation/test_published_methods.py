@@ -248,3 +248,31 @@ def scaffold_turn():
 
     method = Scaffold(variant_of("scaffold")(), Layout.of(WEIGHTS), clients=3, seed=0)
     return method, method.turn(0, 1, method.first_state(WEIGHTS), steps=2, seed=0, memory={})
+
+
+# What one turn of FedProx adds.
+
+
+@pytest.mark.parametrize(("alone", "added"), [(False, [0.5]), (True, [])])
+def test_a_client_alone_is_not_drawn_back(alone, added):
+    """Though its weights are read, as the passes that were declared say."""
+    from fedspeed.federation.methods.fedprox.method import FedProx
+
+    method = FedProx(variant_of("fedprox")(mu=MU), Layout.of(WEIGHTS), clients=3, seed=0)
+    seen = []
+    reads = []
+    engine = SimpleNamespace(
+        masters=lambda slot: reads.append(slot) or {"w": AsTensor(WEIGHTS["w"] + np.float32(0.5))},
+        add_to_gradients=lambda slot, arrays, scale: seen.append((float(arrays["w"].max()), scale)),
+    )
+    trainer = SimpleNamespace(local_steps=lambda engine, turns, *, between: between(0, turns[0]))
+    turn = method.turn(0, 1, WEIGHTS, steps=2, seed=0, memory={})
+    method.train(engine, [method.turn_alone(0, WEIGHTS, steps=2, seed=0) if alone else turn], trainer)
+    assert reads == [0] and seen == [(drift, MU) for drift in added]
+
+
+class AsTensor:
+    """Hold an array as a tensor does."""
+
+    def __init__(self, array):
+        self.numpy = lambda: array
