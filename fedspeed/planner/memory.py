@@ -17,6 +17,7 @@ from fedspeed.schedule.limits import CARRIED, EVAL_TOKENS, LOGITS_BYTES, QUANTIS
 DRIVER_BYTES = int(0.9 * GIB)  # CUDA context, cuBLAS workspaces, NCCL buffers
 # RAM of a rank before it has a model: Python, libraries, driver.
 PROCESS_BYTES = {"gpu": 3 * GIB, "cpu": int(0.9 * GIB)}
+SCORE_BYTES = 24  # of each of attention's T x T scores with its tangent, in torch's plain kernel: six in fp32
 FRAGMENTATION = 0.08  # memory that PyTorch's allocator reserves in addition, as a share of transient tensors
 
 
@@ -256,7 +257,9 @@ def _stock_activations(task: Task, setting: Setting) -> dict[str, int]:
         blocks = saved
         working *= 1 + task.tangents
         logits = batch * shape.vocab * (s * (copies - 1) + 8)  # with their fp32 copy and log-softmax
-        return {"one block": blocks + working + masks, "head and loss": logits * (1 + task.tangents)}
+        scores = {"attention scores": task.tangents * batch * task.tokens * shape.heads * SCORE_BYTES}
+        found = {"one block": blocks + working + masks, "head and loss": logits * (1 + task.tangents)}
+        return found | (scores if task.tangents else {})
     # transformers' logits of all tokens, their fp32 copy, its log-softmax, and the gradients of both.
     return {"activations": blocks + working + masks, "head and loss": batch * shape.vocab * (copies * s + 12)}
 

@@ -8,6 +8,7 @@ from fedspeed.data.config import TrainConfig
 from fedspeed.engine.capabilities import check_capabilities
 from fedspeed.errors import ConfigError, ModelError
 from fedspeed.models.config import AdapterConfig
+from fedspeed.planner.memory import SCORE_BYTES
 from tests.engine.engines import engine, in_world
 from tests.processes import Scenarios, run_clusters, run_ranks
 from tests.tiny import random_step, write_llama
@@ -274,6 +275,11 @@ def measured(rank, base):
             with saved, TensorMemoryCounter() as counter:
                 compute()
             out[way] = (counter.peak, saved.bytes)
+        client_engine.load(client_engine.state())
+        long = random_step(1, 2, 1, vocab=VOCAB, length=256)
+        with TensorMemoryCounter() as counter:
+            client_engine.forward_gradients([long], [[1]], [names])
+        out["long rows"] = counter.peak / (2 * 2 * 256**2)  # by rows, heads and scores
     with engine(base, adapter=LORA, train=SGD, join=False) as client_engine:
         start = stirred(client_engine.state())
         client_engine.load(start)
@@ -310,6 +316,10 @@ def test_no_activations_are_saved(memory):
     peak_backward, saved_backward = memory["backward"]
     assert saved == 0 < saved_backward
     assert peak < peak_backward / 4
+
+
+def test_the_planner_knows_the_scores_of_long_rows(memory):
+    assert SCORE_BYTES == pytest.approx(memory["long rows"], rel=0.15)
 
 
 def test_the_estimate_points_along_the_gradient(memory):

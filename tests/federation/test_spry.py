@@ -1,6 +1,7 @@
 """SPRY: who trains what, what is sent and what becomes of it, and whole runs against the same by hand."""
 
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from fedspeed.federation.methods.config import variant_of
 from fedspeed.federation.methods.spry.slices import fewest_holders, holders, units_of
 from fedspeed.federation.schedule import sample_clients
 from fedspeed.federation.trainer import turn_seed
+from fedspeed.planner.plan import Task
 from tests.federation.one_round import SHAPES, drawn
 from tests.federation.runs import largest, run_worlds, settings, share_of, tiny_llama
 from tests.tiny import run_config
@@ -221,20 +223,23 @@ class Diverging:
     def __init__(self, *finite):
         self.finite = list(finite)
         self.calls = []
+        self.pending = []
 
     def forward_gradients(self, work, seeds, names):
         from fedspeed.engine.client_engine import ForwardDerivatives, Sums
 
-        value = 1.0 if self.finite.pop(0) else np.inf
-        return [ForwardDerivatives(Sums(loss=1.0, tokens=3), np.array([value, 2.0])) for _ in work]
+        values = [1.0 if self.finite.pop(0) else np.inf for _ in work]
+        return [ForwardDerivatives(Sums(loss=1.0, tokens=3), np.array([value, 2.0])) for value in values]
 
     def add_to_gradients(self, slot, arrays, scale):
-        assert all(np.isfinite(array).all() for array in arrays.values())
-        self.calls.append("add")
+        assert scale == 1 and all(np.isfinite(array).all() for array in arrays.values())
+        self.calls.append(slot)
+        self.pending.append(True)
 
     def step(self, lr):
         self.calls.append("step")
-        return [True]
+        taken, self.pending = self.pending, []
+        return taken
 
     def end_step(self):
         self.calls.append("end")
@@ -248,6 +253,9 @@ class Quiet:
 
     def begin(self, engine, turns):
         pass
+
+    def shown_progress(self, turns):
+        return nullcontext()
 
     def rows(self, turn, number):
         pass
@@ -264,8 +272,8 @@ def test_a_step_without_a_finite_derivative_is_not_taken():
     turn = replace(turn_of(method, 0, 1), steps=3)
     engine = Diverging(True, False, True)
     (trained,) = method.train(engine, [turn], Quiet())
-    assert engine.calls == ["add", "step", "end", "add", "step"]
-    assert (trained.sums.steps, trained.sums.tokens) == (2, 9)
+    assert engine.calls == [0, "step", "end", 0, "step"]
+    assert (trained.sums.steps, trained.sums.tokens, trained.sums.lr_sum) == (2, 9, 1.0)
     each = method_of("spry_iteration", perturbations=2)
     for finite in (True, False):
         (trained,) = each.train(Diverging(finite), [turn_of(each, 0, 1)], Quiet())
@@ -273,6 +281,29 @@ def test_a_step_without_a_finite_derivative_is_not_taken():
     np.testing.assert_allclose(
         each.train(Diverging(True), [turn_of(each, 0, 1)], Quiet())[0].end["spry:derivatives"], [0.25, 0.5]
     )
+
+
+def test_turns_of_different_lengths_are_trained_together():
+    """As where a round is an epoch; a step that one client does not take is taken by the other."""
+    method = method_of(perturbations=2)
+    turns = [replace(turn_of(method, client, 1), steps=3 - client) for client in (0, 1)]
+    engine = Diverging(True, True, False, True, True)
+    first, second = method.train(engine, turns, Quiet())
+    assert engine.calls == [0, 1, "step", 1, "step", 0, "step"]
+    assert [(t.sums.steps, t.sums.tokens) for t in (first, second)] == [(2, 9), (2, 6)]
+
+
+def test_traffic_is_that_of_the_slices():
+    """What clients fill is contributed, and the sums go to everybody."""
+    method = method_of(shapes={f"x.{n}.lora_A.default.weight": (1, 999) for n in "abc"})
+    whole = 2 / 3 * (3 * 999 + 3) * 4
+    assert method.traffic(Task(shape=None, clients=3), 3).sent == pytest.approx(whole * (1 + 1 / 3))
+    shared = method_of(clients_per_unit=2)
+    sent = 2 / 3 * (105 + 2) * 4 * (1 + 4 / 2 / 3)
+    assert shared.traffic(Task(shape=None, clients=3), 3) == pytest.approx((sent, sent))
+    each = method_of("spry_iteration")
+    sent = 2 / 3 * (2 + 2) * 4 * (1 + 3 / 2 / 3) * 7
+    assert each.traffic(Task(shape=None, clients=3, local_steps=7), 3) == pytest.approx((sent, sent))
 
 
 # What it can be combined with.

@@ -5,16 +5,17 @@ trains some units of the arrays, by derivatives along random directions that one
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.layout import Layout
-from fedspeed.federation.methods.base import Method
-from fedspeed.federation.methods.spry.slices import fewest_holders, holders, units_of
+from fedspeed.federation.methods.base import VALUE_BYTES, Method, Traffic
+from fedspeed.federation.methods.spry.slices import fewest_holders, holders, place_count, units_of
 from fedspeed.federation.methods.turns import ALONE, Turn, TurnTrainer
 from fedspeed.federation.schedule import sample_clients
+from fedspeed.planner.plan import Task
 
 if TYPE_CHECKING:  # torch is not imported by modules that only ask what a method needs
     from fedspeed.engine.client_engine import ClientEngine, ForwardDerivatives
@@ -49,6 +50,22 @@ class ForwardSlices(Method):
     @classmethod
     def min_holders(cls, config: Any, participants: Mapping[int, int], modules: int) -> int:
         return fewest_holders(modules, participants, config.clients_per_unit)
+
+    @classmethod
+    def planned(cls, config: Any, task: Task, *, role: Literal["client", "server"]) -> Task | None:
+        return replace(task, differentiated_blocks=0, tangents=True) if role == "client" else None
+
+    def traffic(self, task: Task, participants: int) -> Traffic:
+        """Predict what a client's gateway sends and receives: the part of the vector that its clients fill,
+        and the sum of its part for everybody.
+        """
+        units = len(self.units)
+        clients = len(self.round_clients(1))
+        places = place_count(units, clients, self.config.clients_per_unit)
+        filled = min(1.0, places / units / participants)
+        exchanges = task.local_steps if self.exchange_every == "step" else 1
+        whole = (participants - 1) / participants * self.values(1) * VALUE_BYTES * exchanges
+        return Traffic(whole * (1 + filled), whole * (1 + filled))
 
     def turn(
         self,

@@ -27,6 +27,7 @@ class Spry(ForwardSlices):
     """
 
     needs = frozenset({"forward_gradients", "add_to_gradients"})
+    unequal_turns = True
 
     def train(self, engine: "ClientEngine", turns: Sequence[Turn], trainer: TurnTrainer) -> list[Trained]:
         """Train turns by steps on estimated gradients; a step without a finite estimate is not taken, and
@@ -36,13 +37,15 @@ class Spry(ForwardSlices):
 
         trainer.begin(engine, turns)
         steps = []
-        for number in range(turns[0].steps):
-            steps.append(self._step(engine, turns, number, trainer))
-            trainer.stepped(turns, number, steps[-1])
+        with trainer.shown_progress(turns):
+            for number in range(turns[0].steps):
+                going_on = [turn for turn in turns if number < turn.steps]
+                steps.append(self._step(engine, going_on, number, trainer))
+                trainer.stepped(going_on, number, steps[-1])
         return [
             Trained(
                 end=as_arrays(engine.state(slot)),
-                sums=reduce(operator.add, (done[slot] for done in steps)),
+                sums=reduce(operator.add, (done[slot] for done in steps[: turn.steps])),
                 memory=turn.memory,
             )
             for slot, turn in enumerate(turns)
@@ -59,14 +62,16 @@ class Spry(ForwardSlices):
             factors = self.mean_factors(found[slot].derivatives)
             estimate = combined(shapes, self.seeds(turns[slot], number), factors)
             engine.add_to_gradients(slot, estimate, 1.0)
-        taken: list[bool] = []
+        lr = trainer.lr(turns[0], number)
+        applied: dict[int, bool] = {}
         if usable:
-            taken = engine.step(trainer.lr(turns[0], number))
+            applied = dict(zip(usable, engine.step(lr), strict=True))
         else:
             engine.end_step()
-        applied = dict(zip(usable, taken, strict=True))
+        taken = [applied.get(slot, False) for slot in range(len(turns))]
         return [
-            replace(of_turn.sums, steps=int(applied.get(slot, False))) for slot, of_turn in enumerate(found)
+            replace(of_turn.sums, steps=int(is_taken), lr_sum=lr * is_taken)
+            for of_turn, is_taken in zip(found, taken)
         ]
 
     def seeds(self, turn: Turn, number: int) -> list[int]:

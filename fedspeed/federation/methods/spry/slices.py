@@ -37,7 +37,7 @@ def holders(
     count = len(clients)
     cycle, turned = divmod(round - 1, count)
     order = np.random.default_rng([seed, _ORDER_STREAM, cycle]).permutation(count)
-    places = _places(units, count, least)
+    places = place_count(units, count, least)
     held: list[list[int]] = [[] for _ in range(units)]
     for place in range(places):
         held[place * units // places].append(clients[order[(place + turned + exchange) % count]])
@@ -66,6 +66,6 @@ def fewest_holders(units: int, participants: Mapping[int, int], least: int) -> i
     return 0
 
 
-def _places(units: int, clients: int, least: int) -> int:
+def place_count(units: int, clients: int, least: int) -> int:
     """Return how many pairs of a unit and a client there are."""
     return max(units * min(least, clients), clients)
