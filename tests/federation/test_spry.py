@@ -238,7 +238,8 @@ class Diverging:
 
     def step(self, lr):
         self.calls.append("step")
-        taken, self.pending = self.pending, []
+        taken = self.pending
+        self.pending = []
         return taken
 
     def end_step(self):
