@@ -58,7 +58,9 @@ def run(request, shared_workshop, config):
 
 
 def by_hand(rank, path, body):
-    """Return (state, held-out losses) of all rounds, computed by one engine with the whole model."""
+    """Return (state, held-out losses and accuracies) of all rounds, computed by one engine with the whole
+    model.
+    """
     import torch
 
     from fedspeed.config.load import load
@@ -95,14 +97,15 @@ def by_hand(rank, path, body):
             engine.train_step([rows], lr_at(config.train, step, ROUNDS * STEPS))
         return {n: t.numpy().copy() for n, t in engine.state().items()}, engine.optimizer_state()
 
-    def loss_of(state):
+    def scores_of(state):
         engine.load({n: torch.from_numpy(a) for n, a in state.items()})
         work = [eval_batches(own.val, 2, own.pad_id, own.limit) for own in data]
-        return sum(engine.evaluate(work), Sums()).mean_loss
+        sums = sum(engine.evaluate(work), Sums())
+        return sums.mean_loss, sums.exact / sums.rows
 
     state = {n: t.numpy().copy() for n, t in engine.state().items()}
     inside = {n for n in state if ".layers.1." in n}
-    losses = [loss_of(state)]
+    scores = [scores_of(state)]
     for number in range(ROUNDS):
         bodies = {n: state[n] for n in inside}
         moments = None
@@ -118,15 +121,16 @@ def by_hand(rank, path, body):
             n: sum(weights[c] / sum(weights) * end[n].astype(np.float64) for c, end in ends) for n in state
         }
         state = {n: a.astype(np.float32) for n, a in (mean | (bodies if body == "shared" else {})).items()}
-        losses.append(loss_of(state))
+        scores.append(scores_of(state))
     engine.close()
     leave_world()
-    return state, losses
+    return state, scores
 
 
 def test_a_run_is_the_arithmetic_of_the_whole_model(run, config):
     body, folder = run
-    [(state, losses)] = run_ranks(1, by_hand, config, body)
+    [(state, scores)] = run_ranks(1, by_hand, config, body)
+    losses = [loss for loss, _ in scores]
     found = load_file(last_round(folder) / "state.safetensors")
     assert {name.removeprefix("global/") for name in found} == state.keys()
     for name, array in state.items():
@@ -134,6 +138,7 @@ def test_a_run_is_the_arithmetic_of_the_whole_model(run, config):
         assert "lora_A" in name or np.abs(array).max() > 1e-4
     assert [record["val_loss"] for record in records(folder)] == pytest.approx(losses, rel=1e-5)
     assert losses[-1] < losses[0]
+    assert [record["val_exact"] for record in records(folder)] == [accuracy for _, accuracy in scores]
     assert [record["received"] for record in records(folder)] == [0, 3, 3]
     assert "3 ranks in 1 cluster and a server" in (folder / "report.md").read_text()
 
@@ -162,6 +167,19 @@ def test_what_is_sent_to_the_server_is_counted(run):
 
 
 @pytest.mark.slow
+def test_a_client_that_dies_ends_the_run_with_its_name(config, workshop):
+    """Long before the server's wait for its next message would end."""
+    arguments = ("run.name=bereft", "routing.deadline_s=300", "federation.rounds=50", *QUIET)
+    folder = workshop.runs / "bereft"
+    started = workshop.start_run(*arguments, config=config)
+    started.until(lambda: (folder / "journal" / "round-000001" / "entry.json").exists())
+    os.kill(started.local_ranks()[1], signal.SIGKILL)
+    ended = started.wait()
+    assert ended.code == 75 and ended.seconds < 120, ended.text
+    assert "client 2 (rank 1 on localhost)" in (folder / "report.md").read_text().partition("## Result")[0]
+
+
+@pytest.mark.slow
 def test_a_killed_server_ends_the_run_and_the_same_command_goes_on(run, config, workshop):
     body, whole = run
     name = f"{body}-killed"
@@ -179,10 +197,12 @@ def test_a_killed_server_ends_the_run_and_the_same_command_goes_on(run, config, 
 
 @pytest.mark.slow
 def test_clients_of_two_ranks_learn_the_same(config, workshop, run):
-    """Half micro-batches on two ranks hold the same rows as whole ones on one rank."""
+    """Half micro-batches on two ranks hold the same rows as whole ones on one rank. Both ranks of the server
+    compute the same.
+    """
     body, whole = run
     hosts = workshop.folder / "of-two"
-    hosts.write_text("a slots=2\nb slots=2\ns slots=1\n# fed-host s role=server\n")
+    hosts.write_text("a slots=2\nb slots=2\ns slots=2\n# fed-host s role=server\n")
     workshop.finish_run(
         f"run.name={body}-twos",
         f"federation.method.body={body}",
@@ -223,5 +243,10 @@ def test_what_cannot_be_split_is_refused_with_a_remedy(config, workshop, overrid
 
 
 def test_a_dry_run_says_which_engines_there_are(config, workshop):
-    dry = workshop.run("--dry-run", *QUIET, config=config)
-    assert dry.code == 0 and "server   localhost: 1 rank, no clients" in dry.text, dry.text
+    """The preset of the method chooses the tier."""
+    for arguments in ({"config": config}, {"config": workshop.config}):
+        named = ("federation.method.name=m2fedsa", "federation.method.first=1", "model.dtype=fp32")
+        dry = workshop.run("--dry-run", *QUIET, *named, **arguments)
+        assert dry.code == 0 and "server   localhost: 1 rank, no clients" in dry.text, dry.text
+        assert "engine.tier=resident" in dry.text
+    assert " a client sends " in dry.text

@@ -3,6 +3,7 @@ hidden states and gradients, and neither tokens nor labels nor losses.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -87,7 +88,7 @@ class BodyEngine(PartEngine):
         Raises:
             FedSpeedError: the message is not the one that is due.
         """
-        with self._clock.stage("compute"):
+        with self._measured() if train else nullcontext(), self._clock.stage("compute"):
             if train and slot in self._graphs:
                 check_names(message, (OUTPUT_GRADIENT,), (OUTPUT_GRADIENT, LAST))
                 return self._backward(slot, message)
