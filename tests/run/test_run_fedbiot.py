@@ -286,6 +286,25 @@ def test_masked_updates_give_the_same_run(run, workshop, config):
 
 
 @pytest.mark.slow
+def test_clients_and_a_server_of_two_ranks_each_learn_the_same(run, workshop, config):
+    """Half micro-batches on two ranks hold the same rows as whole ones on one rank."""
+    hosts = workshop.folder / "of-two-ranks-each"
+    hosts.write_text("alpha slots=2\nbeta slots=2\ngamma slots=2\n# fed-host beta role=server\n")
+    workshop.finish_run(
+        "run.name=pairs",
+        *QUIET,
+        "--hostfile",
+        str(hosts),
+        "cluster.ranks_per_client=2",
+        "train.micro_batch=2",
+        config=config,
+    )
+    for name, array in state_of(run, ROUNDS).items():
+        found = state_of(workshop.runs / "pairs", ROUNDS)[name]
+        np.testing.assert_allclose(found, array, atol=5e-6, err_msg=name)
+
+
+@pytest.mark.slow
 def test_a_killed_server_ends_the_job_and_the_same_command_goes_on(run, workshop, config):
     folder = workshop.runs / "killed"
     started = workshop.start_run("run.name=killed", *QUIET, config=config, env={"TEST_SLOW_S": "0.4"})
