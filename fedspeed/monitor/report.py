@@ -190,7 +190,7 @@ def _results(summary: Summary, facts: Facts) -> str:
     """Return the table of results, and what was evaluated where that is not what was exported."""
     if not facts.evaluated:
         return results_table(summary)
-    return f"{results_table(summary)}\n\nAll losses and scores of this report are of {facts.evaluated}."
+    return f"{results_table(summary)}\n\nLosses and scores of the rounds are of {facts.evaluated}."
 
 
 def missing_text(gap: MissingUpdates) -> str:

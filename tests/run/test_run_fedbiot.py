@@ -53,6 +53,7 @@ def config(shared_workshop):
             "federation": {"rounds": ROUNDS, "method": method, "public_rows": str(rows)},
             "cluster": {"max_restarts": 0},
             "checkpoint": {"keep": 3},
+            "evaluation": {"tasks": ["held_out"], "every": 1},
         },
     )
     shared_workshop.close()
@@ -216,6 +217,7 @@ def test_a_round_is_the_same_arithmetic_by_hand(run, hand):
     for name, array in end.items():
         np.testing.assert_allclose(last[name], array, atol=2e-6, err_msg=name)
     recorded = records(run)[1]["val_loss"]
+    assert records(run)[1]["eval_held_out"] == pytest.approx(recorded, rel=1e-6), "tasks of the rounds, too"
     assert evaluated[0] == pytest.approx(recorded, rel=1e-6)
     assert abs(evaluated[1] - recorded) > 1e-4, "the emulator's LoRA has a part in clients' losses"
     assert full[0] == pytest.approx(full[1], rel=1e-5)
@@ -242,7 +244,7 @@ def test_emulators_change_in_every_round(run):
 
 def test_report_and_card_say_what_was_evaluated(run):
     text = "the adapter behind the emulator, as clients have them, and not of the full model"
-    assert f"All losses and scores of this report are of {text}" in (run / "report.md").read_text()
+    assert f"Losses and scores of the rounds are of {text}" in (run / "report.md").read_text()
     assert f"; of {text}" in (run / "adapter" / "README.md").read_text()
 
 
