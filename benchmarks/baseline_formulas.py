@@ -151,10 +151,8 @@ def fedkseed(model: Model, round: Round) -> Cost:
     not zero go up.
     """
     used = min(SEEDS, round.steps)
-    up, down = (
-        (round.participants - 1) / round.participants * FP32 * used,
-        plain_sum(SEEDS, round.participants) / 2,
-    )
+    up = (round.participants - 1) / round.participants * FP32 * used
+    down = plain_sum(SEEDS, round.participants) / 2
     return Cost(model.weights(), sgd(model.lora()), up + down)
 
 
@@ -221,7 +219,8 @@ def split_server(model: Model, round: Round) -> Cost:
 
 
 SEEDS = 4096  # of FedKSeed
-ADAPTER, DROPPED = 2, 0.2  # of FedBiOT
+ADAPTER = 2  # blocks of FedBiOT's adapter
+DROPPED = 0.2  # share of the others that its emulator lacks
 FORMULAS: dict[str, dict[str, Formula]] = {
     "fedavg_lora": {"client": averaged()},
     "zero3_offload": {"client": averaged()},

@@ -228,7 +228,7 @@ class ClientEngine(StepMeasurement, MatchedPasses, Generating):
         over the client's ranks, so each rank multiplies its part of the sum by their number.
         """
         assert 0 < len(work) <= self.client_slots, f"{len(work)} clients for {self.client_slots} slots"
-        with self._measured():
+        with self.measured():
             sums = self._gradients(work)
         self._pending.update(range(len(work)))
         return sums
@@ -251,7 +251,7 @@ class ClientEngine(StepMeasurement, MatchedPasses, Generating):
             ModelError: an operator of the model has no forward derivative.
         """
         assert 0 < len(work) <= self.client_slots, f"{len(work)} clients for {self.client_slots} slots"
-        with self._measured():
+        with self.measured():
             return [
                 self._forward_gradients(slot, *of_slot)
                 for slot, of_slot in enumerate(zip(work, seeds, names, strict=True))
@@ -291,7 +291,7 @@ class ClientEngine(StepMeasurement, MatchedPasses, Generating):
         assert self._pending, "step: there are no gradients; call gradients before it"
         slots = sorted(self._pending if only is None else self._pending & set(only))
         self._pending -= set(slots)
-        with self._measured():
+        with self.measured():
             applied = self._step(slots, lr)
         self.end_step()
         return applied

@@ -85,7 +85,7 @@ class StockEngine(ClientEngine):
         mine = np.array([float(token_count(work))])
         tokens = int(self.sum_over_client(mine)[0])
         self.ds_engine.train()
-        with self._measured(), self._clock.stage("compute"):
+        with self.measured(), self._clock.stage("compute"):
             distillation = Distillation(self.model, student=student, common=common, kl=kl)
             sums = distillation.accumulate(
                 self._states[0], work, tokens=tokens, ranks=self.groups.client_size

@@ -88,7 +88,7 @@ class BodyEngine(PartEngine):
         Raises:
             FedSpeedError: the message is not the one that is due.
         """
-        with self._measured() if train else nullcontext(), self._clock.stage("compute"):
+        with self.measured() if train else nullcontext(), self._clock.stage("compute"):
             if train and slot in self._graphs:
                 check_names(message, (OUTPUT_GRADIENT,), (OUTPUT_GRADIENT, LAST))
                 return self._backward(slot, message)

@@ -96,7 +96,9 @@ class FedKSeed(Method):
             for number in range(turn.steps):
                 drawn = self.drawn(turn, number)
                 batches = trainer.rows(turn, number)
-                probes = [self._probe(engine, now, batches, self.seed_of(j)) for j in drawn]
+                with engine.measured():
+                    probes = [self._probe(engine, now, batches, self.seed_of(j)) for j in drawn]
+                engine.end_step()
                 done = sum((sums for _, sums in probes), Sums())
                 slopes = np.array([slope for slope, _ in probes])
                 taken = bool(np.isfinite(slopes).all())

@@ -79,7 +79,10 @@ class M2FedSA(LoraAverage):
 
     @classmethod
     def planned(cls, config: Any, task: Task, *, role: Literal["client", "server"]) -> Task | None:
-        return None
+        """Return the task of a client, which has the blocks of both ends. The server's is not predicted."""
+        if role == "server":
+            return None
+        return replace(task, shape=replace(task.shape, layers=config.first + config.last))
 
     @classmethod
     def server_slots(cls, config: Any, participants: int) -> int:
