@@ -30,7 +30,7 @@ class StepMeasurement:
         self._step_s: list[float] = []  # seconds of each step since take_step_s
 
     @contextmanager
-    def _measured(self) -> Iterator[None]:
+    def measured(self) -> Iterator[None]:
         """Measure the seconds of a part of a step, and on a CPU the memory of the first step."""
         if self._counter is None and not self._peak_bytes and get_accelerator().is_synchronized_device():
             self._persistent_bytes = storage_bytes(self._persistent_tensors())

@@ -106,7 +106,7 @@ def device_memory(
     if task.folded_rank:  # one for all client slots
         persistent["folded adapter"] = task.shape.folded(task.targets, task.folded_rank) * task.type_bytes
     if setting.tier == "stock":
-        return persistent, _stock_activations(task, setting)
+        return persistent, _stock_activations(task, setting, profile.node.device.kind)
     return persistent, _streamed_activations(
         task, setting, client_slots, profile.node.device.kind, evaluation=evaluation
     )
@@ -241,7 +241,7 @@ def _larger(working: int, head: int) -> dict[str, int]:
     return {"computing one block": working} if working >= head else {"head and loss": head}
 
 
-def _stock_activations(task: Task, setting: Setting) -> dict[str, int]:
+def _stock_activations(task: Task, setting: Setting, kind: str) -> dict[str, int]:
     shape = task.shape
     s = task.type_bytes
     batch = setting.micro_batch * task.tokens
@@ -253,15 +253,28 @@ def _stock_activations(task: Task, setting: Setting) -> dict[str, int]:
         blocks = reached * shape.hidden * s * batch + saved
     copies = 2 + shape.logits_copies
     masks = batch * task.tokens if has_masks(task) else 0
-    if not reached:  # values of one block, and their tangents if there are any
-        blocks = saved
-        working *= 1 + task.tangents
-        logits = batch * shape.vocab * (s * (copies - 1) + 8)  # with their fp32 copy and log-softmax
-        scores = {"attention scores": task.tangents * batch * task.tokens * shape.heads * SCORE_BYTES}
-        found = {"one block": blocks + working + masks, "head and loss": logits * (1 + task.tangents)}
-        return found | (scores if task.tangents else {})
+    if not reached:
+        return _forward_activations(task, batch, masks, kind)
     # transformers' logits of all tokens, their fp32 copy, its log-softmax, and the gradients of both.
     return {"activations": blocks + working + masks, "head and loss": batch * shape.vocab * (copies * s + 12)}
+
+
+def _forward_activations(task: Task, batch: int, masks: int, kind: str) -> dict[str, int]:
+    """Return the peak of transient bytes of stock forward passes: one block, or head and loss. With tangents
+    they count twice, attention has all scores, and the head computes answer tokens only, some at a time.
+    """
+    shape = task.shape
+    s = task.type_bytes
+    block = (saved_per_token(task) + working_per_token(task)) * batch
+    if not task.tangents:
+        logits = batch * shape.vocab * (s * (1 + shape.logits_copies) + 8)  # with fp32 copy and log-softmax
+        return {"one block": block + masks, "head and loss": logits}
+    scores = batch * task.tokens * shape.heads * SCORE_BYTES
+    return {
+        "one block": 2 * block + masks,
+        "attention scores": scores,
+        "head and loss": 2 * head_bytes(task, batch, kind),
+    }
 
 
 def head_bytes(task: Task, batch: int, kind: str) -> int:
