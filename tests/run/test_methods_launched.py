@@ -1,14 +1,22 @@
-"""Methods of federated training as a user runs them: asked for without starting, run, resumed, exported."""
+"""Methods of federated training as a user runs them: asked for without starting, run, killed, resumed,
+exported.
+"""
+
+import json
 
 import pytest
 from safetensors.numpy import load_file
 
-from tests.run.launched import LLAMA, ROOT, SETTINGS, assert_same_run, records
+from fedspeed.federation.methods.config import METHODS
+from tests.run.launched import LLAMA, ROOT, SETTINGS, assert_same_run, records, rounds_seen
 
-NAMES = ("fedprox", "scaffold", "fedsa", "fedkseed")
+NAMES = tuple(name for name, entry in METHODS.items() if not entry.module.startswith("tests."))
 EXPORT = (str(ROOT / "fedspeed" / "__main__.py"), "export")
-# What all of them can be combined with.
+# What all of them can be combined with; presets of methods would take other values.
 TRAIN = {"local_steps": 2, "micro_batch": 4, "optimizer": "sgd", "lr": 1e-3}
+SETTLED = ("train.local_steps=2", "train.micro_batch=4", "federation.round_budget=steps")
+MORE = {"fedbiot": ("federation.method.adapter_blocks=1", "federation.method.alignment_steps=2")}
+SLOWLY = {"TEST_SLOW_S": "0.4"}  # each journal entry takes so long
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +27,9 @@ def config(shared_workshop):
 
     torch.manual_seed(1)
     base = shared_workshop.folder / "launched"
-    LlamaForCausalLM(LlamaConfig(**LLAMA)).save_pretrained(base)
+    LlamaForCausalLM(LlamaConfig(**LLAMA | {"num_hidden_layers": 3})).save_pretrained(base)
+    rows = [{"instruction": f"{number} + 1", "input": "", "output": str(number + 1)} for number in range(20)]
+    (shared_workshop.folder / "public.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     settings = {
         **SETTINGS,
         "model": {"base": str(base), "tokenizer": "bytes"},
@@ -33,18 +43,35 @@ def config(shared_workshop):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_method_runs_resumes_and_is_exported(shared_workshop, config, name):
-    def run(folder, *arguments):
+    def arguments_of(folder, *more):
         method = f"federation.method.name={name}"
-        given = (f"run.name={folder}", method, "monitor.plot=false", *arguments)
-        return shared_workshop.finish_run(*given, config=config)
+        public = METHODS[name].public_rows
+        rows = (f"federation.public_rows={shared_workshop.folder / 'public.jsonl'}",) if public else ()
+        return (
+            f"run.name={folder}",
+            method,
+            "monitor.plot=false",
+            *SETTLED,
+            *MORE.get(name, ()),
+            *rows,
+            *more,
+        )
+
+    def run(folder, *arguments):
+        return shared_workshop.finish_run(*arguments_of(folder, *arguments), config=config)
 
     dry = run(f"{name}-dry", "--dry-run")
     assert "nothing was started" in dry.out and not (shared_workshop.runs / f"{name}-dry").exists()
+    assert "memory   " in dry.out and "traffic  " in dry.out
     run(name)
-    run(f"{name}-apart", "federation.rounds=2")
-    run(f"{name}-apart")
+    apart = shared_workshop.runs / f"{name}-apart"
+    started = shared_workshop.start_run(*arguments_of(apart.name), config=config, env=SLOWLY)
+    started.until(lambda: rounds_seen(apart) == 1)
+    started.kill_all()
+    assert not (apart / "report.md").exists()
+    run(apart.name)
     whole = shared_workshop.runs / name
-    assert_same_run(shared_workshop.runs / f"{name}-apart", whole)
+    assert_same_run(apart, whole)
     assert [record["round"] for record in records(whole)] == [0, 1, 2, 3]
     assert all(record["update_norm"] > 0 for record in records(whole)[1:])
     exported = shared_workshop.finish_run(command=(*EXPORT, str(whole)))
