@@ -8,7 +8,8 @@ changes on.
 B: sequences of a micro-batch, T: padded length, n: answer tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +26,7 @@ from fedspeed.errors import ModelError
 from fedspeed.models.blocks import anatomy
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -69,8 +70,8 @@ def loss_along(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (the loss of a micro-batch, its derivative along a direction), scalars in float64.
 
-    Attention is computed by torch's plain kernel, which holds all T x T scores of a block: the fused ones
-    have no forward derivative.
+    Attention is computed by torch's plain kernel, which holds all T x T scores of a block, and experts one
+    after the other: the fused kernels have no forward derivative.
 
     Args:
         values: of the tensors that the direction changes, by their names in the model.
@@ -79,7 +80,7 @@ def loss_along(
     Raises:
         ModelError: an operator of the model has no forward derivative.
     """
-    with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+    with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), _plain_experts(loss.model.config):
         duals = {
             f"model.{name}": forward_ad.make_dual(values[name].detach(), tangent)
             for name, tangent in tangents.items()
@@ -93,6 +94,17 @@ def loss_along(
             ) from error
         # There is no tangent where no answer token depends on the direction.
         return found.primal, torch.zeros_like(found.primal) if found.tangent is None else found.tangent
+
+
+@contextmanager
+def _plain_experts(config: "PretrainedConfig") -> Iterator[None]:
+    """Let a mixture of experts compute them by a loop; other models have nothing to change."""
+    chosen = config._experts_implementation
+    config._experts_implementation = "eager"
+    try:
+        yield
+    finally:
+        config._experts_implementation = chosen
 
 
 def tangents_of(values: Tensors, seed: int) -> dict[str, torch.Tensor]:

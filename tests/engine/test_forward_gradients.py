@@ -18,6 +18,7 @@ LORA = AdapterConfig(targets="all-linear", lora_rank=2)
 VOCAB = 64
 LR = 0.25
 K = 10_000
+FAMILIES = ("gemma3_text", "gpt2", "qwen3_moe")  # with caps and windows, with Conv1D, and with experts
 
 
 def step_of(seed, ranks=1, rank=0, *, length=24):
@@ -63,6 +64,8 @@ def checked(rank, base):
     found.play("differences", differences, base)
     found.play("estimates", estimates, base)
     found.play("unsupported", unsupported, base)
+    for family in FAMILIES:
+        found.play(family, of_family, family, f"{base}-{family}")
     return found
 
 
@@ -126,6 +129,29 @@ def estimates(base):
     return backward, np.array(forward), single.mean(axis=0), error, (passes, derivatives[:4])
 
 
+def of_family(family, folder):
+    """(derivative of a family's tiny model along a direction, the same by backpropagation)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from fedspeed.engine.forward_mode import AnswerLoss, loss_along, tangents_of
+    from fedspeed.models.adapters import add_adapter
+    from tests.engine.family_bases import write_base
+
+    model = AutoModelForCausalLM.from_pretrained(write_base(family, folder), dtype=torch.float32)
+    model = add_adapter(model, AdapterConfig(targets="attention", lora_rank=2))
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    generator = torch.Generator().manual_seed(2)
+    for parameter in trained.values():
+        parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    tangents = tangents_of(trained, 3)
+    loss = AnswerLoss(model, 5)
+    batch = step_of(0).micro[0]
+    _, derivative = loss_along(loss, batch, trained, tangents)
+    loss(batch).backward()
+    return derivative.item(), sum((p.grad * tangents[name]).sum().item() for name, p in trained.items())
+
+
 def unsupported(base):
     """What is raised where the model has an operator without a forward derivative."""
     import torch
@@ -167,6 +193,13 @@ def test_the_estimate_has_no_bias(found):
     assert (np.abs(mean - backward) < 3 * error).all()
     assert np.mean(((mean - backward) / error) ** 2) == pytest.approx(1, abs=0.4)
     assert np.abs(backward).max() > 10 * error.max(), "else a mean of zero would pass"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_have_derivatives(found, family):
+    derivative, expected = found[family]
+    assert abs(expected) > 1
+    assert derivative == pytest.approx(expected, rel=1e-3)
 
 
 def test_an_operator_without_a_derivative_is_named(found):
