@@ -218,10 +218,13 @@ def test_an_arm_has_the_name_that_it_is_registered_by():
     [
         (
             {"federation": {"method": METHOD_VARIANTS["residual"]()}},
-            "federation.method.name=residual adds the factors of all clients, "
-            "which must have one shape; set federation.method=flexlora or stack",
+            "federation.method.name=residual needs LoRA factors of one shape on all clients; set "
+            "federation.method=flexlora or stack",
         ),
-        ({"federation": {"method": AVERAGE()}}, "federation.method.name=lora_average adds the factors"),
+        (
+            {"federation": {"method": AVERAGE()}},
+            "federation.method.name=lora_average needs LoRA factors of one shape",
+        ),
         ({"adapter": {"method": "full"}}, "but adapter.method=full trains no LoRA"),
         ({"adapter": {"start_from": "a"}}, "the adapter in adapter.start_from=a has one rank"),
         ({"adapter": {"lora_rank": 2}}, "adapter.rank_by_client.1=4 is above adapter.lora_rank=2"),

@@ -19,7 +19,7 @@ def check_client_ranks(config: RunConfig) -> Iterator[Conflict]:
         able = " or ".join(name for name, entry in METHODS.items() if entry.unequal_ranks)
         yield Conflict(
             (KEY, "federation.method"),
-            f"{setting}: {chosen_method(config)} adds the factors of all clients, which must have one shape; "
+            f"{setting}: {chosen_method(config)} needs LoRA factors of one shape on all clients; "
             f"set federation.method={able}, or leave {KEY} out",
         )
     if adapter.method != "lora":
