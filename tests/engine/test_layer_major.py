@@ -253,7 +253,7 @@ def device_memory(rank, base, kind, nvme):
 
     from torch.profiler import ProfilerActivity, profile
 
-    from fedspeed.engine.client_engine import storage_bytes
+    from fedspeed.engine.memory_counter import storage_bytes
 
     with engine(base, kind, "bf16", adapter=LORA, nvme=nvme) as client_engine:
         client_engine.load(client_engine.state())
