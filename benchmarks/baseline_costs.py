@@ -31,6 +31,7 @@ SGD = ("train.optimizer=sgd", "train.clip=0")
 MORE: dict[str, tuple[str, ...]] = {
     "fate_llm": ("federation.round_budget=steps",),
     "fate_llm compact": ("federation.round_budget=steps", "federation.method.secure_sum=compact"),
+    "spry": ("federation.round_budget=steps",),
     "fedbiot": ("federation.public_rows=runs/baselines/public-gsm8k.jsonl",),
 }
 

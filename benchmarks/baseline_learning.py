@@ -37,18 +37,19 @@ class Trial:
 
 ADAM = (1e-3, 3e-3, 1e-2)
 SGD = (0.03, 0.1, 0.3)
+STEPS = ("federation.round_budget=steps",)
 PUBLIC = "federation.public_rows=runs/baselines/public-{task}.jsonl"  # `public_rows` writes it
 TRIALS: dict[str, Trial] = {
     "fedavg_lora": Trial(ADAM),
     "zero3_offload": Trial(ADAM),
     "fs_llm": Trial(SGD),
     "fs_llm_offload": Trial(ADAM),
-    "fate_llm": Trial(ADAM, more=("federation.round_budget=steps",)),
+    "fate_llm": Trial(ADAM, more=STEPS),
     "fedprox": Trial(ADAM),
     "scaffold": Trial(SGD),
     "fedsa": Trial(ADAM),
     "fedkseed": Trial((1e-3, 3e-3, 1e-2), more=("federation.method.perturbations=4",)),
-    "spry": Trial(ADAM, more=("federation.method.perturbations=8",)),
+    "spry": Trial(ADAM, more=(*STEPS, "federation.method.perturbations=8")),
     "spry_iteration": Trial(SGD, more=("federation.method.perturbations=8",)),
     "fedbiot": Trial(ADAM, more=(PUBLIC,)),
     "m2fedsa": Trial(ADAM),
