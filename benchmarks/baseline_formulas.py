@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FP32 = 4
+HEAD = 32  # bytes before a participant's part of a sum: number, length, type, weight
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,10 @@ Formula = Callable[[Model, Round], Cost]
 
 
 def plain_sum(values: float, participants: int) -> float:
-    """Return the bytes that each participant sends for a sum: its chunks to their owners, and its own sum to
-    all.
+    """Return the bytes that each participant sends for a sum: its chunks to their owners, its own sum to all,
+    and the head of a sum to each other one.
     """
-    return 2 * (participants - 1) / participants * values * FP32
+    return 2 * (participants - 1) / participants * values * FP32 + HEAD * (participants - 1)
 
 
 def adam(parameters: int) -> int:
@@ -164,10 +165,11 @@ def spry(model: Model, round: Round) -> Cost:
 
 
 def spry_iteration(model: Model, round: Round) -> Cost:
-    """Return the cost of SPRY with an exchange in every step: a derivative and a weight for each unit."""
+    """Return the cost of SPRY with an exchange in every step: a derivative and a weight for each unit. A
+    client's own are too scattered among those of others for the zeros between them to be left out.
+    """
     units = 2 * model.blocks
-    share = (round.participants - 1) / round.participants * FP32
-    sent = round.steps * share * (2 * units / round.clients + 2 * units)
+    sent = round.steps * plain_sum(2 * units, round.participants)
     return Cost(model.weights(), sgd(model.lora()), sent)
 
 
