@@ -51,6 +51,12 @@ def sizes(shape: ModelShape, type_bytes: int) -> Sizes:
     )
 
 
+def base_bytes(task: Task) -> int:
+    """Return the bytes of the whole base."""
+    unit = sizes(task.shape, task.type_bytes)
+    return task.shape.layers * unit.block + unit.embedding_and_head + unit.other
+
+
 def slots_of(task: Task, setting: Setting) -> int:
     """Return the number of block slots in use: at most one for each block that streams."""
     return (
@@ -102,7 +108,9 @@ def device_memory(
         evaluation: whether the peak includes evaluation passes, or training steps only.
     """
     client_slots = client_slots_of(setting, profile)
-    persistent = _base_on_device(task, setting, profile) | trainable_bytes(task, client_slots, profile)
+    persistent = _base_on_device(task, setting, profile) | trainable_bytes(
+        task, client_slots, client_ranks=profile.client_ranks
+    )
     if task.folded_rank:  # one for all client slots
         persistent["folded adapter"] = task.shape.folded(task.targets, task.folded_rank) * task.type_bytes
     if setting.tier == "stock":
@@ -142,7 +150,7 @@ def streamed_bytes(task: Task, setting: Setting) -> int:
 def _base_on_device(task: Task, setting: Setting, profile: RankProfile) -> dict[str, int]:
     unit = sizes(task.shape, task.type_bytes)
     shape = task.shape
-    whole = shape.layers * unit.block + unit.embedding_and_head + unit.other
+    whole = base_bytes(task)
     if task.method == "full":
         return {}
     if setting.tier in QUANTISED:
@@ -187,15 +195,15 @@ def _base_on_host(task: Task, setting: Setting, profile: RankProfile) -> dict[st
     return {}
 
 
-def trainable_bytes(task: Task, client_slots: int, profile: RankProfile) -> dict[str, int]:
+def trainable_bytes(task: Task, client_slots: int, *, client_ranks: int) -> dict[str, int]:
     """Return the bytes of the trainable parameters of all client slots: working copies, fp32 masters and
     moments, and gradients (fp32 sums, a copy in the model's type and ZeRO's fp32 copy).
     """
     p = task.trainable
     s = task.type_bytes
     moments = {"adamw": 8, "sgd": 4}[task.optimizer]
-    shards = profile.client_ranks if task.stage >= 1 else 1
-    copies = -(-p * s // (profile.client_ranks if task.method == "full" and task.stage >= 3 else 1))
+    shards = client_ranks if task.stage >= 1 else 1
+    copies = -(-p * s // (client_ranks if task.method == "full" and task.stage >= 3 else 1))
     return {
         "adapter" if task.method == "lora" else "model": client_slots * copies,
         "masters and optimizer": client_slots * -(-p * (4 + moments) // shards),

@@ -1,12 +1,14 @@
 """What a run will need, for `--dry-run`: memory of a client's device by cause, and what a round sends."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from fedspeed.cluster.hostfile import Host
 from fedspeed.cluster.topology import Topology
+from fedspeed.config.deepspeed_rules import at
 from fedspeed.config.run import RunConfig
 from fedspeed.data.batches import epoch_steps
 from fedspeed.data.clients import ClientData
@@ -14,7 +16,8 @@ from fedspeed.errors import FedSpeedError
 from fedspeed.federation.methods.base import VALUE_BYTES, make_method, method_class
 from fedspeed.models.folded import trainable
 from fedspeed.models.lora_ranks import unequal_ranks
-from fedspeed.planner.plan import RankProfile
+from fedspeed.planner.memory import base_bytes, trainable_bytes
+from fedspeed.planner.plan import RankProfile, Task
 from fedspeed.session.forecast import Execution, Rows, execution_of, nodes_of, task_for
 from fedspeed.units import bytes_text, count_text
 
@@ -45,19 +48,45 @@ def step_lines(config: RunConfig, topology: Topology, clients: Sequence[ClientDa
 def memory_lines(
     config: RunConfig, ds_config: dict[str, Any], topology: Topology, hosts: Sequence[Host], *, rows: Rows
 ) -> list[str]:
-    """Return lines about the device memory of a client's rank in a local step.
+    """Return lines about the device memory of a client's rank in a local step, and of the method's server.
 
     Args:
         ds_config: the merged DeepSpeed section.
     """
     try:
         execution = execution_of(config, ds_config, topology, hosts, rows=rows)
+        nodes, _ = nodes_of(config, hosts)
+        task = task_for(config, ds_config, list(nodes.values()), rows)
     except FedSpeedError as error:
         return [f"memory   not predicted: {error}"]
-    if execution is None:
-        return ["memory   not predicted: the planner has no model of this execution"]
-    place = max(execution.places, key=lambda place: sum(execution.device_bytes(place).values()))
-    return [f"memory   {_memory_text(execution, place)}"]
+    method = config.federation.method
+    planned = method_class(method.name).planned
+    client = planned(method, task, role="client")
+    if execution is not None:
+        place = max(execution.places, key=lambda place: sum(execution.device_bytes(place).values()))
+        lines = [f"memory   {_memory_text(execution, place)}"]
+    else:
+        lines = [f"memory   {_least_text(client or task, ds_config)} on a client's device"]
+    server = planned(method, task, role="server")
+    return [*lines, *([f"         {_least_text(server, ds_config)} on the server's"] if server else [])]
+
+
+def _least_text(task: Task, ds_config: dict[str, Any]) -> str:
+    """Return what a step needs at least where the planner has no model of how it is computed: the base and
+    what trains, without activations.
+    """
+    offloaded = {
+        cause
+        for cause, key in (("base", "offload_param"), ("masters and optimizer", "offload_optimizer"))
+        if at(ds_config, f"zero_optimization.{key}.device") in ("cpu", "nvme")
+    }
+    causes = {"base": base_bytes(task)} | trainable_bytes(replace(task, stage=0), 1, client_ranks=1)
+    here = sum(count for cause, count in causes.items() if cause not in offloaded)
+    named = [
+        f"{cause} {bytes_text(count)}{' off the device' if cause in offloaded else ''}"
+        for cause, count in causes.items()
+    ]
+    return f"at least {bytes_text(here)} and activations, which are not predicted ({', '.join(named)}),"
 
 
 def _memory_text(execution: Execution, place: RankProfile) -> str:

@@ -6,8 +6,9 @@ from fedspeed.cluster.hostfile import Host
 from fedspeed.cluster.topology import topology_of
 from fedspeed.config.deepspeed import merge
 from fedspeed.config.load import load
+from fedspeed.federation.methods.base import method_class
 from fedspeed.models.planned_shape import planned_shape
-from fedspeed.session.forecast import Rows, execution_of
+from fedspeed.session.forecast import Rows, execution_of, task_for
 from fedspeed.session.needs import memory_lines, traffic_lines
 from tests.conftest import ROOT
 
@@ -20,6 +21,7 @@ def inputs(*overrides, hosts=2):
     model = (BASE, "model.init=random", "model.dtype=bf16", "data.clients=2", "routing.mode=plain")
     config = load(None, [*model, *overrides]).config
     named = tuple(Host(f"host-{number}", 1) for number in range(hosts))
+    named += (Host("apart", 1, role="server"),) if config.has_server else ()
     return config, merge(config.deepspeed, config, ROOT / "ds_configs"), topology_of(config, named), named
 
 
@@ -37,13 +39,43 @@ def test_memory_is_that_of_the_planner_by_cause():
     ("override", "text"),
     [
         ("engine.tier=ram", "host memory for the rest of the base"),
-        ("deepspeed.zero_optimization.stage=3", "no model of this execution"),
+        ("deepspeed.base=zero3_offload.json", "base 1.61 MiB off the device"),
+        ("deepspeed.base=zero3_offload.json", "and activations, which are not predicted"),
     ],
 )
 def test_other_executions(override, text):
-    tier = ["engine.tier=stock"] if "stage=3" in override else []
-    [line] = memory_lines(*inputs(override, *tier), rows=ROWS)
+    tier = "engine.tier=stock" if "zero3" in override else override
+    [line] = memory_lines(*inputs(override, tier), rows=ROWS)
     assert text in line
+
+
+@pytest.mark.parametrize(
+    ("method", "client", "server"),
+    [
+        # Of 4 blocks a client of FedBiOT has all, with none dropped, and trains 2; that of m2fedsa has one, and
+        # its server 3, without embedding and head.
+        ("fedbiot", {"layers": 4, "adapted_blocks": 2, "differentiated_blocks": 2}, {"adapted_blocks": 4}),
+        ("m2fedsa", {"layers": 1}, {"layers": 3, "vocab": 0}),
+        ("spry", {"differentiated_blocks": 0, "tangents": True}, None),
+        ("fedkseed", {"differentiated_blocks": 0, "tangents": False}, None),
+    ],
+)
+def test_roles_have_tasks_of_their_own(method, client, server):
+    options = ["federation.method.dropped=0"] if method == "fedbiot" else []
+    rows = ["federation.public_rows=p.jsonl"] if method == "fedbiot" else []
+    given = inputs(f"federation.method.name={method}", *options, *rows)
+    config, task = given[0].federation.method, task_for(given[0], given[1], [], ROWS)
+    planned = {role: method_class(method).planned(config, task, role=role) for role in ("client", "server")}
+    for role, expected in (("client", client), ("server", server)):
+        if expected is None:
+            assert planned[role] is None
+            continue
+        for name, value in expected.items():
+            of = planned[role].shape if hasattr(planned[role].shape, name) else planned[role]
+            assert getattr(of, name) == value
+    lines = memory_lines(*given, rows=ROWS)
+    assert len(lines) == (1 if server is None else 2) and lines[0].startswith("memory   about ")
+    assert server is None or "on the server's" in lines[1]
 
 
 def traffic(hosts, *overrides):

@@ -152,8 +152,9 @@ class Method(Serving, ABC):
 
     @classmethod
     def planned(cls, config: Any, task: Task, *, role: Literal["client", "server"]) -> Task | None:
-        """Return the task of a role as the planner has to model it, for predictions of memory. None: the
-        planner has no model of it.
+        """Return the task of a role as the planner has to model it, for predictions of memory. None: there is
+        no such role, or the planner has no model of it. Of a server only base and trained arrays are
+        predicted.
 
         Args:
             config: the method's options. task: of local steps by gradients, over the whole base.

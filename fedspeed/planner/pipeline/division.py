@@ -128,7 +128,11 @@ def stage_bytes(task: Task, profile: RankProfile, traffic: Traffic, rank: int, b
         unit.head or unit.embedding if traffic.heads[rank] else 0
     )
     trained = (
-        sum(trainable_bytes(replace(task, stage=0), traffic.clients, profile).values())
+        sum(
+            trainable_bytes(
+                replace(task, stage=0), traffic.clients, client_ranks=profile.client_ranks
+            ).values()
+        )
         * blocks
         // task.shape.layers
     )

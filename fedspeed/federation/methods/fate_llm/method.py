@@ -4,7 +4,7 @@ Clients train LoRA factors, which are averaged separately, weighted by the clien
 the rule `avg_factors`. What makes it FATE's is around it:
 
 - updates are summed under pairwise masks (`secure_sum`, routing.pairwise);
-- `preset.yaml` has FATE's settings: a round is one local epoch (federation.round_budget=epoch), the local
+- its preset has FATE's settings: a round is one local epoch (federation.round_budget=epoch), the local
   optimizer is kept between rounds, and ZeRO-2 offloads it to the CPU.
 
 As in FATE, nothing but parameters is sent: there is no sketch from which the error of averaging factors could

@@ -88,12 +88,12 @@ class FedBiOT(LoraAverage):
 
     @classmethod
     def planned(cls, config: Any, task: Task, *, role: Literal["client", "server"]) -> Task | None:
-        """Return the task of a client, which has some of the blocks and differentiates the adapter's. The
-        planner has no model of an alignment.
+        """Return the task of a client, which has some of the blocks and differentiates the adapter's, or of
+        the server, which trains LoRA on the same blocks of the whole base.
         """
-        if role == "server":
-            return None
         kept = divide(task.shape.layers, adapter_blocks=config.adapter_blocks, dropped=config.dropped).kept
+        if role == "server":
+            return replace(task, adapted_blocks=len(kept))
         return replace(
             task,
             shape=replace(task.shape, layers=len(kept)),

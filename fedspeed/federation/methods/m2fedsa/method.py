@@ -79,10 +79,13 @@ class M2FedSA(LoraAverage):
 
     @classmethod
     def planned(cls, config: Any, task: Task, *, role: Literal["client", "server"]) -> Task | None:
-        """Return the task of a client, which has the blocks of both ends. The server's is not predicted."""
-        if role == "server":
-            return None
-        return replace(task, shape=replace(task.shape, layers=config.first + config.last))
+        """Return the task of a client, which has the blocks of both ends, or of the server, which has those
+        between and neither embedding nor head.
+        """
+        ends = config.first + config.last
+        if role == "client":
+            return replace(task, shape=replace(task.shape, layers=ends))
+        return replace(task, shape=replace(task.shape, layers=task.shape.layers - ends, vocab=0))
 
     @classmethod
     def server_slots(cls, config: Any, participants: int) -> int:

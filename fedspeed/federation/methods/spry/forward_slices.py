@@ -63,8 +63,7 @@ class ForwardSlices(Method):
         clients = len(self.round_clients(1))
         places = place_count(units, clients, self.config.clients_per_unit)
         filled = min(1.0, places / units / participants)
-        exchanges = task.local_steps if self.exchange_every == "step" else 1
-        whole = (participants - 1) / participants * self.values(1) * VALUE_BYTES * exchanges
+        whole = (participants - 1) / participants * self.values(1) * VALUE_BYTES
         return Traffic(whole * (1 + filled), whole * (1 + filled))
 
     def turn(

@@ -10,10 +10,11 @@ import numpy as np
 
 from fedspeed.engine.directions import combined
 from fedspeed.federation.arrays import Arrays
-from fedspeed.federation.methods.base import Aggregate
+from fedspeed.federation.methods.base import VALUE_BYTES, Aggregate, Traffic
 from fedspeed.federation.methods.factors import add_scaled
 from fedspeed.federation.methods.spry.forward_slices import ForwardSlices, direction_seeds
 from fedspeed.federation.methods.turns import Trained, Turn, TurnTrainer
+from fedspeed.planner.plan import Task
 
 if TYPE_CHECKING:  # torch is not imported by modules that only ask what a method needs
     from fedspeed.engine.client_engine import ClientEngine
@@ -59,6 +60,13 @@ class SpryIteration(ForwardSlices):
 
     def values(self, round: int) -> int:
         return sum(self.segments(round))
+
+    def traffic(self, task: Task, participants: int) -> Traffic:
+        """Predict what a client sends and receives in all steps of a round: the plain sum of all units. The
+        values of its own are single numbers between those of others, so that no runs of zeros are left out.
+        """
+        whole = 2 * (participants - 1) / participants * self.values(1) * VALUE_BYTES * task.local_steps
+        return Traffic(whole, whole)
 
     def segments(self, round: int) -> tuple[int, ...]:
         units = len(self.units)
