@@ -3,23 +3,25 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.baseline_runs import Numbers, launch, public_rows
+from benchmarks.baseline_runs import Numbers, evaluated, launch, public_rows, tokens_of
 
-MAX_TOKENS = 20_000  # answer tokens of a run
+MAX_TOKENS = 20_000  # of all rows that a run trains on, prompts included
+ROUNDS = 3
 MACHINE = ("model.dtype=bf16", "engine.threads=1", "cluster.local_ranks=1", "routing.mode=plain")
 # Few held-out rows, the same for all methods, before and after training only.
 COMMON = (
     *MACHINE,
     "adapter.dropout=0",
     "data.max_val_rows=12",
-    "federation.rounds=3",
-    "federation.evaluate_every=3",
+    f"federation.rounds={ROUNDS}",
+    f"federation.evaluate_every={ROUNDS}",
+    "adapter.lora_rank=8",
+    "adapter.alpha=16",
     "train.schedule=constant",
     "train.warmup_steps=0",
     "train.clip=0",
 )
-# Rows of a client in a round, by task: 3 clients with 60 rows each, 8 with 28.
-ROWS = {"gsm8k": 20, "dolly": 9}
+ROWS = {"gsm8k": 9, "dolly": 4}  # of a client in a round
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,14 @@ class Trial:
     """How a method is trained.
 
     Attributes:
-        lrs: learning rates. batch: rows of a local step. more: further arguments.
+        lrs: learning rates. more: further arguments.
+        partial: whether its rounds evaluate something else than what is exported, which is then evaluated in
+            the whole base.
     """
 
     lrs: tuple[float, float, float]
-    batch: int = 1
     more: tuple[str, ...] = ()
+    partial: bool = False
 
 
 ADAM = (1e-3, 3e-3, 1e-2)
@@ -51,50 +55,55 @@ TRIALS: dict[str, Trial] = {
     "fedkseed": Trial((1e-3, 3e-3, 1e-2), more=("federation.method.perturbations=4",)),
     "spry": Trial(ADAM, more=(*STEPS, "federation.method.perturbations=8")),
     "spry_iteration": Trial(SGD, more=("federation.method.perturbations=8",)),
-    "fedbiot": Trial(ADAM, more=(PUBLIC,)),
+    "fedbiot": Trial(ADAM, more=(PUBLIC,), partial=True),
     "m2fedsa": Trial(ADAM),
 }
 
 
-def learn(tasks: list[str], only: list[str], out: Path) -> None:
-    """Run all trials that have no result yet.
+def learn(tasks: list[str], only: list[str], out: Path) -> bool:
+    """Run all trials that have no result yet; return whether all have one afterwards.
 
     Args:
         only: methods; empty: all. out: folder of the runs.
     """
+    complete = True
     for task in tasks:
         public_rows(task)
         numbers = Numbers(f"learning-{task}")
-        for method, trial in TRIALS.items():
-            if only and method not in only:
-                continue
-            for lr in trial.lrs:
-                _try(numbers, task, method, trial, lr=lr, folder=out.resolve() / task)
+        for method in only or TRIALS:
+            for lr in TRIALS[method].lrs:
+                complete &= _try(numbers, task, method, lr=lr, folder=out.resolve() / task)
+    return complete
 
 
-def _try(numbers: Numbers, task: str, method: str, trial: Trial, *, lr: float, folder: Path) -> None:
-    """Run one trial unless its result is there."""
+def _try(numbers: Numbers, task: str, method: str, *, lr: float, folder: Path) -> bool:
+    """Run one trial unless its result is there; return whether it is then."""
     name = f"{method}-{lr:g}"
-    batches = (f"train.local_steps={ROWS[task] // trial.batch}", f"train.micro_batch={trial.batch}")
+    trial = TRIALS[method]
+    config = f"{task}_smol.yaml"
+    batches = (f"train.local_steps={ROWS[task]}", "train.micro_batch=1")
     arguments = [f"federation.method.name={method}", *COMMON, *batches, f"train.lr={lr:g}"]
     arguments += [more.format(task=task) for more in trial.more]
     if numbers.has(name, arguments):
-        return
-    records = launch(f"{task}_smol.yaml", folder, name, arguments)
+        return True
+    tokens = tokens_of(config, arguments, range(ROUNDS))
+    assert tokens <= MAX_TOKENS, f"{task}: {tokens} tokens in a run are more than {MAX_TOKENS}"
+    records = launch(config, folder, name, arguments)
     if records is None:
-        return
-    tokens = sum(record["tokens"] for record in records)
+        return False
     values = {
         "method": method,
         "lr": lr,
         "loss_before": records[0]["val_loss"],
         "loss_after": records[-1]["val_loss"],
         "tokens": tokens,
+        "answer_tokens": sum(record["tokens"] for record in records),
         "seconds": round(sum(record["seconds"] for record in records[1:]), 1),
     }
-    print(
-        f"{task}: {name}: {values['loss_before']:.4f} -> {values['loss_after']:.4f}, {tokens} tokens, "
-        f"{values['seconds']:.0f} s",
-        flush=True,
-    )
+    if trial.partial:
+        values |= {"partial_before": values["loss_before"], "partial_after": values["loss_after"]}
+        values |= {"loss_before": None, "loss_after": evaluated(folder / name)}
+    before = "?" if values["loss_before"] is None else f"{values['loss_before']:.4f}"
+    print(f"{task}: {name}: {before} -> {values['loss_after']:.4f}, {values['seconds']:.0f} s", flush=True)
     numbers.put(name, arguments, **values)
+    return True

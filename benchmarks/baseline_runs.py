@@ -23,7 +23,7 @@ def public_rows(task: str) -> str:
     """
     path = Path("runs", "baselines", f"public-{task}.jsonl")
     if not (ROOT / path).exists():
-        data = ROOT.parent / "shared" / "data"
+        data = Path(os.environ.get("FEDSPEED_DATA", ROOT.parent / "shared" / "data"))
         name = {"gsm8k": "gsm8k_test", "dolly": "fed_codealpaca"}[task]
         with gzip.open(data / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
             rows = [json.loads(line) for line in itertools.islice(file, PUBLIC_ROWS)]
@@ -61,6 +61,47 @@ class Numbers:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(dict(sorted(self.entries.items())), indent=1)
         write_atomically(self._path, text.encode() + b"\n")
+
+
+def tokens_of(config: str, arguments: list[str], rounds: range) -> int:
+    """Return the tokens of all rows that all clients train on in some rounds, prompts included.
+
+    Args:
+        config: a YAML file in ds_configs. rounds: counted from 0.
+    """
+    from fedspeed.config.load import load
+    from fedspeed.data.batches import client_step
+    from fedspeed.data.clients import client_rows, encode_client
+    from fedspeed.models.tokenizer import load_tokenizer
+
+    run = load(ROOT / "ds_configs" / config, arguments).config
+    tokenizer = load_tokenizer(run.model)
+    steps = run.train.local_steps
+    tokens = 0
+    for number, rows in enumerate(client_rows(run.data, run.run.seed)):
+        data = encode_client(rows, tokenizer, run.data)
+        for step in range(steps * rounds.start, steps * rounds.stop):
+            batches = client_step(
+                data,
+                run.run.seed,
+                number,
+                step,
+                run.train.micro_batch,
+                accumulation=run.train.accumulation,
+                ranks=1,
+                client_rank=0,
+            )
+            tokens += sum(int(batch.attention_mask.sum()) for batch in batches.micro)
+    return tokens
+
+
+def evaluated(run: Path) -> float:
+    """Return the held-out loss of what a run has exported, in the whole base, by `fedspeed eval`."""
+    command = [sys.executable, "-m", "fedspeed", "eval", str(run), "--json"]
+    env = {"HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", **os.environ}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    (line,) = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+    return float(line["metrics"]["loss"]["score"])
 
 
 def launch(config: str, folder: Path, name: str, arguments: list[str]) -> list[dict] | None:

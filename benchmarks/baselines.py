@@ -5,7 +5,7 @@
     python benchmarks/baselines.py report
 
 `learn` trains SmolLM2-135M-Instruct (bash launchers/fetch-smollm2.sh) with each method at three learning
-rates, on at most 20 000 answer tokens a run, and reads the held-out loss before and after. `cost` measures
+rates, on at most 20 000 tokens a run, and reads the held-out loss before and after. `cost` measures
 weights, optimizer state, activations and the bytes on the wire of each method, and compares them with the
 formulas of benchmarks/baseline_formulas.py. Both keep their numbers in benchmarks/results/baselines/ and go
 on where they stopped: a run that is there with the same settings is not repeated. `report` writes
@@ -38,15 +38,17 @@ def main() -> None:
     if args.what == "learn":
         from benchmarks.baseline_learning import learn
 
-        learn([args.task] if args.task else ["gsm8k", "dolly"], only, args.out)
+        if not learn([args.task] if args.task else ["gsm8k", "dolly"], only, args.out):
+            sys.exit("some runs have failed; the same command goes on")
     elif args.what == "cost":
         from benchmarks.baseline_costs import measure_costs
 
-        measure_costs(only, args.out)
+        if not measure_costs(only, args.out):
+            sys.exit("some methods could not be measured; the same command goes on")
     else:
         from benchmarks.baseline_report import write_report
 
-        write_report()
+        sys.exit(write_report())
 
 
 if __name__ == "__main__":

@@ -64,12 +64,16 @@ class ClientLink:
         engine: for collectives between the client's own ranks.
         exchange: of the gateway; None on the client's other ranks.
         deadline_s: longest wait for the other participants.
+
+    Attributes:
+        bytes_shared: that this rank's exchange has sent in `share` since the start.
     """
 
     def __init__(self, engine: "ClientEngine", exchange: Exchange | None, deadline_s: float):
         self._engine = engine
         self._exchange = exchange
         self._deadline_s = deadline_s
+        self.bytes_shared = 0
 
     def share(self, vector: np.ndarray, priority: float) -> np.ndarray | None:
         """Return the vector of the participant with the highest priority, on every rank of every client; None
@@ -78,7 +82,11 @@ class ClientLink:
         Raises:
             LostPeerError: a participant is missing.
         """
-        shared = self._exchange.share(vector, priority) if self._exchange is not None else None
+        shared = None
+        if self._exchange is not None:
+            before = self._exchange.bytes_sent
+            shared = self._exchange.share(vector, priority)
+            self.bytes_shared += self._exchange.bytes_sent - before
         if not self._engine.share_from_gateway(np.array([float(shared is not None)]))[0]:
             return None
         return self._engine.share_from_gateway(vector if shared is None else shared)

@@ -201,7 +201,7 @@ def assemble(
             signals=services.signals,
             hides=transforms.hides,
             spent=transforms.spent,
-            told=(lambda: services.channel.bytes_sent if services.channel else 0),
+            told=(lambda: link.bytes_shared + (services.channel.bytes_sent if services.channel else 0)),
         ),
         evaluators=tuple(evaluators),
         task_evaluator=task_evaluator,
