@@ -137,8 +137,8 @@ def _learning(task: str, entries: dict[str, dict]) -> str:
     head = "| method | before | after | best lr | all three | in the rounds | tokens | seconds |"
     return "\n".join([
         f"## {task}: held-out loss per answer token\n",
-        "Of the exported adapter in the whole base. In its rounds `fedbiot` evaluates the emulator, which has",
-        "a column of its own. Tokens are those of all rows, prompts included.\n",
+        "Of the exported adapter in the whole base. In its rounds `fedbiot` evaluates the emulator, which",
+        "has a column of its own. Tokens are those of all rows, prompts included.\n",
         head,
         "| --- | ---: | ---: | ---: | --- | --- | ---: | ---: |",
         *rows,

@@ -52,8 +52,8 @@ def test_other_executions(override, text):
 @pytest.mark.parametrize(
     ("method", "client", "server"),
     [
-        # Of 4 blocks a client of FedBiOT has all, with none dropped, and trains 2; one of m2fedsa has one, and
-        # its server 3, without embedding and head.
+        # Of 4 blocks a client of FedBiOT has all, as none is dropped, and trains 2; one of m2fedsa has one,
+        # and its server 3, without embedding and head.
         ("fedbiot", {"layers": 4, "adapted_blocks": 2, "differentiated_blocks": 2}, {"adapted_blocks": 4}),
         ("m2fedsa", {"layers": 1}, {"layers": 3, "vocab": 0}),
         ("spry", {"differentiated_blocks": 0, "tangents": True}, None),
