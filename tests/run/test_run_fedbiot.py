@@ -151,7 +151,8 @@ def by_hand(rank, path, run):
             engine.step(LR)
         for name, end in engine.state().items():
             mean[name] += weights[client] / sum(weights) * (end.numpy().astype(np.float64) - first[name])
-    evaluated = losses(engine, last), losses(engine, {name: last[name] for name in adapter})
+    stale = last | {name: array for name, array in first.items() if name.startswith("folded:")}
+    evaluated = [losses(engine, state) for state in (last, {name: last[name] for name in adapter}, stale)]
     engine.close()
 
     public = public_data(config.federation.public_rows, config.data, tokenizer)
@@ -220,6 +221,7 @@ def test_a_round_is_the_same_arithmetic_by_hand(run, hand):
     assert records(run)[1]["eval_held_out"] == pytest.approx(recorded, rel=1e-6), "tasks of the rounds, too"
     assert evaluated[0] == pytest.approx(recorded, rel=1e-6)
     assert abs(evaluated[1] - recorded) > 1e-4, "the emulator's LoRA has a part in clients' losses"
+    assert abs(evaluated[2] - recorded) > 1e-5, "an emulator that is never sent again gives another loss"
     assert full[0] == pytest.approx(full[1], rel=1e-5)
     assert abs(full[0] - records(run)[-1]["val_loss"]) > 1e-3, "another model than the evaluated one"
 
