@@ -2,11 +2,12 @@
 DeepSpeed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from deepspeed.accelerator import get_accelerator
 
 from fedspeed.data.batches import Batch
 from fedspeed.engine.base.store import BaseStore
@@ -52,11 +53,10 @@ class StoreEngine(ClientEngine):
         self._grads.pop(slot, None)
 
     def _accumulate(self, slot: int, grads: Tensors) -> None:
-        """Add gradients to those of a slot."""
-        sums = self._grads.setdefault(slot, grads)
-        if sums is not grads:
-            for name, grad in grads.items():
-                sums[name] += grad
+        """Add gradients, of some or all tensors, to those of a slot. They may be kept and changed."""
+        sums = self._grads.setdefault(slot, {})
+        for name, grad in grads.items():
+            sums[name] = sums[name].add_(grad) if name in sums else grad
 
     def _add_to_gradients(self, slot: int, arrays: Mapping[str, np.ndarray], scale: float) -> None:
         state = self._states[slot]
@@ -67,6 +67,12 @@ class StoreEngine(ClientEngine):
         for name in state.slices.keys() & arrays.keys():
             added = torch.from_numpy(np.asarray(arrays[name], np.float32)).to(self._device)
             self._grads[slot][name].add_(added, alpha=scale * state.scaler.scale)
+
+    def _step(self, slots: Sequence[int], lr: float) -> list[bool]:
+        with self._clock.stage("compute"):
+            applied = [self._step_slot(slot, lr) for slot in slots]
+            get_accelerator().synchronize()
+        return applied
 
     def _step_slot(self, slot: int, lr: float) -> bool:
         """Take an optimizer step with the gradients of a slot; returns whether it was applied."""

@@ -71,12 +71,6 @@ class StreamedEngine(StoreEngine):
             get_accelerator().synchronize()  # so that the clock includes work that is still queued
         return sums
 
-    def _step(self, slots: Sequence[int], lr: float) -> list[bool]:
-        with self._clock.stage("compute"):
-            applied = [self._step_slot(slot, lr) for slot in slots]
-            get_accelerator().synchronize()
-        return applied
-
     def _task(self, slot: int, number: int, step: StepBatches) -> MicroBatchTask:
         state = self._states[slot]
         scale = self.groups.client_size / max(1, step.step_answer_tokens) * state.scaler.scale

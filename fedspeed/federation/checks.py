@@ -6,6 +6,7 @@ from typing import Any
 from fedspeed.cluster.topology import Topology
 from fedspeed.config.deepspeed import zero_stage
 from fedspeed.config.run import RunConfig
+from fedspeed.config.spelling import flow
 from fedspeed.engine.capabilities import Kind, check_capabilities
 from fedspeed.engine.spec import EngineSpec
 from fedspeed.errors import ConfigError, DataError, ModelError
@@ -40,6 +41,7 @@ def check_method(
     problems = [
         masked_problem(config, method, participants, client),
         step_problem(config, method),
+        serving_problem(config, method),
         epoch_problem(config, method),
         losses_problem(config, hidden_by(config.federation.updates)),
         updates_problem(config.federation.updates, method),
@@ -230,6 +232,21 @@ def step_problem(config: RunConfig, method: type[Method]) -> str:
     return (
         f"federation.method={config.federation.method.name} exchanges updates in every local step, which all "
         f"clients take together; it cannot be combined with {' or '.join(present)}"
+    )
+
+
+def serving_problem(config: RunConfig, method: type[Method]) -> str:
+    """Return why a method whose server answers clients while they train cannot run; empty if it can.
+
+    Its server belongs to no cluster of clients, and knows one number of local steps for all of them.
+    """
+    steps = config.train.local_steps_by_cluster
+    if method.serve is Method.serve or not steps:
+        return ""
+    return (
+        f"train.local_steps_by_cluster={flow(steps)}: the server of federation.method="
+        f"{config.federation.method.name} trains with clients step by step, and they must all take "
+        "train.local_steps of them; leave train.local_steps_by_cluster out, or choose another method"
     )
 
 

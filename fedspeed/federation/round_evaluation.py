@@ -20,7 +20,8 @@ def evaluate(components: RankComponents, progress: Progress, ledger: Ledger, nam
     engine = components.engine
     method = components.method
     if components.role.server:
-        method.serve_evaluation(engine, components.trainer.channel, progress.state)
+        trainer = components.trainer
+        method.serve_evaluation(engine, trainer.channel, progress.state, trainer=trainer)
         return
     assigned: list[tuple[Arrays, list[int]]] = assigned_models(
         models_of(method, progress.state, progress.memory), components.role.clients

@@ -9,6 +9,7 @@ from fedspeed.errors import FedSpeedError
 from fedspeed.federation.arrays import Arrays, are_finite
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.base import Method
+from fedspeed.federation.methods.config import METHODS
 
 if TYPE_CHECKING:  # `rank_components` imports, by way of the trainer, modules that import this one
     from fedspeed.federation.rank_components import RankComponents
@@ -59,9 +60,9 @@ def server_stepped(components: "RankComponents", state: Arrays, *, round: int, e
     _check(components, step_name, received, received_signature)
     stepped = layout.unflatten(received)
     if not are_finite(stepped):
-        raise FedSpeedError(
-            f"{step_name}: its result is not finite; look at federation.public_rows, or lower train.lr"
-        )
+        reads_rows = METHODS[components.config.federation.method.name].public_rows
+        remedy = "look at federation.public_rows, or lower train.lr" if reads_rows else "lower train.lr"
+        raise FedSpeedError(f"{step_name}: its result is not finite; {remedy}")
     return stepped
 
 

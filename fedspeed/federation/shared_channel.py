@@ -28,15 +28,23 @@ class SharedChannel:
     Attributes:
         server: number of the participant that is the server.
         speakers: by client, the number of the participant whose gateway speaks for it.
+        ranks: by client, how many ranks it has.
     """
 
     def __init__(
-        self, engine: "ClientEngine", channel: Channel | None, *, server: int, speakers: Sequence[int]
+        self,
+        engine: "ClientEngine",
+        channel: Channel | None,
+        *,
+        server: int,
+        speakers: Sequence[int],
+        ranks: Sequence[int],
     ):
         self._engine = engine
         self._channel = channel
         self.server = server
         self.speakers = tuple(speakers)
+        self.ranks = tuple(ranks)
 
     @property
     def bytes_sent(self) -> int:

@@ -18,7 +18,7 @@ from fedspeed.data.config import local_steps_of
 from fedspeed.engine.client_engine import ClientEngine, Sums
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.methods.base import Method
-from fedspeed.federation.methods.turns import ALONE, Between, Trained, Turn
+from fedspeed.federation.methods.turns import ALONE, Between, Trained, Turn, TurnSize
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.round_monitor import RoundMonitor
 from fedspeed.federation.schedule import lr_in_run
@@ -102,6 +102,19 @@ class Trainer:
         """Return the channel between the method's server and the clients; only for methods with a server."""
         assert self._channel is not None, "a method without a server has no channel"
         return self._channel
+
+    @property
+    def turn_size(self) -> TurnSize:
+        """Return the size of every client's turn in a round, for a server that answers clients: all of them
+        take equally many steps (`checks.serving_problem`).
+        """
+        train = self._config.train
+        return TurnSize(
+            steps=train.local_steps,
+            micro_batches=train.accumulation,
+            rows=train.micro_batch,
+            tokens=self._config.data.max_tokens,
+        )
 
     def steps_of(self, client: int) -> int:
         """Return the most local steps that a client of this rank takes in a round."""

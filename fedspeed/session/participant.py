@@ -219,6 +219,7 @@ def make_channel(job: Job, engine: "ClientEngine", participant: Participant | No
         channel,
         server=topology.participants.index(topology.server[0]),
         speakers=[topology.participants.index(gateway) for gateway in topology.gateways],
+        ranks=[len(client.ranks) for client in topology.clients],
     )
 
 

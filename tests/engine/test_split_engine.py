@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fedspeed.engine.split.messages import Limits
 from fedspeed.errors import FedSpeedError
 from tests.engine.engines import engine, in_world
 from tests.processes import Scenarios, run_clusters, run_ranks
@@ -14,6 +15,7 @@ from tests.processes import Scenarios, run_clusters, run_ranks
 LAYERS = 3
 HIDDEN = 64
 LR = 1.0
+MOST = Limits(rows=4, tokens=32)
 LENGTHS = ((9, 24, 5), (17, 3, 12))  # of the rows of two micro-batches
 
 
@@ -116,7 +118,7 @@ class Post:
         from safetensors.numpy import load, save
 
         message = load(save(message))
-        answer = load(save(self.body.answer(0, message, train=self.train)))
+        answer = load(save(self.body.answer(0, message, most=MOST, train=self.train)))
         self.notes += [{name: array for name, array in one.items()} for one in (message, answer)]
         return answer
 
@@ -199,24 +201,31 @@ def refused(base):
             {**good, "lengths": np.array([2, 2])},
             {**good, "lengths": np.array([2, 0, 1])},
             {**good, "lengths": np.array([3.0])},
-            {**good, "lengths": np.array([513])},
+            {**good, "lengths": np.array([33])},
             {**good, "lengths": np.zeros(0, np.int64)},
             {**good, "hidden": good["hidden"].astype(np.float64)},
             {**good, "hidden": good["hidden"][:, :8]},
             {"output_gradient": good["hidden"]},
+            {"hidden": np.zeros((36, HIDDEN), np.float32), "lengths": np.array([32, 1, 1, 1, 1])},
+            {**good, "hidden": np.where(np.arange(3)[:, None] == 1, np.float32(np.nan), good["hidden"])},
         ):
             try:
-                body.answer(0, message, train=True)
+                body.answer(0, message, most=MOST, train=True)
             except FedSpeedError as error:
                 found.append(str(error))
-        body.answer(0, good, train=True)
+        body.answer(0, good, most=MOST, train=True)
         for message in (good, {"output_gradient": good["hidden"][:1]}):
             try:
-                body.answer(0, message, train=True)
+                body.answer(0, message, most=MOST, train=True)
             except FedSpeedError as error:
                 found.append(str(error))
-        body.load(body.state())
-        answer = body.answer(0, good, train=False)
+        body.load({name: torch.full_like(tensor, 1e30) for name, tensor in body.state().items()})
+        try:
+            body.answer(0, {**good, "hidden": good["hidden"] + 1}, most=MOST, train=False)
+        except FedSpeedError as error:
+            found.append(str(error))
+        body.load({name: torch.zeros_like(tensor) for name, tensor in body.state().items()})
+        answer = body.answer(0, good, most=MOST, train=False)
         assert torch.is_tensor(torch.from_numpy(answer["output"]))
     return found
 
@@ -226,15 +235,16 @@ def slots_apart(base):
     step.
     """
     step = step_of()
+    ones = np.ones((3, HIDDEN), np.float32)
     ends_of, body_of = both(base, 1, 0, slots=2)
     with ends_of as ends, body_of as body:
         start = {n: t.clone() for n, t in body.state().items()}
         for slot in (0, 1):
             body.load(start, slot=slot)
-        with ends.asking(lambda message: body.answer(1, message, train=True)):
-            body.answer(0, {"hidden": np.ones((3, HIDDEN), np.float32), "lengths": np.array([3])}, train=True)
+        with ends.asking(lambda message: body.answer(1, message, most=MOST, train=True)):
+            body.answer(0, {"hidden": ones, "lengths": np.array([3])}, most=MOST, train=True)
             ends.gradients([step])
-        body.answer(0, {"output_gradient": np.ones((3, HIDDEN), np.float32)}, train=True)
+        body.answer(0, {"output_gradient": ones}, most=MOST, train=True)
         assert body.step(LR, only={1}) == [True]
         first = [{n: t.numpy().copy() for n, t in body.state(slot).items()} for slot in (0, 1)]
         assert body.step(LR) == [True], "slot 0 has still to take its own"
@@ -311,11 +321,14 @@ def test_in_16_bit_messages_have_16_bit(seen):
 
 def test_messages_that_are_not_due_are_refused(seen):
     texts = seen["refused"]
-    assert len(texts) == 13 and all(text.startswith("a message ") for text in texts)
+    assert len(texts) == 16 and all(text.startswith("a message ") for text in texts[:15])
     assert "should have hidden, lengths, and has ['hidden', 'labels', 'lengths']" in texts[2]
-    assert "impossible lengths of rows" in texts[4]
+    assert all("impossible lengths of rows" in texts[number] for number in (4, 6, 11))
+    assert "up to 4 rows (train.micro_batch times the client's ranks) of 1 to 32 tokens" in texts[11]
     assert "should have hidden as float32 (3, 64), and has float64 (3, 64)" in texts[8]
-    assert "should have output_gradient or output_gradient, last, and has" in texts[11]
+    assert texts[12] == "a message has values of hidden that are not finite; lower train.lr"
+    assert "should have output_gradient or output_gradient, last, and has" in texts[13]
+    assert texts[15] == "the answer to a message has values of output that are not finite; lower train.lr"
 
 
 def test_clients_that_are_served_at_the_same_time_have_adapters_of_their_own(seen):

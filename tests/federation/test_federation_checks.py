@@ -134,6 +134,16 @@ def test_memory_of_clients_is_kept_where_only_they_can_read_it(name):
     check_method(configured(name, routing={"mode": "plain"}), spoken(5), "stock")
 
 
+def test_a_server_that_trains_with_clients_knows_one_number_of_steps():
+    """With that of its own cluster, its learning rates would be those of other steps."""
+    train = {"local_steps_by_cluster": {"slow": 2}}
+    with pytest.raises(
+        ConfigError, match="slow: 2.*federation.method=m2fedsa .*leave train.local_steps_by_c"
+    ):
+        check_method(configured("m2fedsa", train=train, routing={"mode": "plain"}), spoken(2), "split")
+    check_method(configured("fedbiot", train=train, routing={"mode": "plain"}), spoken(2), "streamed")
+
+
 @pytest.mark.parametrize(
     ("sections", "setting"),
     [

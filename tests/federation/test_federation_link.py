@@ -189,7 +189,7 @@ def test_what_comes_by_a_channel_reaches_all_ranks_and_so_does_a_failure():
     own, other = (Channel(t, 5.0) for t in LocalTransport.set_of(2))
     pair = PairOfRanks()
     ranks = [
-        SharedChannel(engine, channel, server=1, speakers=(0,))
+        SharedChannel(engine, channel, server=1, speakers=(0,), ranks=(2,))
         for engine, channel in ((pair.gateway(), own), (pair, None))
     ]
     for number, rank in enumerate(ranks):

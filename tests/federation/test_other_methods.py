@@ -136,7 +136,12 @@ class Wire:
         return np.stack([mine, self.change(mine.copy())])
 
 
-def served(server, link, witness=None, value=None):
+def served(server, link, witness=None, value=None, name="fedbiot"):
+    """Take a server's step.
+
+    Args:
+        name: of the method that the configuration says.
+    """
     from fedspeed.federation.methods.lora_average.method import LoraAverage
     from fedspeed.federation.server_step import server_stepped
 
@@ -150,7 +155,7 @@ def served(server, link, witness=None, value=None):
     state = {"a": np.zeros((1, 2), np.float32), "b": np.ones(1, np.float32)}
     method = Served(variant_of("lora_average")(), None, clients=2, seed=0)
     role = SimpleNamespace(server=server, public_rows=["row"] * 5)
-    chosen = SimpleNamespace(federation=SimpleNamespace(method=SimpleNamespace(name="served")))
+    chosen = SimpleNamespace(federation=SimpleNamespace(method=SimpleNamespace(name=name)))
     parts = SimpleNamespace(
         method=method,
         role=role,
@@ -214,10 +219,13 @@ def test_what_the_server_has_not_signed_or_not_sent_to_all_is_refused():
 
 
 def test_a_result_that_is_not_finite_is_refused():
-    with pytest.raises(FedSpeedError, match="step in round 3, exchange 0: its result is not finite"):
+    said = "step in round 3, exchange 0: its result is not finite; "
+    with pytest.raises(FedSpeedError, match=f"{said}look at federation.public_rows, or lower train.lr$"):
         served(True, Told(), value=np.nan)
+    with pytest.raises(FedSpeedError, match=f"{said}lower train.lr$"):  # it reads no public rows
+        served(True, Told(), value=np.nan, name="m2fedsa")
 
 
 def test_a_method_with_a_server_that_is_not_there_is_refused():
-    with pytest.raises(FedSpeedError, match="served has a server, and no rank is one; .*role=server"):
+    with pytest.raises(FedSpeedError, match="fedbiot has a server, and no rank is one; .*role=server"):
         served(False, Told(None))

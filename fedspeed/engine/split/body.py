@@ -19,20 +19,20 @@ from fedspeed.engine.clock import Clock
 from fedspeed.engine.compute.micro_batches import Call, MicroBatchTask, seed_of
 from fedspeed.engine.groups import Groups
 from fedspeed.engine.masters import Tensors
-from fedspeed.engine.split.part import PartEngine
-from fedspeed.engine.split.rows import (
+from fedspeed.engine.split.messages import (
     HIDDEN,
     HIDDEN_GRADIENT,
     LAST,
     LENGTHS,
     OUTPUT,
     OUTPUT_GRADIENT,
+    Limits,
     Message,
-    Rows,
     check_names,
-    from_array,
-    to_array,
 )
+from fedspeed.engine.split.part import PartEngine
+from fedspeed.engine.split.rows import Rows, from_array, to_array
+from fedspeed.errors import FedSpeedError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,7 +71,6 @@ class BodyEngine(PartEngine):
         self._graphs: dict[int, _Graph] = {}  # by slot: of the micro-batch whose gradient is still to come
         self._counts = [0] * len(states)  # micro-batches since `load`, for the seeds of dropout
         self._like = torch.empty((0, model.config.hidden_size), dtype=model.dtype, device=self._device)
-        self._longest = getattr(model.config, "max_position_embeddings", 1 << 20)
 
     def _load(
         self, slot: int, state: Tensors, optimizer: Tensors | None, frozen: frozenset[str], seed: int
@@ -80,27 +79,38 @@ class BodyEngine(PartEngine):
         self._counts[slot] = 0
         self._graphs.pop(slot, None)
 
-    def answer(self, slot: int, message: Mapping[str, np.ndarray], *, train: bool) -> Message:
+    def answer(self, slot: int, message: Mapping[str, np.ndarray], *, most: Limits, train: bool) -> Message:
         """Return the answer to a message of the client in a slot: the blocks' output for hidden states, or,
         while training, the gradient of their input for the gradient of that output. The gradients of the
         blocks' own tensors are added to the slot's.
 
+        Args:
+            most: that the message may have.
+
         Raises:
-            FedSpeedError: the message is not the one that is due.
+            FedSpeedError: the message is not the one that is due, or a value of it or of the answer is not
+                finite. The slot's gradients are of no use then.
         """
         with self.measured() if train else nullcontext(), self._clock.stage("compute"):
             if train and slot in self._graphs:
                 check_names(message, (OUTPUT_GRADIENT,), (OUTPUT_GRADIENT, LAST))
-                return self._backward(slot, message)
-            check_names(message, (HIDDEN, LENGTHS))
-            return self._forward(slot, message, train)
+                answer = self._backward(slot, message)
+            else:
+                check_names(message, (HIDDEN, LENGTHS))
+                answer = self._forward(slot, message, most, train=train)
+        [(name, values)] = answer.items()
+        if not values.isfinite().all():
+            raise FedSpeedError(
+                f"the answer to a message has values of {name} that are not finite; lower train.lr"
+            )
+        return {name: to_array(values)}
 
     def ends_step(self, message: Mapping[str, np.ndarray]) -> bool:
         """Return whether a client's local step ends with the answer to its message."""
         return LAST in message
 
-    def _forward(self, slot: int, message: Mapping[str, np.ndarray], train: bool) -> Message:
-        rows = Rows.received(message[LENGTHS], self._longest)
+    def _forward(self, slot: int, message: Mapping[str, np.ndarray], most: Limits, *, train: bool) -> Tensors:
+        rows = Rows.received(message[LENGTHS], most)
         x = rows.unpack(from_array(message, HIDDEN, self._like, rows.tokens)).requires_grad_(train)
         state = self._states[slot]
         task = MicroBatchTask(_without_content(rows), slot, seed=seed_of(state.seed, self._counts[slot], 0))
@@ -112,7 +122,7 @@ class BodyEngine(PartEngine):
             y = self._through_all(task, calls, x)
         if train:
             self._graphs[slot] = _Graph(x, y, rows)
-        return {OUTPUT: to_array(rows.pack(y.detach()))}
+        return {OUTPUT: rows.pack(y.detach())}
 
     def _through_all(self, task: MicroBatchTask, calls: Sequence[Call], x: torch.Tensor) -> torch.Tensor:
         blocks = range(len(self._parts.blocks))
@@ -124,14 +134,14 @@ class BodyEngine(PartEngine):
             )
         return x
 
-    def _backward(self, slot: int, message: Mapping[str, np.ndarray]) -> Message:
+    def _backward(self, slot: int, message: Mapping[str, np.ndarray]) -> Tensors:
         graph = self._graphs.pop(slot)
         y_grad = graph.rows.unpack(from_array(message, OUTPUT_GRADIENT, self._like, graph.rows.tokens))
         self._bind(slot)
         x_grad = self._differentiate(slot, range(len(self._parts.blocks)), graph.y, y_grad, x=graph.x)
         assert x_grad is not None, "the gradient is asked for"
         self._pending.add(slot)
-        return {HIDDEN_GRADIENT: to_array(graph.rows.pack(x_grad))}
+        return {HIDDEN_GRADIENT: graph.rows.pack(x_grad)}
 
     def _gradients(self, work: Sequence[StepBatches]) -> list[Sums]:
         raise AssertionError("the body of a split model has no rows of its own; clients send hidden states")

@@ -21,8 +21,7 @@ from fedspeed.engine.clock import Clock
 from fedspeed.engine.compute.micro_batches import DeviceScore, MicroBatchTask, fetch_scores, seed_of
 from fedspeed.engine.groups import Groups
 from fedspeed.engine.masters import Tensors
-from fedspeed.engine.split.part import PartEngine
-from fedspeed.engine.split.rows import (
+from fedspeed.engine.split.messages import (
     HIDDEN,
     HIDDEN_GRADIENT,
     LAST,
@@ -31,11 +30,10 @@ from fedspeed.engine.split.rows import (
     OUTPUT,
     OUTPUT_GRADIENT,
     Message,
-    Rows,
     check_names,
-    from_array,
-    to_array,
 )
+from fedspeed.engine.split.part import PartEngine
+from fedspeed.engine.split.rows import Rows, from_array, to_array
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from deepspeed.accelerator import get_accelerator
 
 from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.client_state import ClientState
@@ -13,7 +12,6 @@ from fedspeed.engine.clock import Clock
 from fedspeed.engine.compute.micro_batches import Call, MicroBatchModel, MicroBatchTask
 from fedspeed.engine.generation.pieces import Piece
 from fedspeed.engine.groups import Groups
-from fedspeed.engine.masters import Tensors
 from fedspeed.engine.store_engine import StoreEngine
 from fedspeed.models.blocks import anatomy
 
@@ -85,17 +83,6 @@ class PartEngine(StoreEngine):
         grads = torch.autograd.grad(y, inputs, output_grad)
         self._accumulate(slot, {name: factor * grad.float() for (name, _), grad in zip(named, grads)})
         return None if x is None else grads[-1]
-
-    def _accumulate(self, slot: int, grads: Tensors) -> None:
-        sums = self._grads.setdefault(slot, {})
-        for name, grad in grads.items():
-            sums[name] = sums[name].add_(grad) if name in sums else grad
-
-    def _step(self, slots: Sequence[int], lr: float) -> list[bool]:
-        with self._clock.stage("compute"):
-            applied = [self._step_slot(slot, lr) for slot in slots]
-            get_accelerator().synchronize()
-        return applied
 
     def piece_passes(self, pieces: Sequence[Piece]) -> int:
         raise AssertionError("a part of a model generates nothing; methods with one refuse such tasks")

@@ -1,25 +1,14 @@
 """Hidden states as they travel between the parts of a split model: those of real tokens, without padding."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from fedspeed.engine.split.messages import Limits
 from fedspeed.errors import FedSpeedError
 
-MAX_ROWS = 4096  # of one message
-Message = dict[str, np.ndarray]
-# Names of arrays in messages. Up: hidden states with the lengths of their rows, then the gradient of what
-# came back; with LAST, it is that of a step's last micro-batch. Down: hidden states, and the gradient of
-# HIDDEN.
-HIDDEN = "hidden"
-LENGTHS = "lengths"
-OUTPUT = "output"
-OUTPUT_GRADIENT = "output_gradient"
-HIDDEN_GRADIENT = "hidden_gradient"
-LAST = "last"
-MARK = np.zeros(0, np.uint8)  # the content of an array whose name says all
 # Types that numpy does not have travel as their bits.
 _BITS = {torch.bfloat16: torch.int16}
 
@@ -41,20 +30,19 @@ class Rows:
         return cls(tuple(attention_mask.sum(1).tolist()), attention_mask.shape[1])
 
     @classmethod
-    def received(cls, lengths: np.ndarray, longest: int) -> "Rows":
-        """Return rows of received lengths, padded to the longest of them.
-
-        Args:
-            longest: most tokens that a row may have.
+    def received(cls, lengths: np.ndarray, most: Limits) -> "Rows":
+        """Return rows of received lengths, padded to the longest of them: no more than `most` allows, however
+        small the message was.
 
         Raises:
             FedSpeedError: they are no lengths.
         """
-        valid = lengths.dtype == np.int64 and lengths.ndim == 1 and 0 < lengths.size <= MAX_ROWS
-        if not valid or lengths.min() < 1 or lengths.max() > longest:
+        valid = lengths.dtype == np.int64 and lengths.ndim == 1 and 0 < lengths.size <= most.rows
+        if not valid or lengths.min() < 1 or lengths.max() > most.tokens:
             raise FedSpeedError(
                 f"a message has impossible lengths of rows ({lengths.dtype} {lengths.shape}); there may be "
-                f"up to {MAX_ROWS} rows of 1 to {longest} tokens"
+                f"up to {most.rows} rows (train.micro_batch times the client's ranks) of 1 to {most.tokens} "
+                "tokens (data.max_tokens)"
             )
         return cls(tuple(lengths.tolist()), int(lengths.max()))
 
@@ -92,7 +80,7 @@ def from_array(message: Mapping[str, np.ndarray], name: str, like: torch.Tensor,
         like: a tensor of the same type and width, [..., d]. tokens: that there must be.
 
     Raises:
-        FedSpeedError: the message has no such array.
+        FedSpeedError: the message has no such array, or a value of it is not finite.
     """
     array = message.get(name)
     shape = (tokens, like.shape[-1])
@@ -100,18 +88,7 @@ def from_array(message: Mapping[str, np.ndarray], name: str, like: torch.Tensor,
     if array is None or array.shape != shape or array.dtype != bits:
         found = "no such array" if array is None else f"{array.dtype} {array.shape}"
         raise FedSpeedError(f"a message should have {name} as {bits} {shape}, and has {found}")
-    return torch.from_numpy(array.copy()).view(like.dtype).to(like.device)
-
-
-def check_names(message: Mapping[str, np.ndarray], *expected: Sequence[str]) -> None:
-    """Check that a received message has one of the expected sets of names, and no others.
-
-    Raises:
-        FedSpeedError: it has not.
-    """
-    if sorted(message) not in [sorted(names) for names in expected]:
-        listed = " or ".join(", ".join(names) for names in expected)
-        raise FedSpeedError(
-            f"a message should have {listed}, and has {str(sorted(message))[:200]}; all must run the same "
-            "version of FedSpeed, and go through the same steps"
-        )
+    tensor = torch.from_numpy(array.copy()).view(like.dtype).to(like.device)
+    if not tensor.isfinite().all():
+        raise FedSpeedError(f"a message has values of {name} that are not finite; lower train.lr")
+    return tensor

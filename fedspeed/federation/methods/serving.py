@@ -67,9 +67,14 @@ class Serving:
         """
         return contextlib.nullcontext()
 
-    def serve_evaluation(self, engine: "ClientEngine", channel: SharedChannel, state: Arrays) -> None:
+    def serve_evaluation(
+        self, engine: "ClientEngine", channel: SharedChannel, state: Arrays, *, trainer: TurnTrainer
+    ) -> None:
         """Answer the clients while they evaluate `state`, until all have finished; on the server only. All
         participants evaluate at the same time, each all of its clients.
+
+        Args:
+            trainer: the server's own.
         """
 
     def server_step(

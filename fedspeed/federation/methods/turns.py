@@ -61,11 +61,31 @@ class Trained:
     memory: Arrays
 
 
+@dataclass(frozen=True)
+class TurnSize:
+    """The size of every client's turn in a round, where all take equally many steps.
+
+    Attributes:
+        steps: local steps. micro_batches: of a step. rows: the most of a micro-batch on one rank. tokens: the
+            most of a row.
+    """
+
+    steps: int
+    micro_batches: int
+    rows: int
+    tokens: int
+
+
 Between = Callable[[int, Turn], None]  # called with (client slot, turn)
 
 
 class TurnTrainer(Protocol):
     """What a method may use of the trainer (`federation.trainer.Trainer`) to train turns."""
+
+    @property
+    def turn_size(self) -> TurnSize:
+        """Return the size of every client's turn in a round, for a server that answers clients."""
+        ...
 
     def begin(self, engine: "ClientEngine", turns: Sequence[Turn]) -> None:
         """Load turns into the engine's first client slots, and seed this rank's dropout."""

@@ -17,18 +17,20 @@ trained while it serves:
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from fedspeed.data.clients import ClientData
 from fedspeed.engine.spec import EngineSpec
+from fedspeed.engine.split.messages import Limits
 from fedspeed.errors import ConfigError, FedSpeedError
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.layout import Layout
-from fedspeed.federation.methods.base import Aggregate, Traffic
+from fedspeed.federation.methods.base import VALUE_BYTES, Aggregate, Traffic
 from fedspeed.federation.methods.lora_average.method import LoraAverage
+from fedspeed.federation.methods.m2fedsa.due import END, check_due
 from fedspeed.federation.methods.turns import Trained, Turn, TurnTrainer
 from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.models.catalogue import ModelShape
@@ -40,8 +42,21 @@ if TYPE_CHECKING:  # torch is not imported by modules that only ask what a metho
     from fedspeed.engine.split.ends import EndsEngine
 
 SHARED = -1  # stands for the client of the one adapter that all clients train
-END = "end"  # the array of the message with which a client's turn, or a participant's evaluation, ends
 BODY_STREAM = 0xB0D  # the random stream of the server's dropout
+
+
+@dataclass
+class _Served:
+    """What serving a round has led to, until the server's step.
+
+    Attributes:
+        round: its number. bodies: by client, or by SHARED, the trained arrays. weights: by client, its weight
+            in the round's sum; None before the sum.
+    """
+
+    round: int
+    bodies: dict[int, Arrays]
+    weights: np.ndarray | None = None
 
 
 class M2FedSA(LoraAverage):
@@ -56,8 +71,7 @@ class M2FedSA(LoraAverage):
         self, config: Any, layout: Layout, *, clients: int, seed: int, hides: frozenset[str] = frozenset()
     ):
         super().__init__(config, layout, clients=clients, seed=seed, hides=hides)
-        self._bodies: dict[int, Arrays] = {}  # by client of the round, what serving it has led to
-        self._weights = np.zeros(clients)  # of the clients in the round's sum
+        self._served: _Served | None = None  # on the server, between `serve` and `server_step`
 
     @classmethod
     def spec(cls, config: Any, spec: EngineSpec, *, shape: ModelShape) -> EngineSpec:
@@ -118,14 +132,14 @@ class M2FedSA(LoraAverage):
         return np.concatenate([super().encode(turn, end, weight), weights])
 
     def traffic(self, task: Task, participants: int) -> Traffic:
-        """Predict what a client's gateway sends and receives in a round: the plain sum, and for each token of
-        each local step two vectors to the server and two back. Rows may be shorter than the longest, which
-        counts here.
+        """Predict what a client's gateway sends and receives in a round: the plain sum; for each token of
+        each local step two vectors to the server and two back; and the state after the server's step. Rows
+        may be shorter than the longest, which counts here. Evaluations do not count.
         """
         summed = super().traffic(task, participants)
         tokens = task.local_steps * task.rows * task.tokens
         told = 2 * tokens * task.shape.hidden * task.type_bytes
-        return Traffic(summed.sent + told, summed.received + told)
+        return Traffic(summed.sent + told, summed.received + told + VALUE_BYTES * self.layout.size)
 
     # On all ranks alike.
 
@@ -139,7 +153,9 @@ class M2FedSA(LoraAverage):
         exchange: int = 0,
         factor: float = 1.0,
     ) -> Aggregate:
-        self._weights = total[-self.clients :].astype(np.float64)
+        if self._served is not None:
+            assert self._served.round == round, "the server has served another round"
+            self._served.weights = total[-self.clients :].astype(np.float64)
         return super().aggregate(
             state, total[: -self.clients], weight, round=round, exchange=exchange, factor=factor
         )
@@ -161,12 +177,13 @@ class M2FedSA(LoraAverage):
 
         body = cast("BodyEngine", engine)
         tensors = as_torch(state)
-        self._bodies = {}
+        bodies: dict[int, Arrays] = {}
+        self._served = _Served(round, bodies)
         if self.config.body == "shared":
             body.load(tensors, seed=self._body_seed(round, SHARED))
             for client in clients:
                 self._answer(body, channel, {client: 0}, trainer=trainer, round=round)
-            self._bodies[SHARED] = as_arrays(body.state())
+            bodies[SHARED] = as_arrays(body.state())
             return
         for group in simultaneous(clients, channel.speakers):
             slots = {client: slot for slot, client in enumerate(group)}
@@ -174,7 +191,7 @@ class M2FedSA(LoraAverage):
                 body.load(tensors, seed=self._body_seed(round, client), slot=slot)
             self._answer(body, channel, slots, trainer=trainer, round=round)
             for client, slot in slots.items():
-                self._bodies[client] = as_arrays(body.state(slot))
+                bodies[client] = as_arrays(body.state(slot))
 
     def _body_seed(self, round: int, client: int) -> int:
         key = [self.seed, BODY_STREAM, round, client + 1]
@@ -192,52 +209,52 @@ class M2FedSA(LoraAverage):
         """Answer messages of some clients in turn, each of another participant, until their turns end.
 
         Args:
-            slots: by client, its slot in the engine. trainer: knows the learning rates of the round.
-        """
-        steps = dict.fromkeys(slots, 0)
-        while steps:
-            for client in list(steps):
-                message = channel.receive(channel.speakers[client])
-                if list(message) == [END]:
-                    del steps[client]
-                    continue
-                self._reply(body, channel, channel.speakers[client], message, slot=slots[client], train=True)
-                if body.ends_step(message):
-                    body.step(trainer.round_lr(round, steps[client]), only={slots[client]})
-                    steps[client] += 1
-
-    def _reply(
-        self,
-        body: "BodyEngine",
-        channel: SharedChannel,
-        speaker: int,
-        message: Arrays,
-        *,
-        slot: int,
-        train: bool,
-    ) -> None:
-        """Send a participant the answer to its message.
+            slots: by client, its slot in the engine. trainer: knows the size of turns and the learning rates
+                of the round.
 
         Raises:
-            FedSpeedError: the message is not the one that is due; names the participant's clients.
+            FedSpeedError: a message is not the one that is due, or not finite; names the client.
         """
-        try:
-            answer = body.answer(slot, message, train=train)
-        except FedSpeedError as error:
-            clients = [client for client, other in enumerate(channel.speakers) if other == speaker]
-            raise FedSpeedError(
-                f"the participant of client {', '.join(map(str, clients))}: {error}"
-            ) from error
-        channel.send(speaker, answer)
+        size = trainer.turn_size
+        numbers = dict.fromkeys(slots, 0)  # by client, of the message that is due
+        steps = dict.fromkeys(slots, 0)
+        while numbers:
+            for client, number in list(numbers.items()):
+                speaker, slot = channel.speakers[client], slots[client]
+                message = channel.receive(speaker)
+                with _naming([client]):
+                    check_due(message, number, size)
+                    if END in message:
+                        del numbers[client]
+                        continue
+                    most = limits(channel, client, trainer)
+                    answer = body.answer(slot, message, most=most, train=True)
+                numbers[client] += 1
+                channel.send(speaker, answer)
+                if body.ends_step(message):
+                    body.step(trainer.round_lr(round, steps[client]), only={slot})
+                    steps[client] += 1
 
-    def serve_evaluation(self, engine: "ClientEngine", channel: SharedChannel, state: Arrays) -> None:
+    def serve_evaluation(
+        self, engine: "ClientEngine", channel: SharedChannel, state: Arrays, *, trainer: TurnTrainer
+    ) -> None:
         from fedspeed.federation.tensors import as_torch
 
         body = cast("BodyEngine", engine)
         body.load(as_torch(state))
-        for speaker in sorted(set(channel.speakers)):
-            while list(message := channel.receive(speaker)) != [END]:
-                self._reply(body, channel, speaker, message, slot=0, train=False)
+        clients: dict[int, list[int]] = {}  # by participant that still evaluates
+        for client, speaker in enumerate(channel.speakers):
+            clients.setdefault(speaker, []).append(client)
+        while clients:
+            for speaker, own in list(clients.items()):
+                message = channel.receive(speaker)
+                if list(message) == [END]:
+                    del clients[speaker]
+                    continue
+                with _naming(own):
+                    most = limits(channel, own[0], trainer)
+                    answer = body.answer(0, message, most=most, train=False)
+                channel.send(speaker, answer)
 
     def server_step(
         self,
@@ -249,10 +266,35 @@ class M2FedSA(LoraAverage):
         exchange: int,
         trainer: TurnTrainer,
     ) -> Arrays:
-        if SHARED in self._bodies:
-            return state | self._bodies[SHARED]
-        weights = {client: self._weights[client] for client in self._bodies if self._weights[client] > 0}
-        return state | weighted_mean(self._bodies, weights)
+        if not round:
+            return state
+        served = self._served
+        assert served is not None and served.round == round, "the server has served another round"
+        self._served = None
+        if SHARED in served.bodies:
+            return state | served.bodies[SHARED]
+        assert served.weights is not None, "the round's sum comes before the server's step"
+        weights = {client: served.weights[client] for client in served.bodies if served.weights[client] > 0}
+        return state | weighted_mean(served.bodies, weights)
+
+
+@contextmanager
+def _naming(clients: Sequence[int]) -> Iterator[None]:
+    """Add to a failure whose message it is about.
+
+    Args:
+        clients: of the participant that has sent it.
+    """
+    try:
+        yield
+    except FedSpeedError as error:
+        raise FedSpeedError(f"the participant of client {', '.join(map(str, clients))}: {error}") from error
+
+
+def limits(channel: SharedChannel, client: int, trainer: TurnTrainer) -> Limits:
+    """Return the most that a message of a client, of all its ranks together, may have."""
+    size = trainer.turn_size
+    return Limits(rows=size.rows * channel.ranks[client], tokens=size.tokens)
 
 
 def simultaneous(clients: Sequence[int], speakers: Sequence[int]) -> list[list[int]]:
