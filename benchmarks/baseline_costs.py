@@ -20,8 +20,8 @@ MACHINE = (
     "routing.mode=plain",
     "adapter.lora_rank=8",
     "data.max_val_rows=2",
-    "federation.rounds=2",
-    "federation.evaluate_every=2",
+    "federation.rounds=3",
+    "federation.evaluate_every=3",
     f"train.local_steps={STEPS}",
     "train.micro_batch=2",
 )
@@ -68,11 +68,12 @@ def _measure(numbers: Numbers, name: str, arguments: list[str], folder: Path) ->
         steps=STEPS,
         tokens=tokens_of(CONFIG, arguments, range(1, 2)) / CLIENTS,
     )
-    sent = [client["bytes_sent"] for client in records[-1]["per_client"]]
-    values: dict[str, object] = {"peak": records[-1]["device_bytes"]}
+    record = records[2]  # of a round that is not evaluated
+    sent = [client["bytes_sent"] for client in record["per_client"]]
+    values: dict[str, object] = {"peak": record["device_bytes"]}
     for role, formula in roles.items():
         sizes = run_ranks(_sizes, 1, lambda rank, port: (rank, port, arguments, role))[0]
-        sizes["sent"] = sum(sent) / CLIENTS if role == "client" else records[-1]["bytes_sent"] - sum(sent)
+        sizes["sent"] = sum(sent) / CLIENTS if role == "client" else record["bytes_sent"] - sum(sent)
         expected = vars(formula(model, round_))
         values[role] = {key: [sizes[key], expected[key]] for key in expected} | {"trained": sizes["trained"]}
         print(f"{name}: {role}: {values[role]}", flush=True)
