@@ -115,17 +115,16 @@ def _built_state(config: RunConfig, engine: ClientEngine) -> Arrays:
 
 def run_method(config: RunConfig, first: RunArrays) -> Method:
     """Build this rank's instance of the run's method, for the arrays that a run begins with."""
-    method = make_method(
+    return make_method(
         config.federation.method,
         first.arrays,
         clients=config.data.clients,
         seed=config.run.seed,
         hides=hidden_by(config.federation.updates),
         server_arrays=first.server_only,
+        clients_per_round=config.federation.clients_per_round,
         lora_ranks=unequal_ranks(config.adapter, config.data.clients),
     )
-    method.clients_per_round = config.federation.clients_per_round
-    return method
 
 
 def start(config: RunConfig, first: RunArrays, method: Method) -> Progress:

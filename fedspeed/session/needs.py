@@ -143,10 +143,13 @@ def traffic_lines(
         clients=config.data.clients,
         seed=config.run.seed,
         server_arrays=server_only,
+        clients_per_round=config.federation.clients_per_round,
         lora_ranks=unequal_ranks(config.adapter, config.data.clients),
     )
     values = method.values(1)
     text = f"traffic  a round sums {count_text(values)} values, {bytes_text(values * VALUE_BYTES)}"
+    if original := method.original_size():
+        text += f" (an update of the original takes {original})"
     participants = len(topology.participants)
     if participants == 1 or config.routing.anonymous:
         return [text]

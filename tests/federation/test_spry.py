@@ -98,9 +98,7 @@ def test_without_the_number_of_units_only_what_is_asked_for_is_promised():
 def method_of(name="spry", shapes=SHAPES, clients=3, clients_per_round=0, **options):
     config = variant_of(name)(**options)
     start = drawn(0, shapes)
-    method = make_method(config, start, clients=clients, seed=5)
-    method.clients_per_round = clients_per_round
-    return method
+    return make_method(config, start, clients=clients, seed=5, clients_per_round=clients_per_round)
 
 
 def turn_of(method, client, round, exchange=0, start=None):

@@ -111,3 +111,21 @@ def test_masked_modes_have_overheads_that_are_not_counted():
 )
 def test_a_pairwise_masked_sum_has_widths_of_its_own(secure_sum, text):
     assert text in traffic(3, f"federation.method={{name: fate_llm, secure_sum: {secure_sum}}}")
+
+
+@pytest.mark.parametrize("name", ["fs_llm", "fs_llm_offload"])
+def test_the_size_of_the_original_messages_is_told_beside_ours(name):
+    """4 characters for each 3 bytes begun: 4 268 for A (3 200 bytes), and 2 136 for B (1 600 bytes)."""
+    line = traffic(2, f"federation.method={name}")
+    assert "4.75 KiB (an update of the original takes 6.25 KiB in its own messages (base64))" in line
+    assert line.endswith("; a client sends 4.75 KiB and receives 4.75 KiB")
+    assert "original" not in traffic(2)
+
+
+@pytest.mark.parametrize(("drawn", "text"), [(0, "7.04 KiB"), (1, "4.40 KiB"), (2, "5.28 KiB")])
+def test_spry_predicts_the_traffic_of_the_clients_that_are_drawn(drawn, text):
+    """1 201 values: a participant adds up a quarter of them, and sends 3/4 of what its clients have trained
+    (all, a quarter or half of it, by the number of clients that train the one module), and of the sums.
+    """
+    line = traffic(4, "federation.method={name: spry}", f"federation.clients_per_round={drawn}")
+    assert f"a client sends {text} and receives {text}" in line

@@ -73,7 +73,7 @@ class Method(Serving, ABC):
             not send a sketch that is among it.
         keeps_memory: whether clients keep arrays of their own (`Turn.memory`), which are then journalled.
         factor_error_is_exact: whether `Aggregate.factor_error` is exact, not an estimate.
-        server_arrays: names of trainable arrays that only the server's engine has (`make_method`).
+        server_arrays: names of trainable arrays that only the server's engine has.
         clients_per_round: number of clients that are sampled for each round, 0: all.
         evaluated: what rounds evaluate, if that is not what is exported (`exports`), for reports and model
             cards: "the held-out loss is that of ...".
@@ -91,23 +91,33 @@ class Method(Serving, ABC):
     evaluated: ClassVar[str] = ""
     unequal_turns: ClassVar[bool] = False
     exchange_every: ClassVar[Literal["round", "step"]] = "round"
-    clients_per_round: int = 0
 
     def __init__(
-        self, config: Any, layout: Layout, *, clients: int, seed: int, hides: frozenset[str] = frozenset()
+        self,
+        config: Any,
+        layout: Layout,
+        *,
+        clients: int,
+        seed: int,
+        hides: frozenset[str] = frozenset(),
+        server_arrays: frozenset[str] = frozenset(),
+        clients_per_round: int = 0,
     ):
         """Prepare the method for a run.
 
         Args:
             config: the method's options. layout: of the arrays that clients and server train, the union of
                 those of all roles.
-            clients: number of clients in the run. seed: of the run. hides: see the class.
+            clients: number of clients in the run. seed: of the run.
+            hides, server_arrays, clients_per_round: see the class.
         """
         self.config = config
         self.layout = layout
         self.clients = clients
         self.seed = seed
         self.hides = hides
+        self.server_arrays = server_arrays
+        self.clients_per_round = clients_per_round
 
     # Before anything is built.
 
@@ -255,6 +265,12 @@ class Method(Serving, ABC):
         moved = 2 * (participants - 1) / participants * self.values(1) * VALUE_BYTES
         return Traffic(moved, moved)
 
+    def original_size(self) -> str:
+        """Return what a client's update takes in the messages of the method's original implementation, and in
+        which form, for the dry run; empty where that is not known, or no more than here.
+        """
+        return ""
+
     def segments(self, round: int) -> tuple[int, ...]:
         """Return the lengths of the consecutive segments of that vector. A masked exchange represents each
         segment with a range of its own (routing.exchange).
@@ -338,16 +354,25 @@ def make_method(
     seed: int,
     hides: frozenset[str] = frozenset(),
     server_arrays: frozenset[str] = frozenset(),
+    clients_per_round: int = 0,
     lora_ranks: Sequence[int] = (),
 ) -> Method:
     """Build the method that a run's configuration names.
 
     Args:
         config: `federation.method`. state: any global state of the run, for its names and shapes.
-        clients, seed, hides, server_arrays: see `Method`. lora_ranks: see `Entry.unequal_ranks`.
+        clients, seed, hides, server_arrays, clients_per_round: see `Method`.
+        lora_ranks: see `Entry.unequal_ranks`.
     """
     layout = Layout.of(trainable(state))
     ranks = {"lora_ranks": lora_ranks} if lora_ranks else {}
-    method = method_class(config.name)(config, layout, clients=clients, seed=seed, hides=hides, **ranks)
-    method.server_arrays = server_arrays
-    return method
+    return method_class(config.name)(
+        config,
+        layout,
+        clients=clients,
+        seed=seed,
+        hides=hides,
+        server_arrays=server_arrays,
+        clients_per_round=clients_per_round,
+        **ranks,
+    )

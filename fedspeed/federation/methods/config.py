@@ -60,8 +60,8 @@ METHODS = {
     "lora_average": replace(_AVERAGE, module="fedspeed.federation.methods.lora_average"),
     # Four methods average all clients' LoRA factors and differ in how clients train, as their presets say.
     "fedavg_lora": _AVERAGE,
-    "fs_llm": _AVERAGE,
-    "fs_llm_offload": _AVERAGE,
+    "fs_llm": replace(_AVERAGE, module="fedspeed.federation.methods.fs_llm"),
+    "fs_llm_offload": replace(_AVERAGE, module="fedspeed.federation.methods.fs_llm"),
     "zero3_offload": _AVERAGE,
     "fedbiot": Entry(
         module="fedspeed.federation.methods.fedbiot",

@@ -66,24 +66,15 @@ class ProductMethod(Method):
 
     factor_error_is_exact = True
 
-    def __init__(
-        self,
-        config: Any,
-        layout: Layout,
-        *,
-        clients: int,
-        seed: int,
-        hides: frozenset[str] = frozenset(),
-        lora_ranks: Sequence[int] = (),
-    ):
+    def __init__(self, config: Any, layout: Layout, *, lora_ranks: Sequence[int] = (), **run: Any):
         """Prepare the method for a run.
 
         Args:
             lora_ranks: by client; empty: all have the rank of the layout. The others: see `Method`.
         """
-        super().__init__(config, layout, clients=clients, seed=seed, hides=hides)
+        super().__init__(config, layout, **run)
         self._lora_ranks = tuple(lora_ranks)
-        self._slots = PerClient(layout, clients, self._lora_ranks)
+        self._slots = PerClient(layout, self.clients, self._lora_ranks)
         self._cut_of: Arrays = {}  # the state that clients of the current round start from
         self._cuts: dict[int, Arrays] = {}  # what it is for clients of a rank
 

@@ -21,11 +21,9 @@ class Serving:
 
     Attributes:
         server_needs: capabilities of the server's engine (engine.capabilities.Capability).
-        server_arrays: names of trainable arrays that only the server's engine has (`make_method`).
     """
 
     server_needs: ClassVar[frozenset[Capability]] = frozenset()
-    server_arrays: frozenset[str] = frozenset()
 
     def serve(
         self,

@@ -23,10 +23,8 @@ from fedspeed.planner.plan import Task
 class FateLlm(LoraAverage):
     """Averaging of parameters without a sketch."""
 
-    def __init__(
-        self, config: Any, layout: Layout, *, clients: int, seed: int, hides: frozenset[str] = frozenset()
-    ):
-        super().__init__(config, layout, clients=clients, seed=seed, hides=hides | {SKETCH})
+    def __init__(self, config: Any, layout: Layout, *, hides: frozenset[str] = frozenset(), **run: Any):
+        super().__init__(config, layout, hides=hides | {SKETCH}, **run)
 
     def traffic(self, task: Task, participants: int) -> Traffic:
         """Predict the bytes of a client that is not the arbiter, which sends the sum to all others."""

@@ -38,10 +38,8 @@ class LoraAverage(Method):
     weighted sketch of the products.
     """
 
-    def __init__(
-        self, config: Any, layout: Layout, *, clients: int, seed: int, hides: frozenset[str] = frozenset()
-    ):
-        super().__init__(config, layout, clients=clients, seed=seed, hides=hides)
+    def __init__(self, config: Any, layout: Layout, **run: Any):
+        super().__init__(config, layout, **run)
         # For two rounds, since under staleness one trains during the exchange of the other.
         self._plan = lru_cache(maxsize=2)(self._plan_of)
 

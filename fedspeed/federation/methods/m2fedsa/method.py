@@ -67,10 +67,8 @@ class M2FedSA(LoraAverage):
     needs = frozenset({"split"})
     server_needs = frozenset({"split"})
 
-    def __init__(
-        self, config: Any, layout: Layout, *, clients: int, seed: int, hides: frozenset[str] = frozenset()
-    ):
-        super().__init__(config, layout, clients=clients, seed=seed, hides=hides)
+    def __init__(self, config: Any, layout: Layout, **run: Any):
+        super().__init__(config, layout, **run)
         self._served: _Served | None = None  # on the server, between `serve` and `server_step`
 
     @classmethod
