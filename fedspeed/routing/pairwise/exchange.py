@@ -45,6 +45,14 @@ from fedspeed.routing.transport import Payload, Transport, all_gather, as_bytes
 
 ARBITER = 0
 COUNT_BYTES = 8  # of the number of clipped values, before the values in both directions
+NOT_FINITE = -1  # sent instead of that number: the sender's update has values that are not finite
+# Why there is no sum. The arbiter sends `_refusal` instead of the number, so that all say the same.
+REFUSALS = (
+    "the update of participant {sender} has values that are not finite; lower train.lr, or set train.clip",
+    "the masked update of participant {sender} has values that are not finite, which is impossible",
+    "participant {sender} says that an impossible number of values were clipped",
+)
+OWN_NOT_FINITE, MASKED_NOT_FINITE, IMPOSSIBLE_COUNT = range(len(REFUSALS))
 
 
 class PairwiseExchange(PlainExchange):
@@ -53,7 +61,8 @@ class PairwiseExchange(PlainExchange):
 
     A participant sends, for an update of n values: its head (32 bytes to everyone, as in every plain
     exchange), COUNT_BYTES + n `bytes_up` to the arbiter, and in the first sum its public key (32 bytes to
-    everyone). The arbiter sends COUNT_BYTES + n `bytes_down` to each.
+    everyone). The arbiter sends COUNT_BYTES + n `bytes_down` to each. Where an update cannot be summed, the
+    messages have the same lengths, and all participants raise the same error.
     """
 
     def __init__(
@@ -77,10 +86,15 @@ class PairwiseExchange(PlainExchange):
         arrived = time.perf_counter()
         share = request.weight / weight if weight else 0.0
         values = request.vector.astype(np.float64) / (weight or 1.0)
-        _require_finite(values, "this participant's update")
         if self._streams is None:
             self._streams = agree_on_streams(self._transport, self._deadline_s)
-        masked, clipped = self._encoding.masked(values, share, self._streams, request.number)
+        if np.isfinite(values).all():
+            masked, clipped = self._encoding.masked(values, share, self._streams, request.number)
+        else:  # zeros without masks: masks alone would show those of the others' updates
+            masked = self._encoding.read(
+                np.zeros(values.size * self._encoding.bytes_up, np.uint8), values.size
+            )
+            clipped = NOT_FINITE
         mean, all_clipped = self._summed(masked, clipped, values.size)
         return Outcome(
             total=(mean * weight).astype(np.float32),
@@ -100,28 +114,40 @@ class PairwiseExchange(PlainExchange):
             self._swap({ARBITER: _message(clipped, masked)}, {})
             return self._opened(self._swap({}, {ARBITER: down})[ARBITER])
         arrived = self._swap({}, dict.fromkeys(range(1, size), up))
-        total = masked
+        counts = [clipped]
+        parts = [masked]
         for sender in range(1, size):
             data = as_bytes(arrived[sender])
-            count = int(data[:COUNT_BYTES].view(np.int64)[0])
-            if not 0 <= count <= n:
-                raise FedSpeedError(
-                    f"participant {sender} says that {count} of {n} values were clipped, which is impossible"
-                )
-            clipped += count
-            values = self._encoding.read(data[COUNT_BYTES:], n)
-            _require_finite(values, f"the masked update of participant {sender}")
-            self._encoding.add(total, values)
-        message = _message(clipped, self._encoding.sent_down(total))
+            counts.append(int(data[:COUNT_BYTES].view(np.int64)[0]))
+            parts.append(self._encoding.read(data[COUNT_BYTES:], n))
+        refusal = _refusal(counts, parts, n)
+        if refusal is None:
+            for part in parts[1:]:
+                self._encoding.add(masked, part)
+        message = _message(
+            sum(counts) if refusal is None else refusal,
+            self._encoding.sent_down(masked if refusal is None else np.zeros_like(masked)),
+        )
         self._swap(dict.fromkeys(range(1, size), message), {})
         return self._opened(message)
 
     def _opened(self, data: Payload) -> tuple[Array, int]:
-        """Return the sum and the number of clipped values of the arbiter's message."""
+        """Return the sum and the number of clipped values of the arbiter's message.
+
+        Raises:
+            FedSpeedError: the arbiter says why there is no sum, or its message is impossible.
+        """
         message = as_bytes(data)
         total = self._encoding.decoded(message[COUNT_BYTES:])
-        _require_finite(total, f"the sum of the arbiter (participant {ARBITER})")
         count = int(message[:COUNT_BYTES].view(np.int64)[0])
+        sender, reason = divmod(-1 - count, len(REFUSALS))
+        if 0 <= sender < self._transport.size:
+            raise FedSpeedError(REFUSALS[reason].format(sender=sender))
+        if not np.isfinite(total).all():
+            raise FedSpeedError(
+                f"the sum of the arbiter (participant {ARBITER}) has values that are not finite; lower "
+                "train.lr, or set train.clip"
+            )
         if not 0 <= count <= total.size * self._transport.size:
             raise FedSpeedError(
                 f"the arbiter (participant {ARBITER}) says that {count} values were clipped, which is "
@@ -180,7 +206,21 @@ def _message(count: int, values: Array) -> Array:
     return np.concatenate([np.array([count], np.int64).view(np.uint8), as_bytes(values)])
 
 
-def _require_finite(values: Array, what: str) -> None:
-    """Refuse values that are not finite. Raises FedSpeedError."""
-    if not np.isfinite(values).all():
-        raise FedSpeedError(f"{what} has values that are not finite; lower train.lr, or set train.clip")
+def _refusal(counts: Sequence[int], parts: Sequence[Array], n: int) -> int | None:
+    """Return the number that the arbiter sends where updates cannot be summed, below 0; None if they can.
+
+    Args:
+        counts: what each participant sends as its number of clipped values. parts: its masked values.
+        n: length of an update.
+    """
+    for sender, (count, part) in enumerate(zip(counts, parts, strict=True)):
+        reason = None
+        if count == NOT_FINITE:
+            reason = OWN_NOT_FINITE
+        elif not 0 <= count <= n:
+            reason = IMPOSSIBLE_COUNT
+        elif not np.isfinite(part).all():
+            reason = MASKED_NOT_FINITE
+        if reason is not None:
+            return -1 - (sender * len(REFUSALS) + reason)
+    return None
