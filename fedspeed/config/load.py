@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedspeed.config import paths
 from fedspeed.config.check import conflicts
-from fedspeed.config.presets import PROTECTION, Preset, find_preset
+from fedspeed.config.presets import Preset, find_preset, says_protection
 from fedspeed.config.reader import DEEPSPEED, FIELDS, SECTIONS, Reader
 from fedspeed.config.run import RunConfig
 from fedspeed.config.tree import COMMAND_LINE
@@ -107,7 +107,7 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Loaded:
     preset = find_preset(reader.named(METHOD))
     if preset is not None:
         before = reader.config()
-        routed = not reader.given().keys().isdisjoint(PROTECTION)
+        routed = says_protection(reader.given().keys(), before)
         reader, readable = _read(path, overrides, preset, routed=routed)
     config = reader.config()
     given = reader.given()

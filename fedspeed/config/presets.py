@@ -5,6 +5,7 @@ file names the method, its other keys override them.
 """
 
 import operator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from fedspeed.config.run import RunConfig
 from fedspeed.config.spelling import flow
 from fedspeed.federation.methods.config import METHODS
 
-PROTECTION = ("routing.mode", "routing.transport")
 FOLDER = Path(__file__).resolve().parents[1] / "federation" / "methods" / "presets"
 
 
@@ -34,8 +34,8 @@ class Preset:
         """Read the file; sources name it as `preset METHOD:LINE`.
 
         Args:
-            routed: whether the user says how updates are protected (PROTECTION), which a preset never
-                changes; its section `routing` is then left out.
+            routed: whether the user says how updates are protected (`says_protection`), which a preset
+                never changes; its section `routing` is then left out.
         """
         reader.read_file(self.path, f"preset {self.method}", without="routing" if routed else "")
 
@@ -62,6 +62,16 @@ class Preset:
             f"{setting} runs with other values than those of its preset (in brackets)": overridden,
         }
         return tuple(f"{text}: {', '.join(values)}" for text, values in texts.items() if values)
+
+
+def says_protection(given: Collection[str], config: RunConfig) -> bool:
+    """Return whether a configuration without a preset says how updates are protected: by routing.mode, or by
+    a transport between organisations.
+
+    Args:
+        given: the dotted keys that it gives.
+    """
+    return "routing.mode" in given or config.routing.between_organisations
 
 
 def _value(config: RunConfig, key: str) -> Any:

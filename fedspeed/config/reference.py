@@ -49,10 +49,10 @@ command line names another method, the YAML's options of the first one are dropp
 
 Some methods have a preset, a YAML file in `fedspeed/federation/methods/presets/` with the settings that they
 were published with. `federation.method.name=fs_llm` on the command line applies it: its values override those
-of the YAML file, except `routing.mode` and `routing.transport`, and other arguments of the command line
-override the preset. Where the YAML file itself names the method, its other keys override the preset. The run
-and `--dry-run` say which values differ, and `--print-config` shows `preset fs_llm:LINE` beside what came from
-it.
+of the YAML file, and other arguments of the command line override the preset. Its section `routing` is left
+out where the user gives `routing.mode`, or a `routing.transport` between organisations (`tls`). Where the
+YAML file itself names the method, its other keys override the preset. The run and `--dry-run` say which
+values differ, and `--print-config` shows `preset fs_llm:LINE` beside what came from it.
 
 ## Paths
 

@@ -21,6 +21,7 @@ def test_a_preset_belongs_to_a_method_and_breaks_no_rule(name):
     preset.read(reader)
     config = reader.config()
     assert not reader.problems
+    assert config.routing.mode == "plain", "as published: without masks, whatever the number of participants"
     assert reader.given() and "federation.method" not in reader.given()
     assert set(reader.given().values()) == {f"preset {name}:{line}" for line in lines_of(reader)}
     assert not [text for text in problems(config) if "model.base" not in text]
@@ -73,12 +74,16 @@ def test_a_preset_overrides_the_deepspeed_section(tmp_path):
     [
         ("mode: mask", (), "mask"),
         ("mode: mask", ("routing.mode=plain",), "plain"),
-        ("transport: gloo", (), "auto"),
+        ("mode: auto", (), "auto"),
+        ("transport: gloo", (), "plain"),
+        ("deadline_s: 9", ("routing.transport=mpi",), "plain"),
+        ("transport: tls", (), "auto"),
+        ("deadline_s: 9", ("routing.transport=tls",), "auto"),
         ("deadline_s: 9", (), "plain"),
     ],
 )
 def test_a_preset_does_not_lower_what_protects_updates(tmp_path, routing, override, mode):
-    path = write(tmp_path, f"model: {{base: m}}\nrouting: {{{routing}}}\n")
+    path = write(tmp_path, f"model: {{base: m, dtype: bf16}}\nrouting: {{{routing}}}\n")
     assert load(path, [FS_LLM, *override]).config.routing.mode == mode
 
 
