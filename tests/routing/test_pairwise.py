@@ -143,6 +143,19 @@ def check(results, name: str):
         assert sent == [of_update + (size - 1) * HEAD, of_update, ledger]
 
 
+def test_a_compact_sum_has_the_same_bits_after_a_restart():
+    """Whatever the keys, which are new, and the number of the sum, which counts from the start."""
+
+    def course(transport, sums):
+        exchange = PairwiseExchange(transport, LIMIT_S, encoding=ENCODINGS["compact"]())
+        vector, weight = updates(3)[transport.rank], WEIGHTS[transport.rank]
+        return [exchange.start(k * vector, weight).wait(LIMIT_S)[0].tobytes() for k in sums]
+
+    whole = in_threads(LocalTransport.set_of(3), lambda transport: course(transport, (1, 2, 3)))
+    resumed = in_threads(LocalTransport.set_of(3), lambda transport: course(transport, (3,)))
+    assert [sums[2:] for sums in whole] == resumed and len(set(whole[0])) == 3
+
+
 @pytest.mark.parametrize("name", ["native", "compact"])
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_threads_end_with_the_same_bits(name, size):

@@ -1,5 +1,5 @@
-"""`fs_llm`: FederatedScope-LLM (Kuang et al., KDD 2024). It averages all clients' LoRA factors, as
-`lora_average` with the rule `avg_factors`; how clients train is in its presets.
+"""`fs_llm` and `fs_llm_offload`: FederatedScope-LLM (Kuang et al., KDD 2024). It averages all clients' LoRA
+factors, as `lora_average` with the rule `avg_factors`; how clients train is in the presets.
 """
 
 from fedspeed.federation.methods.fs_llm.native_size import base64_bytes
