@@ -62,7 +62,7 @@ def test_a_quantised_base_is_that_base_rounded(bases, tmp_path, kind):
 
 
 def stored_bytes(rank, base, kind):
-    from fedspeed.engine.client_engine import storage_bytes
+    from fedspeed.engine.memory_counter import storage_bytes
 
     with engine(base, kind, "bf16", adapter=LORA) as client_engine:
         return storage_bytes(client_engine._persistent_tensors())

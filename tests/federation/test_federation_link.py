@@ -5,10 +5,9 @@ import threading
 import numpy as np
 import pytest
 
-from fedspeed.errors import ConfigError, LostPeerError
+from fedspeed.errors import LostPeerError
 from fedspeed.federation.link import ClientLink
 from fedspeed.federation.shared_channel import SharedChannel
-from fedspeed.federation.state_agreement import check_arrays
 from fedspeed.routing.channel import Channel
 from fedspeed.routing.exchange import PlainExchange
 from fedspeed.routing.transports.local import LocalTransport
@@ -112,77 +111,6 @@ def test_all_ranks_of_a_client_get_the_arrays_of_their_gateway():
             assert found.keys() == arrays.keys() and all(
                 np.array_equal(found[name], arrays[name]) for name in arrays
             )
-
-
-def test_participants_whose_states_have_other_arrays_are_refused_on_all_ranks():
-    first, second = (PlainExchange(t, LIMIT_S) for t in LocalTransport.set_of(2))
-    pair = PairOfRanks()
-    links = [
-        ClientLink(pair.gateway(), first, 10),
-        ClientLink(pair, None, 10),
-        ClientLink(Alone(), second, 10),
-    ]
-
-    def agree(*states):
-        found = {}
-        threads = []
-
-        def agreed(i):
-            try:
-                check_arrays(
-                    links[i],
-                    {n: np.zeros(s) for n, s in states[i].items()},
-                    method="m",
-                    names=["client 0", "the server"],
-                )
-                found[i] = ""
-            except ConfigError as error:
-                found[i] = str(error)
-
-        for i in range(3):
-            threads.append(threading.Thread(target=agreed, args=(i,), daemon=True))
-            threads[-1].start()
-        for thread in threads:
-            thread.join(LIMIT_S)
-        assert found[0] == found[1] == found[2]
-        return found[0]
-
-    client = {"a": (2, 3), "b": (4,)}
-    assert agree(client, client, client) == ""
-    message = agree(client, client, {"a": (2, 3), "b": (5,), **{f"c{i}": () for i in range(9)}})
-    assert (
-        "in addition to 1 that all have, client 0 has b [4]; the server has b [5], c0 [], c1 [] and 7 more. "
-        "All roles must" in message
-    )
-    assert "client 0 has b [4]; the server has no more." in agree(client, client, {"a": (2, 3)})
-
-
-class GatheringLink:
-    """Return, in place of a peer's rows, what the test gives. texts: None: they are not asked for."""
-
-    def __init__(self, length: int, text: bytes | None):
-        self._length = length
-        self._text = text
-
-    def gather(self, values):
-        if values.size == 40:
-            header = np.concatenate([np.array([self._length]).view(np.uint8), np.zeros(32, np.uint8)])
-            return np.stack([values, header])
-        assert self._text is not None, "no memory is taken for it"
-        return np.stack([values, np.frombuffer(self._text.ljust(values.size, b"\n"), np.uint8)])
-
-
-@pytest.mark.parametrize("length", [-1, 0, 1 << 25, 1 << 62])
-def test_no_memory_is_taken_for_names_of_any_length(length):
-    with pytest.raises(ConfigError, match="^north announced names of arrays of less than one byte"):
-        check_arrays(GatheringLink(length, None), {"a": np.zeros(2)}, method="m", names=["south", "north"])
-
-
-def test_names_of_arrays_of_a_peer_are_quoted():
-    text = "\x1b[2J\u202e".encode() * 900
-    with pytest.raises(ConfigError, match=r"north has \\x1b\[2J\\u202e") as error:
-        check_arrays(GatheringLink(len(text), text), {"a": np.zeros(2)}, method="m", names=["south", "north"])
-    assert str(error.value).isprintable() and len(str(error.value)) < 2000
 
 
 def test_what_comes_by_a_channel_reaches_all_ranks_and_so_does_a_failure():
