@@ -78,12 +78,14 @@ class TrainedUpdate:
         exchange: its number in the round, from 0; above 0 only for methods that exchange after every step.
         start: the common state that deltas are counted from.
         contribution: what this rank adds to the sum.
+        memory: what the clients of this rank kept before these steps (`RoundUpdate.memory`).
     """
 
     update: RoundUpdate
     exchange: int
     start: Arrays
     contribution: Contribution
+    memory: dict[int, Arrays]
 
     @property
     def place(self) -> str:
@@ -172,7 +174,9 @@ def train(
     clients = [client for client in components.role.clients if client in update.clients]
     steps = components.pace.steps(len(clients)) if components.trainer.exchanges == 1 else 1
     contribution = Contribution.empty(components.method.values(update.round))
-    trained = TrainedUpdate(update=update, exchange=exchange, start=start, contribution=contribution)
+    trained = TrainedUpdate(
+        update=update, exchange=exchange, start=start, contribution=contribution, memory=dict(update.memory)
+    )
     if not components.role.server:  # whose engine the method loads
         # Needed without turns too: pipeline ranks compute for others.
         components.engine.load_folded(as_torch(start))
@@ -287,8 +291,9 @@ def predicted_starts(
 
 
 def apply(components: RankComponents, progress: Progress, sent: SentUpdate) -> AppliedUpdate:
-    """Wait for the sum of an exchange, and apply it to the global state in `progress`. The state stays as it
-    is where the exchange was skipped (`routing.exchange.Outcome`). Collective.
+    """Wait for the sum of an exchange, and apply it to the global state in `progress`. Where the exchange was
+    skipped (`routing.exchange.Outcome`), the state stays as it is, and what clients keep becomes again what
+    it was before, since the two belong together. Collective.
 
     Raises:
         FedSpeedError: no client's update is finite, or their sum is not; or a participant's weight is
@@ -313,6 +318,7 @@ def apply(components: RankComponents, progress: Progress, sent: SentUpdate) -> A
         components.recorder.note_updates(update.ledger, update.counted)
     if total.skipped:
         update.skipped = True
+        update.memory = trained.memory
         return AppliedUpdate(update=update, start=trained.start, aggregate=None, weight=0.0, scale=1.0)
     contribution = trained.contribution
     sent.header.check_update(total, own_weight=contribution.weight, place=trained.place)

@@ -102,7 +102,10 @@ def _apply_all(components: RankComponents, progress: Progress, sent: SentUpdate)
 
 
 def _run_overlapped(components: RankComponents, progress: Progress) -> None:
-    """Train each round while the update of the round before is exchanged, then settle that one."""
+    """Train each round while the update of the round before is exchanged, then settle that one. If that turns
+    out to be skipped, and clients keep arrays, the round is trained once more from what they kept before it,
+    as a resumed run does.
+    """
     if progress.is_over:
         return
     # After a resume, the first round is trained again from the state that it was trained from before.
@@ -122,6 +125,10 @@ def _run_overlapped(components: RankComponents, progress: Progress) -> None:
         progress.previous = progress.state
         progress.starts = starts
         applied = _apply_all(components, progress, sent)
+        if ahead is not None and applied.update.skipped and components.method.keeps_memory:
+            # It was trained with what clients kept of the skipped round.
+            update = round_update.begin(components, sent.round + 1, memory=progress.memory, starts=starts)
+            ahead = round_update.train(components, progress, update, start=progress.previous)
         sent = _settle(components, progress, applied, ahead=ahead)
 
 

@@ -2,21 +2,26 @@
 the journal.
 """
 
+import numpy as np
 import pytest
 
+from tests.federation.labelled import Labelled
 from tests.federation.runs import (
     Notes,
     begin,
     federation,
     from_journal,
+    largest,
     run_worlds,
     same_bits,
     settings,
+    share_of,
     tiny_llama,
 )
 from tests.processes import Scenarios
 
 ALONE = {0: (0, 1, 2)}
+SKIPPED = ("update of round 2",)
 # each with state of its own: server moments, held factors, kept optimizers, clients that were never asked
 CASES = {
     "server moments": (
@@ -58,6 +63,18 @@ CASES = {
         "zero0",
         {"train": {"momentum": 0.0}, "federation": {"staleness": 1, "method": {"name": "scaffold"}}},
     ),
+    "skipped memory": (
+        "zero0",
+        {"train": {"momentum": 0.0}, "federation": {"method": {"name": "scaffold"}}, "skipped": SKIPPED},
+    ),
+    "skipped stale memory": (
+        "zero0",
+        {
+            "train": {"momentum": 0.0},
+            "federation": {"staleness": 1, "method": {"name": "scaffold"}},
+            "skipped": SKIPPED,
+        },
+    ),
     "memory": ("ram", {"train": {}, "federation": {"method": {"name": "fedsa"}, "clients_per_round": 2}}),
     "proximal": ("zero2", {"train": {}, "federation": {"method": {"name": "fedprox"}}}),
     "zero-order": ("zero0", {"train": {"momentum": 0.0}, "federation": {"method": {"name": "fedkseed"}}}),
@@ -70,7 +87,6 @@ CASES = {
 
 def late_by_one(world, base, folder):
     from tests.federation import plain
-    from tests.federation.runs import largest
 
     config = settings(base, federation={"rounds": 4, "staleness": 1})
     with federation(world, "late", config, carries=ALONE, folder=folder, kind="zero0") as fed:
@@ -100,8 +116,6 @@ def one_client(world, base, folder):
 
 def test_nothing_is_late_for_one_who_is_alone(tmp_path):
     """Its own update is foreseen exactly: the correction undoes the delay."""
-    from tests.federation.runs import largest
-
     ((in_time, late),) = run_worlds((1,), one_client, tiny_llama(tmp_path / "llama"), str(tmp_path))
     assert largest(late, in_time) < 1e-5
 
@@ -128,15 +142,22 @@ def once_and_again(world, base, folder, *, case):
         adapter=sections.get("adapter"),
         federation={"rounds": 4, **sections["federation"]},
     )
-    with federation(world, f"{case}, at once", config, carries=ALONE, folder=folder, kind=kind) as fed:
+    labels = []
+    options = {
+        "carries": ALONE,
+        "folder": folder,
+        "kind": kind,
+        "watch": lambda exchange: Labelled(exchange, labels, skipped=sections.get("skipped", ())),
+    }
+    with federation(world, f"{case}, at once", config, **options) as fed:
         whole = fed.run(begin(fed))
-    with federation(world, case, config, carries=ALONE, folder=folder, kind=kind, stop=lambda: True) as fed:
+    with federation(world, case, config, stop=lambda: True, **options) as fed:
         early = begin(fed)
         while early.round < 2:
             early = fed.run(early)
     notes = Notes()
     # As a new process would do it.
-    with federation(world, case, config, carries=ALONE, folder=folder, kind=kind, notes=notes) as fed:
+    with federation(world, case, config, notes=notes, **options) as fed:
         late = fed.run(from_journal(fed))
     return {"whole": whole, "early": early, "late": late, "rounds": [r.round for r in notes.records]}
 
@@ -157,6 +178,19 @@ def test_resumed_equals_uninterrupted(resumed, case):
     assert late.memory.keys() == whole.memory.keys()
     assert all(same_bits(late.memory[c], whole.memory[c]) for c in whole.memory)
     assert (late.best_round, late.best_loss, late.stale) == (whole.best_round, whole.best_loss, whole.stale)
+
+
+@pytest.mark.parametrize("case", ["stale memory", "skipped memory", "skipped stale memory"])
+def test_the_common_control_variate_is_the_mean_of_those_that_clients_keep(resumed, case):
+    """Also after a round that was skipped, which has changed neither."""
+    end = resumed[case]["whole"]
+    common = {n.removeprefix("control:"): t for n, t in end.state.items() if n.startswith("control:")}
+    shares = {client: share_of(client) for client in end.memory}
+    mean = {
+        name: sum(share * end.memory[client][name] for client, share in shares.items()) / sum(shares.values())
+        for name in common
+    }
+    assert largest(common, mean) < 1e-5 < 1e-2 < max(float(np.abs(t).max()) for t in common.values())
 
 
 def ended_in_round_1(world, base, folder):

@@ -12,48 +12,13 @@ import pytest
 
 from fedspeed.errors import FedSpeedError
 from tests.federation import runs
+from tests.federation.labelled import Labelled
 from tests.federation.runs import Notes, begin, federation, from_journal, run_worlds, same_bits, settings
 from tests.processes import Scenarios
 
 APART = {0: (0,), 1: (1,), 2: (2,)}
 MASK = {"mode": "mask", "cell_kib": 64}
 LIAR = 1
-
-
-class Labelled:
-    """An exchange that notes what is summed, and may change what this rank sends, or what all receive."""
-
-    def __init__(self, exchange, labels, sent=None, skipped=()):
-        self._exchange = exchange
-        self._labels = labels
-        self._sent = sent
-        self._skipped = skipped
-
-    def __getattr__(self, name):
-        return getattr(self._exchange, name)
-
-    def start(self, vector, weight, lengths=None, **options):
-        label = options["label"]
-        self._labels.append(label)
-        if self._sent is not None:
-            vector, weight = self._sent(label, vector, weight)
-        handle = self._exchange.start(vector, weight, lengths, **options)
-        return Skipped(handle) if label in self._skipped else handle
-
-
-class Skipped:
-    """The handle of a sum that had been settled before: all have added zeros."""
-
-    def __init__(self, handle):
-        self._handle = handle
-
-    def __getattr__(self, name):
-        return getattr(self._handle, name)
-
-    def wait(self, deadline_s):
-        total, _ = self._handle.wait(deadline_s)
-        self._handle.skipped = True
-        return np.zeros_like(total), 0.0
 
 
 def masked(base, rounds=2, train=None, **federation):
