@@ -24,6 +24,7 @@ class Activity:
         quiet: whether something else displays it already.
         done: units that are done, with fractions.
         began: monotonic seconds.
+        paused: whether `advance` counts nothing (`uncounted`).
     """
 
     name: str
@@ -32,6 +33,7 @@ class Activity:
     quiet: bool
     done: float = 0.0
     began: float = field(default_factory=lambda: time.monotonic())
+    paused: bool = False
 
     @property
     def position(self) -> str:
@@ -68,9 +70,26 @@ def counted(items: Sequence[T], name: str, unit: str) -> Iterator[T]:
             advance()
 
 
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Count nothing while the context is entered: its calls of `advance` count other units than those of the
+    innermost activity.
+    """
+    activity = current()
+    if activity is None:
+        yield
+        return
+    was_paused = activity.paused
+    activity.paused = True
+    try:
+        yield
+    finally:
+        activity.paused = was_paused
+
+
 def advance(units: float = 1.0) -> None:
     """Count units of the innermost activity as done."""
-    if _active:
+    if _active and not _active[-1].paused:
         _active[-1].done += units
 
 

@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     import torch
 
 
+def direction_seed(key: Sequence[int], *, bits: int = 64) -> int:
+    """Return the seed of a direction, a function of `key` only: so many bits that no two of a run are likely
+    to be the same.
+
+    Args:
+        key: not negative; says which run, stream and direction it is. bits: of the seed, at most 64.
+    """
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> (64 - bits)
+
+
 def direction(seed: int, name: str, shape: Sequence[int]) -> np.ndarray:
     """Draw the direction [shape] float32 of a tensor from a standard normal distribution. It depends on
     (seed, name, shape) alone, so that a rank that knows the seed can draw it again (Zelikman et al., 2023;

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fedspeed import activity
 from fedspeed.data.batches import StepBatches
 from fedspeed.engine.directions import direction
 from fedspeed.federation.layout import Layout
@@ -161,6 +162,7 @@ def test_which_directions_are_drawn():
     assert all(common[place] == common[0, *place[1:]] for place in places)
     method = method_of(LAYOUT, seeds=4096)
     assert len({method.seed_of(j) for j in range(4096)}) == 4096
+    assert method.seed_of(3) == 6250449947678548300 < 2**63, "as always: a journal has amounts of them"
 
 
 # One turn, on an engine that is a formula.
@@ -183,6 +185,12 @@ class Bowl:
         self.broken_at = broken_at
         self.evaluated = 0
 
+    def measured(self):
+        return contextlib.nullcontext()
+
+    def end_step(self):
+        pass
+
     def load(self, state):
         self.now = {name: value.clone() for name, value in state.items()}
 
@@ -196,6 +204,7 @@ class Bowl:
 
         ((_,),) = work
         self.evaluated += 1
+        activity.advance()
         loss = sum(float(((value.double() - 3) ** 2).sum()) for value in self.now.values()) / 4
         return [Sums(loss=float("nan") if self.evaluated in self.broken_at else loss, tokens=5)]
 
@@ -214,9 +223,10 @@ class Steps:
 
     def __init__(self):
         self.taken = []
+        self.shown = []
 
     def shown_progress(self, turns):
-        return contextlib.nullcontext()
+        return activity.during("round 1", turns[0].steps, "local step")
 
     def rows(self, turn, number):
         return StepBatches(["batch"], 10)
@@ -225,17 +235,20 @@ class Steps:
         return 1e-3 / (number + 1)
 
     def stepped(self, turns, number, done):
+        self.shown.append(activity.current().done)
+        activity.advance()
         self.taken += [sums.steps for sums in done]
 
 
 def one_turn(broken_at, steps):
-    """Return (start, result, what the trainer was told of each step)."""
+    """Return (turn, result, what the trainer was told of each step)."""
     trainer = Steps()
     method = method_of(LAYOUT)
     rng = np.random.default_rng(4)
     start = {n: rng.standard_normal(s).astype(np.float32) for n, s in zip(LAYOUT.names, LAYOUT.shapes)}
     turn = method.turn(1, 1, start, steps=steps, seed=5, memory={})
     (trained,) = method.train(Bowl(broken_at), [turn], trainer)
+    assert trainer.shown == list(range(steps)), "local steps before each, in which a batch is evaluated twice"
     return turn, trained, trainer.taken
 
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from fedspeed import activity
 from fedspeed.data.batches import StepBatches
-from fedspeed.engine.directions import direction
+from fedspeed.engine.directions import direction, direction_seed
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.methods.base import Aggregate, Method
 from fedspeed.federation.methods.turns import Trained, Turn, TurnTrainer
@@ -31,13 +32,7 @@ if TYPE_CHECKING:  # torch is not imported by modules that only ask what a metho
 AMOUNTS = "seeds:amounts"  # [K] float64, in the end of a turn
 _DIRECTIONS = 0x5EED  # random streams: the seeds of the K directions,
 _DRAWS = 0xD4A  # and which of them are drawn
-
-
-def direction_seed(seed: int, number: int) -> int:
-    """Return the seed of direction `number` of a run whose seed is `seed`: 63 bits, so that no two of the K
-    are likely to be the same.
-    """
-    return int(np.random.SeedSequence([seed, _DIRECTIONS, number]).generate_state(1, np.uint64)[0] >> 1)
+_SEED_BITS = 63  # a pipeline passes seeds on as int64
 
 
 def stepped(arrays: Mapping[str, np.ndarray], amounts: Iterable[tuple[int, float]]) -> Arrays:
@@ -121,7 +116,7 @@ class FedKSeed(Method):
 
     def seed_of(self, number: int) -> int:
         """Return the seed of direction `number`."""
-        return direction_seed(self.seed, number)
+        return direction_seed([self.seed, _DIRECTIONS, number], bits=_SEED_BITS)
 
     def _probe(
         self, engine: "ClientEngine", now: Arrays, batches: StepBatches, seed: int
@@ -146,7 +141,8 @@ class FedKSeed(Method):
 
     def _evaluated(self, engine: "ClientEngine", batches: StepBatches) -> "Sums":
         """Return this rank's sums of a step's batches, each in a pass of its own, as `passes` counts them."""
-        first, *others = [engine.evaluate([[batch]])[0] for batch in batches.micro]
+        with activity.uncounted():  # an engine counts batches, and the progress display local steps
+            first, *others = [engine.evaluate([[batch]])[0] for batch in batches.micro]
         return sum(others, first)
 
     def encode(self, turn: Turn, end: Arrays, weight: float) -> np.ndarray:

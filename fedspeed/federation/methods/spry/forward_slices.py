@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from fedspeed.engine.directions import direction_seed
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.base import VALUE_BYTES, Method, Traffic
@@ -25,10 +26,7 @@ _DIRECTION_STREAM = 0x5B8  # the random stream of directions
 
 def direction_seeds(key: Sequence[int], count: int) -> list[int]:
     """Return the seeds of `count` directions, functions of (key, number of the direction) only."""
-    return [
-        int(np.random.SeedSequence([_DIRECTION_STREAM, *key, k]).generate_state(1, np.uint64)[0])
-        for k in range(count)
-    ]
+    return [direction_seed([_DIRECTION_STREAM, *key, k]) for k in range(count)]
 
 
 class ForwardSlices(Method):
