@@ -113,8 +113,12 @@ def _built_state(config: RunConfig, engine: ClientEngine) -> Arrays:
     })
 
 
-def run_method(config: RunConfig, first: RunArrays) -> Method:
-    """Build this rank's instance of the run's method, for the arrays that a run begins with."""
+def run_method(config: RunConfig, first: RunArrays, *, sites: int = 0) -> Method:
+    """Build this rank's instance of the run's method, for the arrays that a run begins with.
+
+    Args:
+        sites: see `Method`.
+    """
     return make_method(
         config.federation.method,
         first.arrays,
@@ -123,6 +127,7 @@ def run_method(config: RunConfig, first: RunArrays) -> Method:
         hides=hidden_by(config.federation.updates),
         server_arrays=first.server_only,
         clients_per_round=config.federation.clients_per_round,
+        sites=sites,
         lora_ranks=unequal_ranks(config.adapter, config.data.clients),
     )
 

@@ -7,6 +7,8 @@ The other ranks of a client have no `Participant`: their gateway passes the resu
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fedspeed.cluster.heartbeat import Heartbeat
 from fedspeed.cluster.rendezvous import Store
 from fedspeed.config.run import RunConfig
@@ -174,6 +176,16 @@ def make_link(job: Job, engine: "ClientEngine", participant: Participant | None)
     if participant is None:
         return ClientLink(engine, None, job.config.routing.deadline_s)
     return ClientLink(engine, participant.exchange, participant.exchange.max_wait_s)
+
+
+def count_sites(job: Job, engine: "ClientEngine", participant: Participant | None) -> int:
+    """Return how many sites of the roster have clients, on every rank of a client; 0 in a job of one
+    operator. A site that is lost later still counts, so that the number is the same on all of them.
+    """
+    if not job.config.routing.between_organisations:
+        return 0
+    sites = 0 if participant is None else participant.transport.size - int(bool(job.topology.server))
+    return int(engine.share_from_gateway(np.array([float(sites)]))[0])
 
 
 def first_arrays(job: Job, engine: "ClientEngine", link: ClientLink) -> RunArrays:

@@ -169,7 +169,7 @@ def _federate(
         role = components.make_role(job, inputs.data, inputs.public)
         journal = resume.journal_of(job.request)
         arrays = participant.first_arrays(job, engine, link)
-        method = run_method(job.config, arrays)
+        method = run_method(job.config, arrays, sites=participant.count_sites(job, engine, own))
         fresh = start(job.config, arrays, method)
         first = fresh.state  # training a client alone starts from it too
         agreement = participant.make_agreement(job, own)

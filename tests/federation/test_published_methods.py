@@ -15,6 +15,7 @@ from fedspeed.federation.schedule import lr_at, sample_clients
 from fedspeed.models.factors import is_factor_b
 from tests.federation.runs import begin, federation, largest, run_worlds, settings, share_of, tiny_llama
 from tests.processes import Scenarios
+from tests.tiny import run_config
 
 CLIENTS = (0, 1, 2)
 ROUNDS = 3
@@ -242,11 +243,46 @@ def test_a_turn_without_a_step_changes_no_control_variate():
     assert found.memory is turn.memory and found.end.keys() == {"w"}
 
 
-def scaffold_turn():
+@pytest.mark.parametrize(("clients", "sites"), [(3, 0), (1, 3)])
+def test_a_client_without_a_usable_update_lowers_the_share_of_those_that_trained(clients, sites):
+    """Of three clients, whether they are in one job or each on a site of its own."""
+    method, turn = scaffold_turn(clients, sites)
+    (found,) = method.train(None, [turn], Skipping(SimpleNamespace(steps=1, lr_sum=0.25)))
+    sent = 2 * method.encode(turn, found.end, 5.0)  # of two clients
+    state = method.aggregate(turn.start, sent, 10.0, round=1).state
+    np.testing.assert_allclose(state["control:w"], 2 / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("sections", "sites"), [({"data": {"clients": 3}}, 0), ({}, 3)])
+def test_the_clients_of_all_sites_are_known(sections, sites):
+    from fedspeed.federation.rank_components import run_method
+    from fedspeed.federation.state_agreement import RunArrays
+
+    config = run_config(federation={"method": {"name": "scaffold"}}, **({"data": {"clients": 1}} | sections))
+    method = run_method(config, RunArrays(WEIGHTS), sites=sites)
+    assert method.all_clients == 3
+
+
+@pytest.mark.parametrize(
+    ("transport", "server", "sites"), [("gloo", (), 0), ("tls", (), 4), ("tls", (7,), 3)]
+)
+def test_sites_with_clients_are_counted_on_every_rank(transport, server, sites):
+    from fedspeed.session.participant import count_sites
+
+    config = run_config(routing={"transport": transport})
+    job = SimpleNamespace(config=config, topology=SimpleNamespace(server=server))
+    shared = []
+    gateway = SimpleNamespace(share_from_gateway=lambda values: shared.append(values) or values)
+    assert count_sites(job, gateway, SimpleNamespace(transport=SimpleNamespace(size=4))) == sites
+    other = SimpleNamespace(share_from_gateway=lambda values: shared[0])
+    assert count_sites(job, other, None) == sites
+
+
+def scaffold_turn(clients=3, sites=0):
     """Return (the method for one matrix, the first turn of a client)."""
     from fedspeed.federation.methods.scaffold.method import Scaffold
 
-    method = Scaffold(variant_of("scaffold")(), Layout.of(WEIGHTS), clients=3, seed=0)
+    method = Scaffold(variant_of("scaffold")(), Layout.of(WEIGHTS), clients=clients, seed=0, sites=sites)
     return method, method.turn(0, 1, method.first_state(WEIGHTS), steps=2, seed=0, memory={})
 
 

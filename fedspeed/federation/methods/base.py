@@ -75,6 +75,8 @@ class Method(Serving, ABC):
         factor_error_is_exact: whether `Aggregate.factor_error` is exact, not an estimate.
         server_arrays: names of trainable arrays that only the server's engine has.
         clients_per_round: number of clients that are sampled for each round, 0: all.
+        all_clients: number of clients of all participants. Unlike `clients`, it is the same on all of them
+            between organisations, where each site counts as one (`checks.participants_of`).
         evaluated: what rounds evaluate, if that is not what is exported (`exports`), for reports and model
             cards: "the held-out loss is that of ...".
         unequal_turns: whether a `train` of its own takes turns of different numbers of steps at the same
@@ -102,6 +104,7 @@ class Method(Serving, ABC):
         hides: frozenset[str] = frozenset(),
         server_arrays: frozenset[str] = frozenset(),
         clients_per_round: int = 0,
+        sites: int = 0,
     ):
         """Prepare the method for a run.
 
@@ -110,10 +113,12 @@ class Method(Serving, ABC):
                 those of all roles.
             clients: number of clients in the run. seed: of the run.
             hides, server_arrays, clients_per_round: see the class.
+            sites: between organisations, number of participants that have clients; 0 elsewhere.
         """
         self.config = config
         self.layout = layout
         self.clients = clients
+        self.all_clients = sites or clients
         self.seed = seed
         self.hides = hides
         self.server_arrays = server_arrays
@@ -355,13 +360,14 @@ def make_method(
     hides: frozenset[str] = frozenset(),
     server_arrays: frozenset[str] = frozenset(),
     clients_per_round: int = 0,
+    sites: int = 0,
     lora_ranks: Sequence[int] = (),
 ) -> Method:
     """Build the method that a run's configuration names.
 
     Args:
         config: `federation.method`. state: any global state of the run, for its names and shapes.
-        clients, seed, hides, server_arrays, clients_per_round: see `Method`.
+        clients, seed, hides, server_arrays, clients_per_round, sites: see `Method`.
         lora_ranks: see `Entry.unequal_ranks`.
     """
     layout = Layout.of(trainable(state))
@@ -374,5 +380,6 @@ def make_method(
         hides=hides,
         server_arrays=server_arrays,
         clients_per_round=clients_per_round,
+        sites=sites,
         **ranks,
     )

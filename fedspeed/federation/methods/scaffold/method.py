@@ -93,8 +93,7 @@ class Scaffold(LoraAverage):
     ) -> Aggregate:
         deltas, changes, (trained,) = np.split(total, [total.size - self.layout.size - 1, total.size - 1])
         mean = super().aggregate(state, deltas, weight, round=round, factor=factor)
-        # Between organisations a site knows of one client, its own, and all of them train.
-        share = min(1.0, float(trained) / self.clients)
+        share = min(1.0, float(trained) / self.all_clients)
         change = self.layout.unflatten(changes.astype(np.float64) / weight * share)
         common = {
             control(name): (state[control(name)] + change[name]).astype(np.float32)
