@@ -18,7 +18,7 @@ from fedspeed.data.config import local_steps_of
 from fedspeed.engine.client_engine import ClientEngine, Sums
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.methods.base import Method
-from fedspeed.federation.methods.turns import ALONE, Between, Trained, Turn, TurnSize
+from fedspeed.federation.methods.turns import ALONE, Between, Step, Trained, Turn, TurnSize
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.round_monitor import RoundMonitor
 from fedspeed.federation.schedule import lr_in_run
@@ -199,21 +199,28 @@ class Trainer:
             )
 
     def local_steps(
-        self, engine: ClientEngine, turns: Sequence[Turn], *, between: Between | None = None
+        self,
+        engine: ClientEngine,
+        turns: Sequence[Turn],
+        *,
+        between: Between | None = None,
+        step: Step | None = None,
     ) -> list[Trained]:
-        """Train turns by gradient steps, each on its own rows.
+        """Train turns by gradient steps, each on its own rows, or by steps of the method's own.
 
         Args:
             turns: the longest first. Those that are finished wait for the others.
             between: called with (client slot, turn) between the gradients and the optimizer step; it may add
                 to the gradients (ClientEngine.add_to_gradients).
+            step: takes a step of the turns that go on in place of a gradient step, and returns their sums.
         """
+        take = step or (lambda turns, number: self._step(engine, turns, number, between))
         self.begin(engine, turns)
         sums = [Sums()] * len(turns)
         with self.shown_progress(turns):
             for number in range(turns[0].steps):
                 going_on = [turn for turn in turns if number < turn.steps]
-                done = self._step(engine, going_on, number, between)
+                done = take(going_on, number)
                 sums = [before + more for before, more in zip(sums, done)] + sums[len(done) :]
                 self.stepped(going_on, number, done)
         return [

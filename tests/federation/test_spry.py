@@ -3,6 +3,7 @@
 import re
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,9 +15,10 @@ from fedspeed.errors import ConfigError
 from fedspeed.federation.checks import check_method, least_participants
 from fedspeed.federation.methods.base import make_method
 from fedspeed.federation.methods.config import variant_of
+from fedspeed.federation.methods.spry.forward_slices import direction_seeds
 from fedspeed.federation.methods.spry.slices import fewest_holders, holders, units_of
 from fedspeed.federation.schedule import sample_clients
-from fedspeed.federation.trainer import turn_seed
+from fedspeed.federation.trainer import Trainer, turn_seed
 from fedspeed.planner.plan import Task
 from tests.federation.one_round import SHAPES, drawn
 from tests.federation.runs import largest, run_worlds, settings, share_of, tiny_llama
@@ -128,6 +130,7 @@ def test_a_client_alone_trains_everything():
 
 def test_directions_differ_over_client_round_step_and_number():
     """In the original, one seed made all of them equal."""
+    assert direction_seeds([11, 2], 2)[1] == 1044159368234849222, "as always: a resumed round draws the same"
     method = method_of(perturbations=3)
     seeds = [
         seed
@@ -249,6 +252,8 @@ class Diverging:
 
 class Quiet:
     """A trainer that reports nothing."""
+
+    local_steps = Trainer.local_steps
 
     def begin(self, engine, turns):
         pass
@@ -372,6 +377,13 @@ def test_engines_without_forward_gradients_are_refused():
 ROUNDS = 2
 STEPS = 2
 DIRECTIONS = 2
+YOGI = {
+    "server_optimizer": "yogi",
+    "server_lr": 0.5,
+    "server_momentum": 0.5,
+    "server_beta2": 0.5,
+    "server_tau": 0.2,
+}
 
 
 def played(world, base, folder):
@@ -379,19 +391,42 @@ def played(world, base, folder):
     from tests.federation.runs import course
 
     out = {}
-    for name in ("spry", "spry_iteration"):
+    for name, server in product(("spry", "spry_iteration"), (None, YOGI)):
         config = settings(
             base,
             train={"momentum": 0.0, "lr": 0.05, "local_steps": STEPS},
             federation={
                 "rounds": ROUNDS,
                 "method": {"name": name, "perturbations": DIRECTIONS, "clients_per_unit": 2},
+                **(server or {}),
             },
         )
-        found = course(world, name, config, carries={0: (0, 1, 2)}, folder=folder)
+        case = f"{name}, yogi" if server else name
+        found = course(world, case, config, carries={0: (0, 1, 2)}, folder=folder)
         hand = by_round if name == "spry" else by_step
-        out[name] = (found.states, found.records, hand(config, found.states[0]))
+        out[case] = (found.states, found.records, hand(config, found.states[0], Yogi() if server else None))
     return out
+
+
+class Yogi:
+    """FedYogi by hand (Reddi et al., ICLR 2021, algorithm 2), in float64."""
+
+    def __init__(self):
+        self.m = {}
+        self.v = {}
+
+    def __call__(self, old, target):
+        """Return the state after a step from `old` towards the mean of the clients, `target`."""
+        beta1, beta2, tau, lr = (YOGI[f"server_{name}"] for name in ("momentum", "beta2", "tau", "lr"))
+        new = {}
+        for name, x in old.items():
+            delta = target[name].astype(np.float64) - x
+            v = self.v.get(name, tau**2)
+            assert (delta**2 < 0.5 * v).all(), "rounding does not decide about the sign"
+            self.m[name] = beta1 * self.m.get(name, 0.0) + (1 - beta1) * delta
+            self.v[name] = v - (1 - beta2) * delta**2 * np.sign(v - delta**2)
+            new[name] = (x + lr * self.m[name] / (np.sqrt(self.v[name]) + tau)).astype(np.float32)
+        return new
 
 
 def of_clients(config, state, round, exchange):
@@ -421,9 +456,12 @@ def step_along(config, state, names, seeds, factors):
     return {n: t - config.train.lr * estimate.get(n, 0.0) for n, t in state.items()}
 
 
-def by_round(config, start):
-    """Return the end states of every round, and the last held-out loss."""
-    from fedspeed.federation.methods.spry.forward_slices import direction_seeds
+def by_round(config, start, server=None):
+    """Return the end states of every round, and the last held-out loss.
+
+    Args:
+        server: takes the step of the server optimizer, with (the state before, the mean of the clients).
+    """
     from tests.federation.plain import Plain
 
     plain = Plain(config)
@@ -444,14 +482,14 @@ def by_round(config, start):
             for name in names:
                 sums[name] += share_of(client) * (state[name].astype(np.float64) - states[-1][name])
                 weights[name] += share_of(client)
-        states.append({n: (t + sums[n] / weights[n]).astype(np.float32) for n, t in states[-1].items()})
+        mean = {n: (t + sums[n] / weights[n]).astype(np.float32) for n, t in states[-1].items()}
+        states.append(server(states[-1], mean) if server else mean)
     plain.load(states[-1])
     return states, plain.held_out_loss()
 
 
-def by_step(config, start):
-    """Return the same of an exchange in every step."""
-    from fedspeed.federation.methods.spry.forward_slices import direction_seeds
+def by_step(config, start, server=None):
+    """Return the same of an exchange in every step, each with a step of the server optimizer."""
     from tests.federation.plain import Plain
 
     plain = Plain(config)
@@ -468,8 +506,10 @@ def by_step(config, start):
                 for name in names:
                     sums[name] += share_of(client) * factors
                     weights[name] += share_of(client)
+            before = state
             for name in start:
                 state = step_along(config, state, [name], seeds, sums[name] / weights[name])
+            state = server(before, state) if server else state
         states.append(state)
     plain.load(state)
     return states, plain.held_out_loss()
@@ -481,7 +521,7 @@ def runs(tmp_path_factory):
     return run_worlds((1,), played, base, str(tmp_path_factory.mktemp("runs")))[0]
 
 
-@pytest.mark.parametrize("name", ["spry", "spry_iteration"])
+@pytest.mark.parametrize("name", ["spry", "spry_iteration", "spry, yogi", "spry_iteration, yogi"])
 def test_a_run_is_the_same_by_hand(runs, name):
     """By hand, the derivatives are those of backpropagation."""
     states, records, (expected, loss) = runs[name]

@@ -77,6 +77,7 @@ class TurnSize:
 
 
 Between = Callable[[int, Turn], None]  # called with (client slot, turn)
+Step = Callable[[Sequence[Turn], int], "list[Sums]"]  # (turns, number of the step, from 0) -> sums by turn
 
 
 class TurnTrainer(Protocol):
@@ -92,12 +93,19 @@ class TurnTrainer(Protocol):
         ...
 
     def local_steps(
-        self, engine: "ClientEngine", turns: Sequence[Turn], *, between: Between | None = None
+        self,
+        engine: "ClientEngine",
+        turns: Sequence[Turn],
+        *,
+        between: Between | None = None,
+        step: Step | None = None,
     ) -> list[Trained]:
-        """Train turns by gradient steps, each on its own rows.
+        """Train turns by gradient steps, each on its own rows, or by steps of the method's own.
 
         Args:
             between: called with (client slot, turn) between the gradients and the optimizer step.
+            step: called with (turns that go on, number of the step) in place of a gradient step; returns
+                their sums.
         """
         ...
 

@@ -2,10 +2,8 @@
 gradients, and sends their change.
 """
 
-import operator
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,23 +31,9 @@ class Spry(ForwardSlices):
         """Train turns by steps on estimated gradients; a step without a finite estimate is not taken, and
         does not count.
         """
-        from fedspeed.federation.tensors import as_arrays
-
-        trainer.begin(engine, turns)
-        steps = []
-        with trainer.shown_progress(turns):
-            for number in range(turns[0].steps):
-                going_on = [turn for turn in turns if number < turn.steps]
-                steps.append(self._step(engine, going_on, number, trainer))
-                trainer.stepped(going_on, number, steps[-1])
-        return [
-            Trained(
-                end=as_arrays(engine.state(slot)),
-                sums=reduce(operator.add, (done[slot] for done in steps[: turn.steps])),
-                memory=turn.memory,
-            )
-            for slot, turn in enumerate(turns)
-        ]
+        return trainer.local_steps(
+            engine, turns, step=lambda going_on, number: self._step(engine, going_on, number, trainer)
+        )
 
     def _step(
         self, engine: "ClientEngine", turns: Sequence[Turn], number: int, trainer: TurnTrainer
