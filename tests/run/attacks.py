@@ -57,3 +57,18 @@ def sign_another_state() -> None:
         return certify(self, replace(claim, stale=7) if claim.round == 1 else claim)
 
     SiteAgreement.certify = lie
+
+
+def send_gradients_that_are_not_finite() -> None:
+    """Have rank 1 send the server of split learning gradients without one finite value."""
+    from fedspeed.routing.channel import Channel
+
+    send = Channel.send
+
+    def poisoned(self, peer, arrays):
+        name = "output_gradient"
+        if os.environ["RANK"] == "1" and name in arrays:
+            arrays = {**arrays, name: np.full_like(arrays[name], np.nan)}
+        return send(self, peer, arrays)
+
+    Channel.send = poisoned

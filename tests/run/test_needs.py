@@ -1,12 +1,13 @@
 """What `--dry-run` says that a run will need: memory by cause, and the traffic of a round."""
 
+import numpy as np
 import pytest
 
 from fedspeed.cluster.hostfile import Host
 from fedspeed.cluster.topology import topology_of
 from fedspeed.config.deepspeed import merge
 from fedspeed.config.load import load
-from fedspeed.federation.methods.base import method_class
+from fedspeed.federation.methods.base import make_method, method_class
 from fedspeed.models.planned_shape import planned_shape
 from fedspeed.session.forecast import Rows, execution_of, task_for
 from fedspeed.session.needs import memory_lines, traffic_lines
@@ -129,3 +130,17 @@ def test_spry_predicts_the_traffic_of_the_clients_that_are_drawn(drawn, text):
     """
     line = traffic(4, "federation.method={name: spry}", f"federation.clients_per_round={drawn}")
     assert f"a client sends {text} and receives {text}" in line
+
+
+def test_split_learning_sends_vectors_of_tokens_and_receives_the_state():
+    """Of each token two vectors go to the server and two come back; the sum has a weight of each client."""
+    config, section, _, hosts = inputs(
+        "federation.method.name=m2fedsa", "train.micro_batch=4", "train.accumulation=2", "train.local_steps=3"
+    )
+    task = task_for(config, section, [], ROWS)
+    state = {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
+    method = make_method(config.federation.method, state, clients=2, seed=0)
+    sent, received = method.traffic(task, len(hosts))
+    plain = 2 * 2 / 3 * (1200 + 16 + 2) * 4
+    assert sent == pytest.approx(plain + 2 * 3 * 8 * 64 * task.shape.hidden * 2)
+    assert received - sent == 1200 * 4

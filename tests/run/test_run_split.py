@@ -6,14 +6,17 @@ import signal
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save
 
+from fedspeed.federation.methods.base import make_method
+from fedspeed.federation.methods.config import variant_of
 from tests.processes import run_ranks
 from tests.run.launched import LLAMA, SETTINGS, assert_same_run, journal_rounds, last_round, records, refusal
 
 ROUNDS = 2
 STEPS = 2
 LR = 0.2
+HIDDEN = LLAMA["hidden_size"]
 QUIET = ("monitor.plot=false", "monitor.tensorboard=false", "cluster.max_restarts=0")
 
 
@@ -159,11 +162,72 @@ def test_the_export_is_an_adapter_of_the_whole_model(run):
     assert {name.split(".layers.")[1][0] for name in names} == {"0", "1", "2"}
 
 
-def test_what_is_sent_to_the_server_is_counted(run):
-    """In each round a client sends two messages in each of four micro-batches of two rows."""
-    [round_bytes] = [record["bytes_sent"] for record in records(run[1])][1:2]
-    values = 2 * STEPS * 2 * 2 * 8 * 64 * 4  # of rows of at least 8 tokens
-    assert round_bytes > 3 * values
+def lengths_by_hand(rank, path):
+    """Return the lengths of the rows of each message of client 2: (of the micro-batches of round 1, of its
+    held-out batches).
+    """
+    from fedspeed.config.load import load
+    from fedspeed.data.batches import client_step, eval_batches
+    from fedspeed.data.clients import client_rows, encode_client
+    from fedspeed.models.tokenizer import load_tokenizer
+
+    config = load(path).config
+    rows = client_rows(config.data, config.run.seed)[2]
+    data = encode_client(rows, load_tokenizer(config.model), config.data)
+    steps = [client_step(data, 0, 2, s, 2, accumulation=2, ranks=1, client_rank=0) for s in range(STEPS)]
+    batches = [batch for step in steps for batch in step.micro]
+    return tuple(
+        [batch.attention_mask.sum(1) for batch in some]
+        for some in (batches, eval_batches(data.val, 2, data.pad_id, data.limit))
+    )
+
+
+def message_bytes(tokens, **others):
+    """Return the length of a message with a vector for each token.
+
+    Args:
+        others: what else is in it; one of the names has no content, and is that of the vectors.
+    """
+    (name,) = (name for name, array in others.items() if array is None)
+    return len(save({**others, name: np.zeros((tokens, HIDDEN), np.float32)}))
+
+
+def test_what_a_client_sends_is_counted(run, config):
+    """Client 2, alone on its rank, sends two messages for each micro-batch, one for each held-out batch, two
+    ends, and its part of the sum.
+    """
+    [(trained, held_out)] = run_ranks(1, lengths_by_hand, config)
+    assert len(trained) == 2 * STEPS
+    told = 2 * len(save({"end": np.zeros(0, np.uint8)}))
+    for lengths in (*trained, *held_out):
+        told += message_bytes(lengths.sum(), hidden=None, lengths=lengths)
+    for number, lengths in enumerate(trained):
+        last = {"last": np.zeros(0, np.uint8)} if number % 2 else {}
+        told += message_bytes(lengths.sum(), output_gradient=None, **last)
+    found = load_file(last_round(run[1]) / "state.safetensors")
+    state = {name.removeprefix("global/"): array for name, array in found.items()}
+    of_server = frozenset(name for name in state if ".layers.1." in name)
+    method = make_method(variant_of("m2fedsa")(last=1), state, clients=3, seed=0, server_arrays=of_server)
+    summed = 2 * 2 / 3 * method.values(1) * 4
+    vectors = 2 * sum(map(np.sum, trained)) + sum(map(np.sum, held_out))
+    assert vectors * HIDDEN * 4 < told < 1.03 * vectors * HIDDEN * 4
+    sent = records(run[1])[1]["per_client"][2]["bytes_sent"]
+    assert sent == pytest.approx(told + summed, rel=0.02)
+
+
+@pytest.mark.slow
+def test_values_that_are_not_finite_end_the_run_with_the_name_of_their_client(config, workshop):
+    """Before they are in the server's blocks, and on all ranks long before a deadline."""
+    ended = workshop.run(
+        "run.name=poisoned",
+        "routing.deadline_s=300",
+        *QUIET,
+        config=config,
+        env={"TEST_ATTACK": "send_gradients_that_are_not_finite"},
+    )
+    said = "the participant of client 2: a message has values of output_gradient that are not finite"
+    assert ended.code not in (0, None) and ended.seconds < 120
+    assert said in (workshop.runs / "poisoned" / "report.md").read_text().partition("## Result")[0]
 
 
 @pytest.mark.slow

@@ -268,12 +268,14 @@ class M2FedSA(LoraAverage):
             return state
         served = self._served
         assert served is not None and served.round == round, "the server has served another round"
-        self._served = None
         if SHARED in served.bodies:
-            return state | served.bodies[SHARED]
-        assert served.weights is not None, "the round's sum comes before the server's step"
-        weights = {client: served.weights[client] for client in served.bodies if served.weights[client] > 0}
-        return state | weighted_mean(served.bodies, weights)
+            trained = served.bodies[SHARED]
+        else:
+            assert served.weights is not None, "the round's sum comes before the server's step"
+            weights = {c: served.weights[c] for c in served.bodies if served.weights[c] > 0}
+            trained = weighted_mean(served.bodies, weights)
+        self._served = None
+        return state | trained
 
 
 @contextmanager
