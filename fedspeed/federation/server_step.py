@@ -10,11 +10,13 @@ from fedspeed.federation.arrays import Arrays, are_finite
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.base import Method
 from fedspeed.federation.methods.config import METHODS
+from fedspeed.text_safety import quoted
 
 if TYPE_CHECKING:  # `rank_components` imports, by way of the trainer, modules that import this one
     from fedspeed.federation.rank_components import RankComponents
 
 SIGNATURE_BYTES = 64  # Ed25519
+PROBLEM_BYTES = 1024  # of the text of what the server has against a round
 
 
 def server_stepped(components: "RankComponents", state: Arrays, *, round: int, exchange: int = 0) -> Arrays:
@@ -25,26 +27,29 @@ def server_stepped(components: "RankComponents", state: Arrays, *, round: int, e
         state: the same on all ranks. round: 0 before the first. exchange: of the round, from 0.
 
     Raises:
-        FedSpeedError: no rank is the server, its result is not finite, or it has sent different results.
+        FedSpeedError: no rank is the server, it refuses what it has served, its result is not finite, or it
+            has sent different results.
         LostPeerError: the server, or another participant, is missing.
     """
     if type(components.method).server_step is Method.server_step:
         return state
     layout = Layout.of(state)
     step_name = f"the server's step in round {round}, exchange {exchange}"
-    vector = np.zeros(layout.size, dtype=np.float32)
+    vector = np.full(layout.size, np.nan, dtype=np.float32)
+    problem = components.method.served_problem() if components.role.server else ""
     signature = np.zeros(SIGNATURE_BYTES, dtype=np.uint8)
     if components.role.server:
-        with activity.during(step_name):
-            new_state = components.method.server_step(
-                state,
-                components.engine,
-                components.role.public_rows,
-                round=round,
-                exchange=exchange,
-                trainer=components.trainer,
-            )
-        vector = layout.flatten(new_state)
+        if not problem:
+            with activity.during(step_name):
+                new_state = components.method.server_step(
+                    state,
+                    components.engine,
+                    components.role.public_rows,
+                    round=round,
+                    exchange=exchange,
+                    trainer=components.trainer,
+                )
+            vector = layout.flatten(new_state)
         if components.witness is not None:
             signature = components.witness.sign(step_name, vector)
     priority = float(components.role.server)
@@ -60,10 +65,26 @@ def server_stepped(components: "RankComponents", state: Arrays, *, round: int, e
     _check(components, step_name, received, received_signature)
     stepped = layout.unflatten(received)
     if not are_finite(stepped):
+        problem = _problem_on_all(components, problem)
+        if problem:
+            raise FedSpeedError(f"{step_name} does not take place: {problem}")
         reads_rows = METHODS[components.config.federation.method.name].public_rows
         remedy = "look at federation.public_rows, or lower train.lr" if reads_rows else "lower train.lr"
         raise FedSpeedError(f"{step_name}: its result is not finite; {remedy}")
     return stepped
+
+
+def _problem_on_all(components: "RankComponents", problem: str) -> str:
+    """Return the server's problem on all ranks; what is too long of it is cut off. Collective over all
+    ranks.
+    """
+    data = np.zeros(PROBLEM_BYTES, np.uint8)
+    encoded = problem.encode()[:PROBLEM_BYTES]
+    data[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    shared = components.link.share(data, float(components.role.server))
+    assert shared is not None, "the server has sent its result before"
+    text = shared.tobytes().rstrip(b"\0").decode(errors="replace")
+    return problem or quoted(text, PROBLEM_BYTES)
 
 
 def _check(components: "RankComponents", step_name: str, received: np.ndarray, signature: np.ndarray) -> None:

@@ -221,7 +221,7 @@ def refused(base):
                 found.append(str(error))
         body.load({name: torch.full_like(tensor, 1e30) for name, tensor in body.state().items()})
         try:
-            body.answer(0, {**good, "hidden": good["hidden"] + 1}, most=MOST, train=False)
+            body.answer(0, {**good, "hidden": good["hidden"] + 1}, most=MOST, train=True)
         except FedSpeedError as error:
             found.append(str(error))
         body.load({name: torch.zeros_like(tensor) for name, tensor in body.state().items()})

@@ -136,16 +136,19 @@ class Wire:
         return np.stack([mine, self.change(mine.copy())])
 
 
-def served(server, link, witness=None, value=None, name="fedbiot"):
+def served(server, link, witness=None, value=None, *, name="fedbiot", problem=""):
     """Take a server's step.
 
     Args:
-        name: of the method that the configuration says.
+        name: of the method that the configuration says. problem: of what was served.
     """
     from fedspeed.federation.methods.lora_average.method import LoraAverage
     from fedspeed.federation.server_step import server_stepped
 
     class Served(LoraAverage):
+        def served_problem(self):
+            return problem
+
         def server_step(self, state, engine, public_rows, *, round, exchange, trainer):
             assert (round, exchange, trainer) == (3, 0, "the server's")
             return {
@@ -224,6 +227,15 @@ def test_a_result_that_is_not_finite_is_refused():
         served(True, Told(), value=np.nan)
     with pytest.raises(FedSpeedError, match=f"{said}lower train.lr$"):  # it reads no public rows
         served(True, Told(), value=np.nan, name="m2fedsa")
+
+
+def test_what_a_server_refuses_ends_the_run_on_all_ranks():
+    with pytest.raises(FedSpeedError, match="does not take place: client 1 is too loud"):
+        served(True, Told(), problem="client 1 is too loud")
+    text = np.frombuffer(b"client 1 is too loud".ljust(1024, b"\0"), np.uint8)
+    result = np.full(3, np.nan, np.float32)
+    with pytest.raises(FedSpeedError, match="round 3, .* does not take place: client 1 is too loud"):
+        served(False, Told(result, np.zeros(64, np.uint8), text))
 
 
 def test_a_method_with_a_server_that_is_not_there_is_refused():

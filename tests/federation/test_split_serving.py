@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fedspeed.engine.split.messages import Limits
+from fedspeed.engine.split.messages import Limits, NotFiniteError
 from fedspeed.errors import FedSpeedError
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.config import variant_of
@@ -24,9 +24,14 @@ TRAINER = SimpleNamespace(turn_size=SIZE, round_lr=lambda round, step: 10 * roun
 
 
 class Body:
-    """Blocks that note what they are asked; their state is the number of steps of a slot."""
+    """Blocks that note what they are asked.
 
-    def __init__(self):
+    Args:
+        bad: number of the message that is not finite, from 0.
+    """
+
+    def __init__(self, bad=None):
+        self.bad = bad
         self.most = []
         self.rates = {}
 
@@ -35,6 +40,8 @@ class Body:
 
     def answer(self, slot, message, *, most, train):
         self.most.append(most)
+        if len(self.most) - 1 == self.bad:
+            raise NotFiniteError("a message is not finite")
         return {"answer": np.zeros(0)}
 
     def ends_step(self, message):
@@ -66,10 +73,14 @@ class Wire:
         assert speaker == self.heard[-1]
 
 
-def served(body, *messages, round=1):
-    """Serve clients 0 and 2 of a round."""
+def served(body, *messages, round=1, bad=None):
+    """Serve clients 0 and 2 of a round.
+
+    Args:
+        bad: see `Body`.
+    """
     method = M2FedSA(variant_of("m2fedsa")(body=body), Layout.of(STATE), clients=3, seed=0)
-    blocks = Body()
+    blocks = Body(bad)
     wire = Wire(*messages)
     method.serve(blocks, wire, round, 0, clients=(0, 2), state=STATE, trainer=TRAINER)
     return method, blocks, wire
@@ -113,6 +124,16 @@ def test_a_turn_that_is_not_the_runs_is_refused(body, turn, number, due):
     said = rf"participant of client 2: message {number} of a turn of 2 local steps .* should have {due}, and"
     with pytest.raises(FedSpeedError, match=said):
         served(body, TURN, turn)
+
+
+@pytest.mark.parametrize(("body", "bad", "client"), [("shared", 11, 2), ("per_client", 4, 0)])
+def test_what_is_not_finite_is_not_computed_with_and_all_clients_hear_of_it(body, bad, client):
+    """Turns go on to their ends, since clients wait for answers and for each other."""
+    method, blocks, wire = served(body, TURN, TURN, bad=bad)
+    assert len(blocks.most) == bad + 1 and wire.messages == [[], []]
+    assert sum(map(len, blocks.rates.values())) == {"shared": 2, "per_client": 0}[body]
+    assert method.served_problem() == f"the participant of client {client}: a message is not finite"
+    assert served(body, TURN, TURN)[0].served_problem() == ""
 
 
 def test_participants_that_evaluate_are_answered_in_turn():

@@ -215,7 +215,6 @@ def test_what_a_client_sends_is_counted(run, config):
     assert sent == pytest.approx(told + summed, rel=0.02)
 
 
-@pytest.mark.slow
 def test_values_that_are_not_finite_end_the_run_with_the_name_of_their_client(config, workshop):
     """Before they are in the server's blocks, and on all ranks long before a deadline."""
     ended = workshop.run(
@@ -226,7 +225,7 @@ def test_values_that_are_not_finite_end_the_run_with_the_name_of_their_client(co
         env={"TEST_ATTACK": "send_gradients_that_are_not_finite"},
     )
     said = "the participant of client 2: a message has values of output_gradient that are not finite"
-    assert ended.code not in (0, None) and ended.seconds < 120
+    assert ended.code == 2 and ended.seconds < 120, ended.text
     assert said in (workshop.runs / "poisoned" / "report.md").read_text().partition("## Result")[0]
 
 

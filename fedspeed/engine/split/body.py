@@ -28,11 +28,11 @@ from fedspeed.engine.split.messages import (
     OUTPUT_GRADIENT,
     Limits,
     Message,
+    NotFiniteError,
     check_names,
 )
 from fedspeed.engine.split.part import PartEngine
 from fedspeed.engine.split.rows import Rows, from_array, to_array
-from fedspeed.errors import FedSpeedError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -88,8 +88,9 @@ class BodyEngine(PartEngine):
             most: that the message may have.
 
         Raises:
-            FedSpeedError: the message is not the one that is due, or a value of it or of the answer is not
-                finite. The slot's gradients are of no use then.
+            FedSpeedError: the message is not the one that is due.
+            NotFiniteError: while training, a value of it or of the answer is not finite. The slot's gradients
+                are of no use then.
         """
         with self.measured() if train else nullcontext(), self._clock.stage("compute"):
             if train and slot in self._graphs:
@@ -99,10 +100,8 @@ class BodyEngine(PartEngine):
                 check_names(message, (HIDDEN, LENGTHS))
                 answer = self._forward(slot, message, most, train=train)
         [(name, values)] = answer.items()
-        if not values.isfinite().all():
-            raise FedSpeedError(
-                f"the answer to a message has values of {name} that are not finite; lower train.lr"
-            )
+        if train:
+            _check_finite("the answer to a message", name, values)
         return {name: to_array(values)}
 
     def ends_step(self, message: Mapping[str, np.ndarray]) -> bool:
@@ -111,7 +110,10 @@ class BodyEngine(PartEngine):
 
     def _forward(self, slot: int, message: Mapping[str, np.ndarray], most: Limits, *, train: bool) -> Tensors:
         rows = Rows.received(message[LENGTHS], most)
-        x = rows.unpack(from_array(message, HIDDEN, self._like, rows.tokens)).requires_grad_(train)
+        hidden = from_array(message, HIDDEN, self._like, rows.tokens)
+        if train:
+            _check_finite("a message", HIDDEN, hidden)
+        x = rows.unpack(hidden).requires_grad_(train)
         state = self._states[slot]
         task = MicroBatchTask(_without_content(rows), slot, seed=seed_of(state.seed, self._counts[slot], 0))
         self._counts[slot] += 1
@@ -136,7 +138,9 @@ class BodyEngine(PartEngine):
 
     def _backward(self, slot: int, message: Mapping[str, np.ndarray]) -> Tensors:
         graph = self._graphs.pop(slot)
-        y_grad = graph.rows.unpack(from_array(message, OUTPUT_GRADIENT, self._like, graph.rows.tokens))
+        output_grad = from_array(message, OUTPUT_GRADIENT, self._like, graph.rows.tokens)
+        _check_finite("a message", OUTPUT_GRADIENT, output_grad)
+        y_grad = graph.rows.unpack(output_grad)
         self._bind(slot)
         x_grad = self._differentiate(slot, range(len(self._parts.blocks)), graph.y, y_grad, x=graph.x)
         assert x_grad is not None, "the gradient is asked for"
@@ -151,6 +155,11 @@ class BodyEngine(PartEngine):
 
     def _idle_pass(self, backward: bool) -> None:
         raise AssertionError("the ranks of a server answer the same messages")
+
+
+def _check_finite(what: str, name: str, values: torch.Tensor) -> None:
+    if not values.isfinite().all():
+        raise NotFiniteError(f"{what} has values of {name} that are not finite; lower train.lr")
 
 
 def _without_content(rows: Rows) -> Batch:

@@ -22,6 +22,12 @@ LAST = "last"
 MARK = np.zeros(0, np.uint8)  # the content of an array whose name says all
 
 
+class NotFiniteError(FedSpeedError):
+    """Values of a message, or of the answer to it, are not finite. Whoever has sent it waits for an answer of
+    its shape.
+    """
+
+
 @dataclass(frozen=True)
 class Limits:
     """The most that a message of hidden states may have.
@@ -32,6 +38,15 @@ class Limits:
 
     rows: int
     tokens: int
+
+
+def answer_of_zeros(message: Mapping[str, np.ndarray]) -> Message:
+    """Return an answer of the right name and shape that has no meaning, to a message with hidden states or
+    the gradient of what came back.
+    """
+    if HIDDEN in message:
+        return {OUTPUT: np.zeros_like(message[HIDDEN])}
+    return {HIDDEN_GRADIENT: np.zeros_like(message[OUTPUT_GRADIENT])}
 
 
 def check_names(message: Mapping[str, np.ndarray], *expected: Sequence[str]) -> None:

@@ -48,6 +48,13 @@ class Serving:
             trainer: the server's own; it knows the learning rates of a round (`round_lr`).
         """
 
+    def served_problem(self) -> str:
+        """Return why the round that was served last must not count; empty if it may. The server's ranks, on
+        which it is the same, take no `server_step` then, and the run ends with it on all ranks. An error that
+        is raised in `serve` ends the server alone, and the others miss it.
+        """
+        return ""
+
     @classmethod
     def server_slots(cls, config: Any, participants: int) -> int:
         """Return the number of client slots of the server's engine.

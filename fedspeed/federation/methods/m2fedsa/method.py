@@ -24,7 +24,7 @@ import numpy as np
 
 from fedspeed.data.clients import ClientData
 from fedspeed.engine.spec import EngineSpec
-from fedspeed.engine.split.messages import Limits
+from fedspeed.engine.split.messages import Limits, NotFiniteError, answer_of_zeros
 from fedspeed.errors import ConfigError, FedSpeedError
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.layout import Layout
@@ -51,12 +51,13 @@ class _Served:
 
     Attributes:
         round: its number. bodies: by client, or by SHARED, the trained arrays. weights: by client, its weight
-            in the round's sum; None before the sum.
+            in the round's sum; None before the sum. problem: what is not finite of a client's messages.
     """
 
     round: int
     bodies: dict[int, Arrays]
     weights: np.ndarray | None = None
+    problem: str = ""
 
 
 class M2FedSA(LoraAverage):
@@ -176,18 +177,18 @@ class M2FedSA(LoraAverage):
         body = cast("BodyEngine", engine)
         tensors = as_torch(state)
         bodies: dict[int, Arrays] = {}
-        self._served = _Served(round, bodies)
+        self._served = served = _Served(round, bodies)
         if self.config.body == "shared":
             body.load(tensors, seed=self._body_seed(round, SHARED))
             for client in clients:
-                self._answer(body, channel, {client: 0}, trainer=trainer, round=round)
+                self._answer(body, channel, {client: 0}, trainer=trainer, served=served)
             bodies[SHARED] = as_arrays(body.state())
             return
         for group in simultaneous(clients, channel.speakers):
             slots = {client: slot for slot, client in enumerate(group)}
             for client, slot in slots.items():
                 body.load(tensors, seed=self._body_seed(round, client), slot=slot)
-            self._answer(body, channel, slots, trainer=trainer, round=round)
+            self._answer(body, channel, slots, trainer=trainer, served=served)
             for client, slot in slots.items():
                 bodies[client] = as_arrays(body.state(slot))
 
@@ -202,16 +203,18 @@ class M2FedSA(LoraAverage):
         slots: Mapping[int, int],
         *,
         trainer: TurnTrainer,
-        round: int,
+        served: _Served,
     ) -> None:
-        """Answer messages of some clients in turn, each of another participant, until their turns end.
+        """Answer messages of some clients in turn, each of another participant, until their turns end. Once
+        something is not finite, nothing is computed any more, and answers are zeros, so that all clients come
+        to the end of the round, where they hear why.
 
         Args:
             slots: by client, its slot in the engine. trainer: knows the size of turns and the learning rates
-                of the round.
+                of the round. served: its problem is set.
 
         Raises:
-            FedSpeedError: a message is not the one that is due, or not finite; names the client.
+            FedSpeedError: a message is not the one that is due; names the client.
         """
         size = trainer.turn_size
         numbers = dict.fromkeys(slots, 0)  # by client, of the message that is due
@@ -226,11 +229,16 @@ class M2FedSA(LoraAverage):
                         del numbers[client]
                         continue
                     most = limits(channel, client, trainer)
-                    answer = body.answer(slot, message, most=most, train=True)
+                    answer = answer_of_zeros(message)
+                    try:
+                        if not served.problem:
+                            answer = body.answer(slot, message, most=most, train=True)
+                    except NotFiniteError as error:
+                        served.problem = f"the participant of client {client}: {error}"
                 numbers[client] += 1
                 channel.send(speaker, answer)
-                if body.ends_step(message):
-                    body.step(trainer.round_lr(round, steps[client]), only={slot})
+                if body.ends_step(message) and not served.problem:
+                    body.step(trainer.round_lr(served.round, steps[client]), only={slot})
                     steps[client] += 1
 
     def serve_evaluation(
@@ -253,6 +261,9 @@ class M2FedSA(LoraAverage):
                     most = limits(channel, own[0], trainer)
                     answer = body.answer(0, message, most=most, train=False)
                 channel.send(speaker, answer)
+
+    def served_problem(self) -> str:
+        return "" if self._served is None else self._served.problem
 
     def server_step(
         self,
