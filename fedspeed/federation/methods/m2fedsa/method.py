@@ -177,7 +177,8 @@ class M2FedSA(LoraAverage):
         body = cast("BodyEngine", engine)
         tensors = as_torch(state)
         bodies: dict[int, Arrays] = {}
-        self._served = served = _Served(round, bodies)
+        served = _Served(round, bodies)
+        self._served = served
         if self.config.body == "shared":
             body.load(tensors, seed=self._body_seed(round, SHARED))
             for client in clients:
@@ -221,7 +222,8 @@ class M2FedSA(LoraAverage):
         steps = dict.fromkeys(slots, 0)
         while numbers:
             for client, number in list(numbers.items()):
-                speaker, slot = channel.speakers[client], slots[client]
+                speaker = channel.speakers[client]
+                slot = slots[client]
                 message = channel.receive(speaker)
                 with _naming([client]):
                     check_due(message, number, size)
