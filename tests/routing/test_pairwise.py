@@ -148,7 +148,8 @@ def test_a_compact_sum_has_the_same_bits_after_a_restart():
 
     def course(transport, sums):
         exchange = PairwiseExchange(transport, LIMIT_S, encoding=ENCODINGS["compact"]())
-        vector, weight = updates(3)[transport.rank], WEIGHTS[transport.rank]
+        vector = updates(3)[transport.rank]
+        weight = WEIGHTS[transport.rank]
         return [exchange.start(k * vector, weight).wait(LIMIT_S)[0].tobytes() for k in sums]
 
     whole = in_threads(LocalTransport.set_of(3), lambda transport: course(transport, (1, 2, 3)))

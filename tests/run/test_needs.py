@@ -65,7 +65,8 @@ def test_roles_have_tasks_of_their_own(method, client, server):
     options = ["federation.method.dropped=0"] if method == "fedbiot" else []
     rows = ["federation.public_rows=p.jsonl"] if method == "fedbiot" else []
     given = inputs(f"federation.method.name={method}", *options, *rows)
-    config, task = given[0].federation.method, task_for(given[0], given[1], [], ROWS)
+    config = given[0].federation.method
+    task = task_for(given[0], given[1], [], ROWS)
     planned = {role: method_class(method).planned(config, task, role=role) for role in ("client", "server")}
     for role, expected in (("client", client), ("server", server)):
         if expected is None:
