@@ -211,12 +211,6 @@ class Bowl:
     def sum_over_client(self, values):
         return 2 * values
 
-    def measured(self):
-        return contextlib.nullcontext()
-
-    def end_step(self):
-        pass
-
 
 class Steps:
     """A trainer of one batch a step, with ten answer tokens on both ranks together."""
