@@ -24,9 +24,10 @@ def sample_clients(seed: int, round: int, clients: int, count: int) -> tuple[int
 
 def lr_at(train: TrainConfig, step: int, total: int) -> float:
     """Return the learning rate of local step `step`, from 0, of `total`, both over the whole run: linear
-    warm-up, then the schedule down to zero.
+    warm-up, then the schedule down to zero. A later step, as an audit of more rounds takes, has the last
+    one's rate.
     """
-    assert 0 <= step < total, f"local step {step} is none of the run's {total}"
+    step = min(step, total - 1)
     if step < train.warmup_steps:
         return train.lr * (step + 1) / train.warmup_steps
     done = (step - train.warmup_steps) / max(1, total - train.warmup_steps)
