@@ -70,6 +70,9 @@ def _with_env(rank, env, function, *args, **named):
     return function(rank, *args, **named)
 
 
+DEATH_S = 1.0  # from a rank's failure until another one that died before is gone
+
+
 def run_ranks(
     world: int, function, *args, timeout: float = LIMIT_S, mortal: frozenset[int] = frozenset(), **named
 ) -> list:
@@ -108,15 +111,19 @@ def run_ranks(
                     f"ranks {[r for r in range(world) if r not in results]} of {world} gave no answer in "
                     f"{timeout} s"
                 )
-            for pipe in ready:
-                rank = pipes.index(pipe)
-                try:
-                    good, value = pipe.recv()
-                except EOFError:
-                    good, value = (True, None) if rank in mortal else (False, "died without a word")
-                results[rank] = value
-                if not good:
-                    failures.append(f"rank {rank}:\n{value}")
+            while ready:
+                for pipe in ready:
+                    rank = pipes.index(pipe)
+                    try:
+                        good, value = pipe.recv()
+                    except EOFError:
+                        good, value = (True, None) if rank in mortal else (False, "died without a word")
+                    results[rank] = value
+                    if not good:
+                        failures.append(f"rank {rank}:\n{value}")
+                # What a rank says may be the consequence of another one's death, which is not over yet.
+                waiting = [p for r, p in enumerate(pipes) if r not in results]
+                ready = multiprocessing.connection.wait(waiting, timeout=DEATH_S) if failures else []
         if failures:
             raise AssertionError("\n".join(failures))
         return [results[rank] for rank in range(world)]

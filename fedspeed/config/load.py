@@ -138,10 +138,7 @@ def _read(
         routed: see `Preset.read`.
     """
     reader = Reader()
-    below = Reader()
-    if path is not None:
-        below.read_file(path)
-    over_yaml = preset is not None and below.named(METHOD) != preset.method
+    over_yaml = preset is not None and _method_in(path) != preset.method
     if preset is not None and not over_yaml:
         preset.read(reader, routed=routed)
     readable = path is None or reader.read_file(path)
@@ -150,6 +147,14 @@ def _read(
     for override in overrides:
         reader.read_override(override)
     return reader, readable
+
+
+def _method_in(path: Path | None) -> str:
+    """Return the name of the method that a YAML file chooses; empty if it chooses none."""
+    reader = Reader()
+    if path is not None:
+        reader.read_file(path)
+    return reader.named(METHOD)
 
 
 def repeated_keys(overrides: Sequence[str]) -> list[str]:

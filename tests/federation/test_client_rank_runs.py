@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from fedspeed.models.factors import pairs
-from fedspeed.models.folded import as_factors, folded_parts, module_of
+from fedspeed.models.folded import module_of
 from fedspeed.models.lora_ranks import of_rank
 from tests.federation.runs import run_worlds, settings, share_of, tiny_llama
+from tests.models.products import products
 
 METHODS = ("stack", "flexlora")
 RANKS = (4, 2, 1)
@@ -28,17 +29,6 @@ def by_method(world, configs, carries, folder):
         for name, config in configs.items()
     }
     return {name: (found.states, found.records) for name, found in played.items()}
-
-
-def products(state):
-    """What each module adds to its base, by its factor A, in float64."""
-    found = {}
-    for a, b in pairs(name for name in state if ":" not in name):
-        found[a] = state[b].astype(np.float64) @ state[a]
-        if folded := folded_parts(state).get(module_of(a)):
-            left, right = as_factors(folded)
-            found[a] = found[a] + left.astype(np.float64) @ right
-    return found
 
 
 def by_hand(world, config, states):

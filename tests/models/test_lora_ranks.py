@@ -5,8 +5,9 @@ import pytest
 
 from fedspeed.models.config import AdapterConfig
 from fedspeed.models.factors import pairs
-from fedspeed.models.folded import LEFT, RIGHT, WHOLE, as_factors, fold, folded_parts, module_of, named
+from fedspeed.models.folded import LEFT, RIGHT, WHOLE, fold, folded_parts, named
 from fedspeed.models.lora_ranks import client_ranks, cut, fitted, leading, of_rank, padded, ranks_text
+from tests.models.products import products
 
 SHAPES = {
     "x.q.lora_A.default.weight": (4, 30),
@@ -32,16 +33,6 @@ def with_folded_arrays():
         | named("x.q", fold({}, left, right))
         | named("x.e", {WHOLE: rng.standard_normal((7, 9)).astype(np.float32)})
     )
-
-
-def products(state):
-    found = {}
-    for a, b in pairs(name for name in state if ":" not in name):
-        found[a] = state[b].astype(np.float64) @ state[a]
-        if folded := folded_parts(state).get(module_of(a)):
-            left, right = as_factors(folded)
-            found[a] = found[a] + left.astype(np.float64) @ right
-    return found
 
 
 @pytest.mark.parametrize("make", [drawn, with_folded_arrays])

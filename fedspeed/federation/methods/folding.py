@@ -78,18 +78,8 @@ class ProductMethod(Method):
         self._cut_of: Arrays = {}  # the state that clients of the current round start from
         self._cuts: dict[int, Arrays] = {}  # what it is for clients of a rank
 
-    def turn(
-        self,
-        client: int,
-        round: int,
-        state: Arrays,
-        *,
-        steps: int,
-        seed: int,
-        memory: Arrays,
-        exchange: int = 0,
-    ) -> Turn:
-        turn = super().turn(client, round, state, steps=steps, seed=seed, memory=memory, exchange=exchange)
+    def turn(self, client: int, round: int, state: Arrays, **task: Any) -> Turn:
+        turn = super().turn(client, round, state, **task)
         return turn.starting_at(self._start_of(client, state)) if self._lora_ranks else turn
 
     def _start_of(self, client: int, state: Arrays) -> Arrays:

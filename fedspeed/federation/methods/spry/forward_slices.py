@@ -64,18 +64,8 @@ class ForwardSlices(Method):
         whole = (participants - 1) / participants * self.values(1) * VALUE_BYTES
         return Traffic(whole * (1 + filled), whole * (1 + filled))
 
-    def turn(
-        self,
-        client: int,
-        round: int,
-        state: Arrays,
-        *,
-        steps: int,
-        seed: int,
-        memory: Arrays,
-        exchange: int = 0,
-    ) -> Turn:
-        turn = super().turn(client, round, state, steps=steps, seed=seed, memory=memory, exchange=exchange)
+    def turn(self, client: int, round: int, state: Arrays, *, exchange: int = 0, **task: Any) -> Turn:
+        turn = super().turn(client, round, state, exchange=exchange, **task)
         return replace(turn, frozen=frozenset(self.layout.names) - self._held_by(client, round, exchange))
 
     def _held_by(self, client: int, round: int, exchange: int) -> frozenset[str]:
