@@ -8,6 +8,7 @@ from fedspeed.cli.arguments import Commands, positive, temperature
 from fedspeed.cli.output import print_result
 from fedspeed.cli.packages import need_packages
 from fedspeed.errors import EXIT_OK, FedSpeedError
+from fedspeed.log import LOG
 
 MAX_NEW_TOKENS = 256
 
@@ -48,9 +49,11 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Answer the instruction, or each line of standard input."""
     from fedspeed.data.rows import Row
-    from fedspeed.session.chat import answer, exported_folder, load
+    from fedspeed.session.chat import answer, exported_folder, load, own_models_note
 
     folder = exported_folder(arguments.run)
+    if note := own_models_note(folder):
+        LOG.info(note)
     need_packages()
     from fedspeed.monitor.activity_line import ActivityLine
 

@@ -175,7 +175,7 @@ def place_clients(
         raise ConfigError(
             "federation.method has a server, and no host is one; write `# fed-host NAME role=server` in the "
             "hostfile, of a host that carries no clients, or start `python launch.py` on one machine without "
-            "a hostfile, which starts one more rank for it"
+            "a hostfile or another launcher, which starts one more rank for it"
         )
     groups = _groups(hosts, clients, ranks_per_client)
     used = groups[:clients]

@@ -107,7 +107,8 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Loaded:
     preset = find_preset(reader.named(METHOD))
     if preset is not None:
         before = reader.config()
-        routed = says_protection(reader.given().keys(), before)
+        written_keys = reader.given().keys()
+        routed = says_protection(written_keys, before)
         reader, readable = _read(path, overrides, preset, routed=routed)
     config = reader.config()
     given = reader.given()
@@ -122,7 +123,7 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Loaded:
         sources[DEEPSPEED] = DEFAULT
     written = {key: text for key, text in _inputs(config) if key in resolved}
     config = with_values(config, resolved)
-    remarks = () if preset is None else preset.remarks(config, before)
+    remarks = () if preset is None else preset.remarks(config, before, written_keys)
     return Loaded(config, sources, path, written, remarks)
 
 

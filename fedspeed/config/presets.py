@@ -39,11 +39,11 @@ class Preset:
         """
         reader.read_file(self.path, f"preset {self.method}", without="routing" if routed else "")
 
-    def remarks(self, config: RunConfig, before: RunConfig) -> tuple[str, ...]:
+    def remarks(self, config: RunConfig, before: RunConfig, given: Collection[str]) -> tuple[str, ...]:
         """Return remarks about where the preset and what the user has written override each other.
 
         Args:
-            config: of the run. before: the same without the preset.
+            config: of the run. before: the same without the preset. given: dotted keys that the user gives.
         """
         reader = Reader()
         self.read(reader)
@@ -54,7 +54,7 @@ class Preset:
             own, used, written = (_value(of, key) for of in (published, config, before))
             if used != own:
                 overridden.append(f"{key}={flow(used)} ({flow(own)})")
-            elif written not in (own, _value(RunConfig(), key)):
+            elif written != own and key in given:
                 overriding.append(f"{key}={flow(own)} ({flow(written)})")
         setting = f"federation.method={self.method}"
         texts = {

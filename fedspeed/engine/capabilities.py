@@ -28,6 +28,15 @@ CAPABILITIES: dict[Kind, frozenset[Capability]] = {
     "split": frozenset({"split"}),
 }
 
+# What in a configuration means a kind.
+_SETTINGS: dict[Kind, str] = {
+    "stock": "engine.tier=stock",
+    "streamed": "engine.tier=resident, ram or nvme",
+    "client_pipeline": "engine.pipeline=client",
+    "cluster_pipeline": "engine.pipeline=cluster",
+    "split": "a method that splits the model",
+}
+
 
 def kind_of(engine: EngineConfig, deepspeed: Mapping, *, frozen: bool, outside: str = "") -> Kind:
     """Return the kind of engine that a configuration means.
@@ -73,12 +82,11 @@ def check_capabilities(needs: Collection[Capability], kind: Kind, asker: str, *,
     missing = sorted(set(needs) - capabilities_of(kind, zero_stage))
     if not missing:
         return
-    able = [other for other, has in CAPABILITIES.items() if set(needs) <= has]
-    stage = " with zero_optimization.stage=2 or less" if _WHOLE & set(needs) else ""
-    engine = f"{kind} with zero_optimization.stage=3" if zero_stage == 3 else kind
+    able = [_SETTINGS[other] for other, has in CAPABILITIES.items() if set(needs) <= has]
+    stage = " with zero_optimization.stage=2 or less (deepspeed.base=zero0.json)" * bool(_WHOLE & set(needs))
+    engine = f"{kind} ({_SETTINGS[kind]}){' with zero_optimization.stage=3' if zero_stage == 3 else ''}"
     remedy = (
-        f"choose engine.tier and engine.pipeline for one that can ({', '.join(able)}{stage}), or another "
-        "method"
+        f"choose {' or '.join(able)}{stage}, or another method"
         if able
         else f"no engine is yet (known are {', '.join(get_args(Capability))}); choose another method"
     )

@@ -25,11 +25,13 @@ class EvaluatedModel:
         name: the run's folder, or the file of results without its suffix.
         results: by evaluation task, as `evaluation.results.result_of` returns them.
         best_loss: lowest held-out loss during training; None for a base, or where there was none.
+        note: about the model, such as that the losses in training are of others; may be empty.
     """
 
     name: str
     results: Mapping[str, Mapping[str, Any]]
     best_loss: float | None = None
+    note: str = ""
 
 
 def read_model(name: str) -> EvaluatedModel:
@@ -54,10 +56,14 @@ def read_model(name: str) -> EvaluatedModel:
         shown = folder.resolve().name
     if not file.is_file():
         raise DataError(f"{name}: there is no {file}; evaluate it first: python -m fedspeed eval {name}")
-    results = {result["task"]: result for result in read_results(file)["results"]}
+    values = read_results(file)
+    results = {result["task"]: result for result in values["results"]}
     if not results:
         raise DataError(f"{file}: has no results; evaluate it first: python -m fedspeed eval {name}")
-    return EvaluatedModel(shown, results, None if summary is None else summary.best_val_loss)
+    target = values.get("target")
+    note = str(target.get("note", "")) if isinstance(target, dict) else ""
+    best_loss = None if summary is None else summary.best_val_loss
+    return EvaluatedModel(shown, results, best_loss, note=note)
 
 
 def tasks_of(models: Sequence[EvaluatedModel]) -> list[str]:
@@ -81,6 +87,7 @@ def comparison_text(models: Sequence[EvaluatedModel]) -> str:
     lines = _table(header, rows)
     for task in tasks:
         lines += _category_lines(models, task)
+    lines += [f"note: {model.note}" for model in models if model.note]
     lines += [f"note: {note}" for task in tasks if (note := _difference(models, task))]
     return "\n".join(lines)
 

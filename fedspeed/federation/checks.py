@@ -219,19 +219,24 @@ def step_problem(config: RunConfig, method: type[Method]) -> str:
     """
     if method.exchange_every != "step":
         return ""
-    excluding = {
-        "federation.staleness=1": config.federation.staleness,
-        f"federation.round_budget={config.federation.round_budget}": config.federation.round_budget
-        != "steps",
-        "train.local_steps_by_cluster": config.train.local_steps_by_cluster,
-        "federation.compare_alone=true": config.federation.compare_alone,
-    }
-    present = [setting for setting, is_set in excluding.items() if is_set]
+    budget = config.federation.round_budget
+    excluding = (
+        ("federation.staleness=1", config.federation.staleness, "federation.staleness=0"),
+        (f"federation.round_budget={budget}", budget != "steps", "federation.round_budget=steps"),
+        (
+            "train.local_steps_by_cluster",
+            config.train.local_steps_by_cluster,
+            "train.local_steps_by_cluster={}",
+        ),
+        ("federation.compare_alone=true", config.federation.compare_alone, "federation.compare_alone=false"),
+    )
+    present = {setting: remedy for setting, is_set, remedy in excluding if is_set}
     if not present:
         return ""
     return (
         f"federation.method={config.federation.method.name} exchanges updates in every local step, which all "
-        f"clients take together; it cannot be combined with {' or '.join(present)}"
+        f"clients take together; it cannot be combined with {' or '.join(present)}; set "
+        f"{' and '.join(present.values())}, or choose another method"
     )
 
 

@@ -17,6 +17,8 @@ from fedspeed.session.base_of_adapter import RUNS, find_base
 
 KINDS = {"adapter": "adapter_config.json", "model": "config.json"}  # exported folder -> a file of its kind
 
+MODELS_NAMED = 8
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -64,6 +66,25 @@ def exported_folder(name: str) -> Path:
         f"{folder}: the run has not finished (its journal ends with round {journal.newest()}), so that "
         "nothing is exported yet; "
         "the command that started it goes on from there"
+    )
+
+
+def own_models_note(folder: Path) -> str:
+    """Return what to tell the user of a folder with the model that a run's clients have in common, where
+    clients have models of their own, so that the losses of the run are not that model's; empty for others.
+
+    Args:
+        folder: see `exported_folder`.
+    """
+    places = sorted(folder.parent.glob(f"{folder.name}-client-*/")) if folder.name in KINDS else []
+    own = [place for place in places if not place.name.endswith("-last")]
+    if not own:
+        return ""
+    shown = ", ".join(place.name for place in own[:MODELS_NAMED])
+    return (
+        f"{folder}: this is only what the run's clients have in common; clients have models of their own, "
+        f"which the run's losses are of; on this host {shown}{', ...' if len(own) > MODELS_NAMED else ''} "
+        "(name one of these folders for a client's model)"
     )
 
 

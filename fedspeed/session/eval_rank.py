@@ -198,6 +198,8 @@ def _show(request: EvalRequest, done: _Results, json_out: TextIO | None) -> None
         widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
         for row in rows:
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip(), flush=True)
+    if note := done.target.get("note"):
+        LOG.info(note)
     if done.unwritten:
         return
     LOG.info(f"results: {request.out}")

@@ -21,7 +21,7 @@ from fedspeed.evaluation.results import FILE
 from fedspeed.hub_names import is_hub_name
 from fedspeed.models.file_digests import weights_digest
 from fedspeed.models.local_config import local_folder
-from fedspeed.session.chat import KINDS, RUNS, base_of, exported_folder
+from fedspeed.session.chat import KINDS, RUNS, base_of, exported_folder, own_models_note
 
 # Keys of a run that its evaluation keeps: whole sections, or single keys.
 _KEPT = ("model", "adapter", "data", "engine", "deepspeed", "run.seed", "train.micro_batch")
@@ -71,11 +71,13 @@ class EvalTarget:
         """Return what is evaluated, for the file of results.
 
         A run that trains further has other weights under the same name, so their digest is part of it; null
-        where there is no local folder.
+        where there is no local folder. `note` is there only where the model is the common one of a run whose
+        clients have models of their own.
         """
         config = self.config
         adapter = config.adapter.start_from
         folder = Path(adapter) if adapter else local_folder(config.model.base, weights=False)
+        note = own_models_note(folder) if folder else ""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -83,6 +85,7 @@ class EvalTarget:
             "adapter": adapter or None,
             "template": self.data.template,
             "weights": weights_digest(folder) or None if folder else None,
+            **({"note": note} if note else {}),
         }
 
 

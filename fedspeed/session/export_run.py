@@ -29,7 +29,7 @@ from fedspeed.models.provenance import origin_text, provenance_of, public_name
 from fedspeed.models.quantisation import import_command
 from fedspeed.models.saved_adapter import CONFIG_FILE
 from fedspeed.session.base_of_adapter import find_base, run_config
-from fedspeed.session.chat import exported_folder
+from fedspeed.session.chat import exported_folder, own_models_note
 from fedspeed.session.eval_target import results_name
 
 MARK = "fedspeed_export.json"  # in every folder that this command wrote, which it may replace
@@ -94,6 +94,8 @@ def export_run(name: str, *, merged: bool, out: Path | None, dtype: str) -> list
             f"note     its base {trained.base} has no public name: whoever loads the adapter needs a folder "
             f"`{trained.base_for_others}`, see {CARD_FILE}"
         )
+    if note := own_models_note(trained.folder):
+        lines.append(f"note     {note}")
     return lines
 
 

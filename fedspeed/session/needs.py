@@ -151,7 +151,9 @@ def traffic_lines(
     if original := method.original_size():
         text += f" (an update of the original takes {original})"
     participants = len(topology.participants)
-    if participants == 1 or config.routing.anonymous:
+    if participants == 1:
+        return [f"{text}; one participant carries all clients, so that no update is sent"]
+    if config.routing.anonymous:
         return [text]
     try:
         nodes, _ = nodes_of(config, hosts)
@@ -159,4 +161,5 @@ def traffic_lines(
     except FedSpeedError:  # `memory_lines` says why
         return [text]
     sent, received = method.traffic(task, participants)
-    return [f"{text}; a client sends {bytes_text(sent)} and receives {bytes_text(received)}"]
+    moved = f"sends {bytes_text(sent)} and receives {bytes_text(received)}"
+    return [f"{text}; a participant with one client {moved}"]

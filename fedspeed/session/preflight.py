@@ -19,6 +19,7 @@ from fedspeed.config.run import RunConfig
 from fedspeed.data.clients import ClientData, ClientRows, client_rows, encode_client, largest_id
 from fedspeed.data.config import path_text
 from fedspeed.data.prompt_template import template_for
+from fedspeed.data.public import KEY, public_data
 from fedspeed.data.row_counts import CLIENTS_NAMED, RowTable
 from fedspeed.data.row_remarks import row_remarks
 from fedspeed.engine.base.describe import execution
@@ -44,6 +45,9 @@ from fedspeed.session.forecast import rows_of
 from fedspeed.session.needs import memory_lines, state_shapes, step_lines, traffic_lines
 from fedspeed.session.planner_inputs import base_sizes, read_probe_file
 from fedspeed.session.run_folder import check_run_folder
+from fedspeed.units import shortened_list
+
+BLOCKS_NAMED = 12
 
 
 def check(loaded: Loaded, hostfile: Path | None) -> str:
@@ -84,7 +88,12 @@ def look_inside(loaded: Loaded, hostfile: Path | None = None) -> str:
         FedSpeedError: the first fault of each part, all in one message.
     """
     found = _Found()
-    lines = _all((partial(_built, found=found), partial(_rows, found=found)), loaded)
+    parts = (
+        partial(_built, found=found),
+        partial(_rows, found=found),
+        partial(_public_rows, hostfile=hostfile),
+    )
+    lines = _all(parts, loaded)
     return "\n".join([*lines, *_needs(loaded, hostfile, found)])
 
 
@@ -248,6 +257,8 @@ def check_plan(
 
 
 def _built(loaded: Loaded, found: _Found) -> list[str]:
+    """Check the weights of each role's model; say which blocks a role has if not all."""
+    lines = []
     if local_base(loaded.config) is not None:
         from fedspeed.models.blocks import keep_blocks, trained_outside
         from fedspeed.models.loading import check_weights, meta_model
@@ -265,12 +276,15 @@ def _built(loaded: Loaded, found: _Found) -> list[str]:
             else:
                 pipeline_tier(spec.engine, spec.deepspeed, outside)
             if spec.blocks is not None:
+                who = "a client has" if role == "client" else "the server has"
+                of = f"{len(spec.blocks)} of the base's {model.config.num_hidden_layers} blocks"
+                lines.append(f"blocks   {who} {of} ({shortened_list(spec.blocks, BLOCKS_NAMED)})")
                 keep_blocks(model, spec.blocks)
             shapes = state_shapes(config, model, role)
             if role == "server":
                 found.server_only = frozenset(shapes.keys() - found.shapes.keys())
             found.shapes |= shapes
-    return []
+    return lines
 
 
 def _rows(loaded: Loaded, found: _Found) -> list[str]:
@@ -300,6 +314,22 @@ def _encoded(loaded: Loaded, clients: Sequence[ClientRows], found: _Found) -> li
         *(f"note     {text}" for text in table.warnings()),
         *(f"note     {text}" for text in template_for(config.data, tokenizer).notes),
     ]
+
+
+def _public_rows(loaded: Loaded, hostfile: Path | None) -> list[str]:
+    """Describe the rows that the method's server trains on. With a hostfile, its host has the file, which may
+    be another one.
+    """
+    config = loaded.config
+    text = config.federation.public_rows
+    if not text or (config.model.tokenizer == "auto" and local_base(config) is None):
+        return []
+    if hostfile is not None and not Path(text).exists():
+        return [f"public   {KEY}={text} is not on this host; it is read on the server's"]
+    public = public_data(text, config.data, load_tokenizer(config.model))
+    if local_base(config) is not None:
+        check_ids(largest_id(public), config.model)
+    return [f"public   the server trains on {RowTable.of([public.counts], config.data.max_tokens).line()}"]
 
 
 def _needs(loaded: Loaded, hostfile: Path | None, found: _Found) -> list[str]:

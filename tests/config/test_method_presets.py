@@ -46,6 +46,12 @@ def test_a_choice_on_the_command_line_overrides_the_yaml(tmp_path):
     )
 
 
+def test_a_value_that_is_written_is_named_even_if_it_is_the_default(tmp_path):
+    path = write(tmp_path, "model: {base: m}\ntrain: {local_steps: 10}\n")
+    (remark,) = load(path, [FS_LLM]).preset_remarks
+    assert remark.endswith("(in brackets): train.local_steps=30 (10)")
+
+
 def test_a_yaml_that_names_the_method_overrides_its_preset(tmp_path):
     path = write(tmp_path, "model: {base: m}\nfederation: {method: fs_llm}\ntrain: {micro_batch: 16}\n")
     for overrides in ([], [FS_LLM]):

@@ -55,6 +55,15 @@ def test_models_by_tasks_with_intervals_and_categories(runs, capsys, tmp_path):
     assert (tmp_path / "scores.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_what_is_said_of_a_model_is_a_note(runs, tmp_path):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    values = {"target": {"note": "only what clients have in common"}, "results": [result("gsm8k", 0.1)]}
+    (folder / "evaluation.json").write_text(json.dumps(values))
+    lines = comparison_text([*map(read_model, runs), read_model(str(folder))]).splitlines()
+    assert lines[-1] == "note: only what clients have in common"
+
+
 def test_axes_and_labels_of_the_plot_have_the_same_unit(runs):
     shares, losses = comparison_figure([read_model(run) for run in runs]).axes
     shares.figure.draw_without_rendering()

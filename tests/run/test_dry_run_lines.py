@@ -9,7 +9,7 @@ import yaml
 
 from fedspeed.config.load import load
 from fedspeed.errors import FedSpeedError
-from fedspeed.session.preflight import check
+from fedspeed.session.preflight import check, look_inside
 from tests.run.launched import LLAMA, SETTINGS
 
 
@@ -78,3 +78,38 @@ def test_a_method_that_asks_for_more_than_the_engine_can_is_refused(said, monkey
     monkeypatch.setattr(LoraAverage, "needs", frozenset({"gradients", "split"}))
     with pytest.raises(FedSpeedError, match="lora_average needs an engine that is capable of split"):
         said(*arguments)
+
+
+@pytest.fixture
+def found(said, tmp_path):
+    """Return a function that gives the lines of a dry run of `fedbiot` with the heavy libraries."""
+    rows = '{"instruction": "add", "output": "3"}\n'
+    (tmp_path / "public.jsonl").write_text(rows * 3)
+    fixed = ("federation.method.name=fedbiot", "federation.method.adapter_blocks=1", "model.dtype=fp32")
+    return lambda text: look_inside(
+        load(tmp_path / "run.yaml", [*fixed, f"federation.public_rows={text}"])
+    ).splitlines()
+
+
+def test_it_says_which_blocks_clients_have_and_what_the_server_trains_on(found):
+    lines = found("public.jsonl")
+    assert "blocks   a client has 2 of the base's 2 blocks (0, 1)" in lines, "the emulator drops none of one"
+    assert "public   the server trains on 3 rows, all kept whole" in lines
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "rows.jsonl: no such file"),
+        ("", "rows.jsonl: the file holds no rows"),
+        ("text", "rows.jsonl:1: not JSON"),
+        ('{"question": "a"}\n', "no field 'instruction'"),
+    ],
+)
+def test_it_reads_the_public_rows(found, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "rows.jsonl").write_text(content)
+    with pytest.raises(FedSpeedError, match=message):
+        found("rows.jsonl")
+    with pytest.raises(FedSpeedError, match="is no file"):
+        found("model")

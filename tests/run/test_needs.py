@@ -90,8 +90,8 @@ def traffic(hosts, *overrides):
     ("rule", "hosts", "text"),
     [
         ("avg_factors", 1, "1.22k values, 4.75 KiB"),
-        ("avg_factors", 2, "a client sends 4.75 KiB and receives 4.75 KiB"),
-        ("avg_factors", 4, "a client sends 7.12 KiB and receives 7.12 KiB"),
+        ("avg_factors", 2, "a participant with one client sends 4.75 KiB and receives 4.75 KiB"),
+        ("avg_factors", 4, "a participant with one client sends 7.12 KiB and receives 7.12 KiB"),
         ("freeze_a", 2, "416 values, 1.62 KiB"),
     ],
 )
@@ -106,9 +106,9 @@ def test_masked_modes_have_overheads_that_are_not_counted():
 @pytest.mark.parametrize(
     ("secure_sum", "text"),
     [
-        ("native", "4.69 KiB; a client sends 18.8 KiB and receives 9.38 KiB"),
-        ("compact", "a client sends 4.69 KiB and receives 4.69 KiB"),
-        ("none", "a client sends 6.25 KiB and receives 6.25 KiB"),
+        ("native", "4.69 KiB; a participant with one client sends 18.8 KiB and receives 9.38 KiB"),
+        ("compact", "a participant with one client sends 4.69 KiB and receives 4.69 KiB"),
+        ("none", "a participant with one client sends 6.25 KiB and receives 6.25 KiB"),
     ],
 )
 def test_a_pairwise_masked_sum_has_widths_of_its_own(secure_sum, text):
@@ -120,7 +120,7 @@ def test_the_size_of_the_original_messages_is_told_beside_ours(name):
     """4 characters for each 3 bytes begun: 4 268 for A (3 200 bytes), and 2 136 for B (1 600 bytes)."""
     line = traffic(2, f"federation.method={name}")
     assert "4.75 KiB (an update of the original takes 6.25 KiB in its own messages (base64))" in line
-    assert line.endswith("; a client sends 4.75 KiB and receives 4.75 KiB")
+    assert line.endswith("; a participant with one client sends 4.75 KiB and receives 4.75 KiB")
     assert "original" not in traffic(2)
 
 
@@ -130,7 +130,7 @@ def test_spry_predicts_the_traffic_of_the_clients_that_are_drawn(drawn, text):
     (all, a quarter or half of it, by the number of clients that train the one module), and of the sums.
     """
     line = traffic(4, "federation.method={name: spry}", f"federation.clients_per_round={drawn}")
-    assert f"a client sends {text} and receives {text}" in line
+    assert f"a participant with one client sends {text} and receives {text}" in line
 
 
 def test_split_learning_sends_vectors_of_tokens_and_receives_the_state():

@@ -75,6 +75,19 @@ def loss(config, folder, client):
     return total / tokens
 
 
+def test_whoever_uses_the_common_model_is_told_of_the_others(runs, tmp_path):
+    from fedspeed.session.eval_target import resolve_target
+    from fedspeed.session.export_run import export_run
+
+    _, run, _ = runs
+    said = "clients have models of their own"
+    named = ", ".join(f"adapter-client-{client}" for client in CLIENTS)
+    lines = export_run(str(run), merged=False, out=tmp_path / "export", dtype="")
+    assert any(said in line and f"on this host {named} (" in line for line in lines)
+    assert said in resolve_target(str(run), ()).to_json()["note"]
+    assert "note" not in resolve_target(str(run / "adapter-client-1"), ()).to_json()
+
+
 @pytest.mark.parametrize("suffix", ["", "-last"])
 def test_each_client_is_exported_as_it_was_evaluated(runs, suffix):
     """It holds in the best round and in the last one; no client gets another one's adapter."""

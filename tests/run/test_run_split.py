@@ -311,4 +311,4 @@ def test_a_dry_run_says_which_engines_there_are(config, workshop):
         dry = workshop.run("--dry-run", *QUIET, *named, **arguments)
         assert dry.code == 0 and "server   localhost: 1 rank, no clients" in dry.text, dry.text
         assert "engine.tier=resident" in dry.text
-    assert " a client sends " in dry.text
+    assert " a participant with one client sends " in dry.text

@@ -26,6 +26,7 @@ class FedSA(LoraAverage):
     """Weighted averaging of A. A client's memory is its B, with B's bias if it has one."""
 
     keeps_memory = True
+    evaluated = "each client's own model, exported as `adapter-client-N`, and not of the common `adapter`"
     unequal_turns = True
 
     def _plan_of(self, round: int) -> tuple[Layout, Sketch]:

@@ -15,7 +15,7 @@ METRICS = (
         tag="network/bytes_sent",
         column="sent",
         over_rounds="sum",
-        title="sent between clients",
+        title="sent by all participants",
     ),
     # Peak memory of a process (monitor.clock.peak_bytes), and of tensors on a device.
     Metric(
