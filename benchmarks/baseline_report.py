@@ -14,7 +14,10 @@ HEAD = """\
 SmolLM2-135M-Instruct on CPUs in bf16, LoRA of rank 8 with alpha 16; `python benchmarks/baselines.py cost`,
 `learn` and `report`. What the methods are: docs/baselines.md. Every method has its preset, except for what
 benchmarks/baseline_learning.py and baseline_costs.py set: the same rank, rows, numbers of rounds and steps
-for all (so rounds of `spry` and `fate_llm` are not epochs), and no clipping or schedule.
+for all (so rounds of `spry` and `fate_llm` are not epochs), and no clipping or schedule. What no preset sets
+is as in ds_configs/gsm8k_smol.yaml (server momentum 0.5) and dolly_smol.yaml (none). In learning,
+`spry` and `spry_iteration` have rank 1, two directions a step and plain SGD without FedYogi, and `fedkseed`
+two directions a step.
 """
 COSTS = """\
 ## Costs
@@ -137,8 +140,9 @@ def _learning(task: str, entries: dict[str, dict]) -> str:
     head = "| method | before | after | best lr | all three | in the rounds | tokens | seconds |"
     return "\n".join([
         f"## {task}: held-out loss per answer token\n",
-        "Of the exported adapter in the whole base. In its rounds `fedbiot` evaluates the emulator, which",
-        "has a column of its own. Tokens are those of all rows, prompts included.\n",
+        "Of the exported adapter in the whole base; for `fedsa`, of clients' own adapters. In its rounds",
+        "`fedbiot` evaluates the emulator, which has a column of its own. Tokens are those of all rows of",
+        "clients, prompts included; the server of `fedbiot` trains on public rows besides.\n",
         head,
         "| --- | ---: | ---: | ---: | --- | --- | ---: | ---: |",
         *rows,
