@@ -25,20 +25,34 @@ def report_error(error: FedSpeedError, env: Mapping[str, str] = os.environ) -> N
     All ranks of a machine find the same bad input, so under our own supervisor only one of them prints it.
     What a rank knows of a lost peer may differ from what others know, so each prints its own error.
     """
-    if error.exit_code != EXIT_USAGE or claim_report(env):
+    if error.exit_code != EXIT_USAGE or claim_report(env, str(error)):
         LOG.error(str(error))
 
 
-def claim_report(env: Mapping[str, str]) -> bool:
+def reported_error(env: Mapping[str, str] = os.environ) -> str:
+    """Return the bad input that a rank of this attempt of the local supervisor has printed (`report_error`);
+    empty if none has, or under any other launcher.
+    """
+    try:
+        return Path(env[ONCE_VARIABLE]).read_text(encoding="utf-8")
+    except (KeyError, OSError):
+        return ""
+
+
+def claim_report(env: Mapping[str, str], text: str = "") -> bool:
     """Return whether this process is the one that reports an error which all ranks find.
 
     True for one process per attempt of the local supervisor; always true under any other launcher.
+
+    Args:
+        text: of the error, for `reported_error`.
     """
     path = env.get(ONCE_VARIABLE)
     if not path:
         return True
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(text)
     except FileExistsError:
         return False
     except OSError:

@@ -84,12 +84,13 @@ def check_capabilities(needs: Collection[Capability], kind: Kind, asker: str, *,
         return
     able = [_SETTINGS[other] for other, has in CAPABILITIES.items() if set(needs) <= has]
     stage = " with zero_optimization.stage=2 or less (deepspeed.base=zero0.json)" * bool(_WHOLE & set(needs))
-    engine = f"{kind} ({_SETTINGS[kind]}){' with zero_optimization.stage=3' if zero_stage == 3 else ''}"
+    engine = f"{kind} with zero_optimization.stage=3" if zero_stage == 3 else kind
     remedy = (
         f"choose {' or '.join(able)}{stage}, or another method"
         if able
         else f"no engine is yet (known are {', '.join(get_args(Capability))}); choose another method"
     )
     raise ConfigError(
-        f"{asker} needs an engine that is capable of {', '.join(missing)}, which {engine} is not: {remedy}"
+        f"{asker} needs an engine that is capable of {', '.join(missing)}, which {engine} is not (it comes "
+        f"from {_SETTINGS[kind]}): {remedy}"
     )

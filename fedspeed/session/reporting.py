@@ -5,9 +5,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedspeed.cluster.once_per_host import report_error
+from fedspeed.cluster.once_per_host import report_error, reported_error
 from fedspeed.config.run import RunConfig
-from fedspeed.errors import EXIT_RESUMABLE
+from fedspeed.errors import EXIT_RESUMABLE, EXIT_USAGE
 from fedspeed.federation.run_progress import Progress
 from fedspeed.monitor.comparison import Comparison
 from fedspeed.monitor.monitor import Monitor, NoMonitor
@@ -63,7 +63,7 @@ def stop_early(job: Job, number: int, monitor: Monitor, renewed: bool) -> Ending
         renewed: whether it stops for a newer roster, and not because a signal asked it to.
     """
     why = "all sites have a newer roster" if renewed else "asked to end"
-    ending = stop_ending(number, job.config.federation.rounds, why)
+    ending = cause_of(stop_ending(number, job.config.federation.rounds, why))
     monitor.finish(_summary(job.config, monitor, ending), report_facts(job, None))
     return ending
 
@@ -76,9 +76,17 @@ def report_failure(job: Job, monitor: Monitor, error: BaseException, lost: Seque
     """
     clients = tuple(sorted({c for rank in lost for c in job.topology.placement(rank).clients}))
     missing = gaps(monitor.records, monitor.absent, clients, range(job.config.federation.rounds + 1))
-    ending = with_losses(error_ending(error), [job.describe(rank) for rank in lost], missing)
+    ending = with_losses(cause_of(error_ending(error)), [job.describe(rank) for rank in lost], missing)
     monitor.finish(_summary(job.config, monitor, ending), report_facts(job, None))
     return ending
+
+
+def cause_of(ending: Ending) -> Ending:
+    """Return the ending of a run whose ranks were asked to end: bad input that another rank has reported,
+    after which the supervisor ends all others, or else the request.
+    """
+    text = reported_error() if ending.status == "preempted" else ""
+    return Ending(status="failed", exit_code=EXIT_USAGE, reason=text) if text else ending
 
 
 def unbeaten(progress: Progress, kind: str) -> str:

@@ -7,6 +7,7 @@ import pytest
 
 from fedspeed.cli.output import report_ending
 from fedspeed.cluster.failures import FAILURE_VARIABLE, recorded_failures
+from fedspeed.cluster.once_per_host import ONCE_VARIABLE, report_error
 from fedspeed.config.load import load
 from fedspeed.errors import ConfigError, LostPeerError, PlanError, Preempted
 from fedspeed.monitor.records import MissingUpdates, summarise
@@ -23,6 +24,7 @@ from fedspeed.session.ending import (
     uncounted,
     with_losses,
 )
+from fedspeed.session.reporting import cause_of
 
 RESUME = "the same command resumes"
 
@@ -41,6 +43,19 @@ def test_of_an_error(error, status, code, text):
     ending = error_ending(error)
     assert (ending.status, ending.exit_code, ending.text, ending.error) == (status, code, text, error)
     assert ending.code_for_supervisor == code and text in (str(error), ending.reason + "; " + ending.remedy)
+
+
+def test_a_rank_that_ends_because_another_has_reported_bad_input_reports_that(tmp_path, monkeypatch):
+    asked = error_ending(Preempted("asked to end"))
+    assert cause_of(asked) == asked, "under another launcher"
+    monkeypatch.setenv(ONCE_VARIABLE, str(tmp_path / "said"))
+    assert cause_of(asked) == asked, "nobody has reported anything"
+    report_error(ConfigError("the GPU's memory is full"))
+    report_error(ConfigError("the second one"))
+    cause = cause_of(asked)
+    assert (cause.status, cause.exit_code, cause.reason) == ("failed", 2, "the GPU's memory is full")
+    lost = error_ending(LostPeerError("rank 1 is gone"))
+    assert cause_of(lost) == lost
 
 
 def test_lost_ranks_are_named_once_and_their_updates_are_missing():
