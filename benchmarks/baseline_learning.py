@@ -1,6 +1,8 @@
 """Every method at three learning rates on two tasks, with a small model and few rows."""
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.baseline_runs import Numbers, evaluated, launch, public_rows, tokens_of
@@ -12,7 +14,6 @@ MACHINE = ("model.dtype=bf16", "engine.threads=1", "cluster.local_ranks=1", "rou
 COMMON = (
     *MACHINE,
     "adapter.dropout=0",
-    "data.max_val_rows=12",
     f"federation.rounds={ROUNDS}",
     f"federation.evaluate_every={ROUNDS}",
     "adapter.lora_rank=8",
@@ -21,7 +22,8 @@ COMMON = (
     "train.warmup_steps=0",
     "train.clip=0",
 )
-ROWS = {"gsm8k": 6, "dolly": 3}  # of a client in a round
+ROWS = {"gsm8k": 6, "dolly": 2}  # of a client in a round
+HELD_OUT_ROWS = {"gsm8k": 12, "dolly": 4}  # of a client; Dolly has eight clients, GSM8K three
 
 
 @dataclass(frozen=True)
@@ -29,26 +31,28 @@ class Trial:
     """How a method is trained.
 
     Attributes:
-        lrs: learning rates. more: further arguments.
+        lrs: learning rates. lrs_of: others for some tasks. more: further arguments.
         partial: whether its rounds evaluate something else than what is exported, which is then evaluated in
             the whole base.
     """
 
     lrs: tuple[float, float, float]
+    lrs_of: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     more: tuple[str, ...] = ()
     partial: bool = False
 
 
 ADAM = (1e-3, 3e-3, 1e-2)
 SGD = (0.03, 0.1, 0.3)
-FORWARD = (0.01, 0.03, 0.1)
+FORWARD = (1e-3, 3e-3, 1e-2)
+FORWARD_OF = {"dolly": (3e-4, 1e-3, 3e-3)}
 # The variance of a forward gradient grows with the number of trained values.
 FORWARD_SGD = (
     "adapter.lora_rank=1",
     "train.optimizer=sgd",
     "federation.server_optimizer=none",
     "federation.server_lr=auto",
-    "federation.method.perturbations=4",
+    "federation.method.perturbations=2",
 )
 STEPS = ("federation.round_budget=steps",)
 PUBLIC = "federation.public_rows=runs/baselines/public-{task}.jsonl"  # `public_rows` writes it
@@ -66,9 +70,11 @@ TRIALS: dict[str, Trial] = {
     "fedprox": Trial(ADAM),
     "scaffold": Trial(SGD),
     "fedsa": Trial(ADAM),
-    "fedkseed": Trial(SGD, more=("federation.method.perturbations=4", "federation.method.epsilon=0.01")),
-    "spry": Trial(FORWARD, more=(*STEPS, *FORWARD_SGD)),
-    "spry_iteration": Trial(FORWARD, more=FORWARD_SGD),
+    "fedkseed": Trial(
+        (3e-3, 0.01, 0.03), more=("federation.method.perturbations=2", "federation.method.epsilon=0.01")
+    ),
+    "spry": Trial(FORWARD, FORWARD_OF, more=(*STEPS, *FORWARD_SGD)),
+    "spry_iteration": Trial(FORWARD, FORWARD_OF, more=FORWARD_SGD),
     "fedbiot": Trial(ADAM, more=(PUBLIC, *ALIGNED), partial=True),
     "m2fedsa": Trial(ADAM),
 }
@@ -85,9 +91,21 @@ def learn(tasks: list[str], only: list[str], out: Path) -> bool:
         public_rows(task)
         numbers = Numbers(f"learning-{task}")
         for method in only or TRIALS:
-            for lr in TRIALS[method].lrs:
+            for lr in TRIALS[method].lrs_of.get(task, TRIALS[method].lrs):
                 complete &= _try(numbers, task, method, lr=lr, folder=out.resolve() / task)
     return complete
+
+
+def _rows(task: str) -> tuple[str, str, str]:
+    """Return the settings of how many rows clients train on and hold out."""
+    held_out = f"data.max_val_rows={HELD_OUT_ROWS[task]}"
+    return (held_out, f"train.local_steps={ROWS[task]}", "train.micro_batch=1")
+
+
+@functools.cache
+def _tokens(task: str) -> int:
+    """Return the tokens that a run trains on, which are those of the same rows in every method."""
+    return tokens_of(f"{task}_smol.yaml", [*COMMON, *_rows(task)], range(ROUNDS))
 
 
 def _try(numbers: Numbers, task: str, method: str, *, lr: float, folder: Path) -> bool:
@@ -95,13 +113,12 @@ def _try(numbers: Numbers, task: str, method: str, *, lr: float, folder: Path) -
     name = f"{method}-{lr:g}"
     trial = TRIALS[method]
     config = f"{task}_smol.yaml"
-    batches = (f"train.local_steps={ROWS[task]}", "train.micro_batch=1")
     more = [argument.format(task=task) for argument in trial.more]
-    settings = [f"federation.method.name={method}", *COMMON, *batches, f"train.lr={lr:g}", *more]
+    settings = [f"federation.method.name={method}", *COMMON, *_rows(task), f"train.lr={lr:g}", *more]
     arguments = list({argument.split("=")[0]: argument for argument in settings}.values())
     if numbers.has(name, arguments):
         return True
-    tokens = tokens_of(config, arguments, range(ROUNDS))
+    tokens = _tokens(task)
     assert tokens <= MAX_TOKENS, f"{task}: {tokens} tokens in a run are more than {MAX_TOKENS}"
     records = launch(config, folder, name, arguments)
     if records is None:
