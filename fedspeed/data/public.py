@@ -24,9 +24,9 @@ def public_data(text: str, config: DataConfig, tokenizer: Tokenizer) -> ClientDa
     """
     path = Path(text)
     task = task_of(config)
-    if path.exists() and not path.is_file():
-        raise DataError(f"{KEY}={text}: is no file; name one with a row in each line")
     if not path.is_file():
+        if path.exists():
+            raise DataError(f"{KEY}={text}: is no file; name one with a row in each line")
         raise DataError(
             f"{KEY}={text}: no such file on the server's host (looked for {path.resolve()}); "
             "put it there, or correct the path"

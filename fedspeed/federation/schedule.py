@@ -27,6 +27,7 @@ def lr_at(train: TrainConfig, step: int, total: int) -> float:
     warm-up, then the schedule down to zero. A later step, as an audit of more rounds takes, has the last
     one's rate.
     """
+    assert step >= 0, f"local step {step} is none of the run's {total}"
     step = min(step, total - 1)
     if step < train.warmup_steps:
         return train.lr * (step + 1) / train.warmup_steps

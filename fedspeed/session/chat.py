@@ -12,8 +12,10 @@ from fedspeed.data.config import DataConfig
 from fedspeed.data.prompt_template import NAMES, PromptTemplate, template_for
 from fedspeed.data.rows import Row
 from fedspeed.errors import FedSpeedError, ModelError
+from fedspeed.federation.named_models import OWN
 from fedspeed.models.json_object import read_object
 from fedspeed.session.base_of_adapter import RUNS, find_base
+from fedspeed.units import shortened_list
 
 KINDS = {"adapter": "adapter_config.json", "model": "config.json"}  # exported folder -> a file of its kind
 
@@ -76,14 +78,13 @@ def own_models_note(folder: Path) -> str:
     Args:
         folder: see `exported_folder`.
     """
-    places = sorted(folder.parent.glob(f"{folder.name}-client-*/")) if folder.name in KINDS else []
-    own = [place for place in places if not place.name.endswith("-last")]
+    places = sorted(folder.parent.glob(f"{folder.name}-{OWN}*/")) if folder.name in KINDS else []
+    own = [place.name for place in places if not place.name.endswith("-last")]
     if not own:
         return ""
-    shown = ", ".join(place.name for place in own[:MODELS_NAMED])
     return (
         f"{folder}: this is only what the run's clients have in common; clients have models of their own, "
-        f"which the run's losses are of; on this host {shown}{', ...' if len(own) > MODELS_NAMED else ''} "
+        f"which the run's losses are of; on this host {shortened_list(own, MODELS_NAMED)} "
         "(name one of these folders for a client's model)"
     )
 

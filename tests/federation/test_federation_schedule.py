@@ -57,6 +57,8 @@ def test_learning_rates_by_hand():
     assert [lr_at(cosine, s, 4) for s in (0, 2)] == pytest.approx([2.0, 1.0])
     assert lr_at(cosine, 1, 4) == pytest.approx(1 + math.sqrt(0.5))
     assert lr_at(TrainConfig(lr=2.0, warmup_steps=8), 3, 4) == 1.0, "a warm-up longer than the run"
+    with pytest.raises(AssertionError, match="local step -1 is none of the run's 6"):
+        lr_at(linear, -1, 6)
     assert lr_at(linear, 6, 6) == lr_at(linear, 60, 6) == 0.5, "an audit takes more steps than the run"
 
 
