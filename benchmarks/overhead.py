@@ -12,7 +12,6 @@ The text is GSM8K in bytes if FEDSPEED_DATA or ../shared/data has it, else that 
 """
 
 import argparse
-import contextlib
 import gzip
 import json
 import os
@@ -20,12 +19,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.compare.processes import watch  # noqa: E402
+
 ROUNDS = 5
 STEPS = 10
 BATCH = 4
@@ -224,82 +225,23 @@ def plain_loop(folder: Path) -> None:
         print_round(number, *trainer.held_out(range(CLIENTS)))
 
 
-def processes(session: int) -> list[Path]:
-    """Their folders in /proc."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            if int(stat.read_text().rsplit(")", 1)[1].split()[3]) == session:
-                found.append(stat.parent)
-        except (OSError, IndexError, ValueError):  # it ended while we looked
-            continue
-    return found
-
-
-def rss_mb(found: list[Path]) -> float:
-    pages = 0
-    for process in found:
-        with contextlib.suppress(OSError, IndexError):
-            pages += int((process / "statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def pss_mb(found: list[Path]) -> float:
-    kib = 0
-    for process in found:
-        with contextlib.suppress(OSError, StopIteration):
-            kib += int(
-                next(
-                    line
-                    for line in (process / "smaps_rollup").read_text().splitlines()
-                    if line.startswith("Pss:")
-                ).split()[1]
-            )
-    return kib / 1024
-
-
 def measure(command: list[str], env: dict[str, str]) -> dict:
     """Run a command that prints one JSON line a round; its times, losses and memory."""
-    start = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, env=env, cwd=ROOT, start_new_session=True
-        )
-        os.set_blocking(process.stdout.fileno(), False)
-        times = {}
-        losses = {}
-        rss = 0.0
-        pss = 0.0
-        pss_due = 0.0
-        buffer = b""
-        while True:
-            ended = process.poll() is not None
-            buffer += process.stdout.read() or b""
-            *lines, buffer = buffer.split(b"\n")
-            for event in (json.loads(line) for line in lines if line.startswith(b"{")):  # a peer also logs
-                if event["event"] == "round":
-                    times[event["round"]] = time.perf_counter() - start
-                    losses[event["round"]] = event["val_loss"]
-            if ended:
-                break
-            found = processes(process.pid)
-            rss = max(rss, rss_mb(found))
-            if (
-                time.perf_counter() >= pss_due
-            ):  # the kernel walks every page for it: seldom enough to take 3% of a core, whatever runs
-                before = time.perf_counter()
-                pss = max(pss, pss_mb(found))
-                pss_due = time.perf_counter() + 30 * (time.perf_counter() - before)
-            time.sleep(0.05)
-        if process.returncode or len(times) < ROUNDS:
-            errors.seek(0)
-            raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{errors.read()[-3000:]}")
+    watched = watch(command, cwd=ROOT, env=env)
+    times = {}
+    losses = {}
+    for seconds, line in watched.lines:  # a peer also logs
+        if line.startswith("{") and (event := json.loads(line))["event"] == "round":
+            times[event["round"]] = seconds
+            losses[event["round"]] = event["val_loss"]
+    if watched.code or len(times) < ROUNDS:
+        raise SystemExit(f"{' '.join(command)} ended with {watched.code}:\n{watched.errors}")
     return {
         "first_aggregate_s": times[1],
         "round_s": (times[ROUNDS] - times[1]) / (ROUNDS - 1),
-        "total_s": time.perf_counter() - start,
-        "rss_mb": rss,
-        "pss_mb": pss,
+        "total_s": watched.seconds,
+        "rss_mb": watched.rss / 2**20,
+        "pss_mb": watched.pss / 2**20,
         "losses": [losses[r] for r in range(1, ROUNDS + 1)],
     }
 

@@ -1,0 +1,1 @@
+"""FedSpeed beside other methods and other systems: what `fedspeed bench` runs."""

@@ -1,0 +1,105 @@
+"""Commands that are measured from outside: when they print what, and the memory of all their processes."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+POLL_S = 0.05
+TAIL = 3000  # characters of errors that are kept
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A command that has ended.
+
+    Attributes:
+        code: its exit code; None: it was killed at its limit. seconds: from start to end.
+        lines: of its stdout, each with the seconds from the start until it was seen.
+        rss: peak of the resident bytes summed over all its processes. pss: the same with pages that several
+            processes share divided among them; sampled more seldom.
+        errors: the last characters of its stderr.
+    """
+
+    code: int | None
+    seconds: float
+    lines: tuple[tuple[float, str], ...]
+    rss: int
+    pss: int
+    errors: str
+
+
+def watch(command: Sequence[str], *, cwd: Path, env: Mapping[str, str], limit_s: float = 3600) -> Watched:
+    """Run a command in a session of its own, and measure it until it ends or its limit is reached. Then all
+    processes of the session are killed.
+    """
+    start = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, env=dict(env), cwd=cwd, start_new_session=True
+        )
+        assert process.stdout is not None
+        os.set_blocking(process.stdout.fileno(), False)
+        lines: list[tuple[float, str]] = []
+        rss = pss = 0
+        pss_due = 0.0
+        rest = b""
+        in_time = True
+        while True:
+            ended = process.poll() is not None
+            *whole, rest = (rest + (process.stdout.read() or b"")).split(b"\n")
+            seconds = time.perf_counter() - start
+            lines += [(seconds, line.decode(errors="replace")) for line in whole]
+            in_time = seconds < limit_s
+            if ended or not in_time:
+                break
+            found = session_processes(process.pid)
+            rss = max(rss, resident(found))
+            # The kernel walks every page for it: seldom enough to take 3 % of a core, whatever runs.
+            if (before := time.perf_counter()) >= pss_due:
+                pss = max(pss, proportional(found))
+                pss_due = time.perf_counter() + 30 * (time.perf_counter() - before)
+            time.sleep(POLL_S)
+        seconds = time.perf_counter() - start
+        for left in session_processes(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(left.name), signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        errors.seek(0)
+        code = process.returncode if in_time else None
+        return Watched(code, seconds, tuple(lines), rss, pss, errors.read()[-TAIL:])
+
+
+def session_processes(session: int) -> list[Path]:
+    """Return the folders in /proc of all processes of a session."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, IndexError, ValueError):  # it ended while we looked
+            if int(stat.read_text().rsplit(")", 1)[1].split()[3]) == session:
+                found.append(stat.parent)
+    return found
+
+
+def resident(found: Sequence[Path]) -> int:
+    """Return the sum of the processes' resident bytes; a page that two of them share counts twice."""
+    pages = 0
+    for process in found:
+        with contextlib.suppress(OSError, IndexError):
+            pages += int((process / "statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def proportional(found: Sequence[Path]) -> int:
+    """Return the bytes of the processes' memory, a page that n of them share counted as 1/n for each."""
+    kib = 0
+    for process in found:
+        with contextlib.suppress(OSError, StopIteration):
+            rollup = (process / "smaps_rollup").read_text().splitlines()
+            kib += int(next(line for line in rollup if line.startswith("Pss:")).split()[1])
+    return 1024 * kib
