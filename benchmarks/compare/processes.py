@@ -46,7 +46,8 @@ def watch(command: Sequence[str], *, cwd: Path, env: Mapping[str, str], limit_s:
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
         lines: list[tuple[float, str]] = []
-        rss = pss = 0
+        rss = 0
+        pss = 0
         pss_due = 0.0
         rest = b""
         in_time = True
@@ -73,7 +74,8 @@ def watch(command: Sequence[str], *, cwd: Path, env: Mapping[str, str], limit_s:
         process.stdout.close()
         errors.seek(0)
         code = process.returncode if in_time else None
-        return Watched(code, seconds, tuple(lines), rss, pss, errors.read()[-TAIL:])
+        tail = errors.read()[-TAIL:]
+        return Watched(code, seconds, tuple(lines), rss=rss, pss=pss, errors=tail)
 
 
 def session_processes(session: int) -> list[Path]:
