@@ -13,6 +13,7 @@ from typing import NoReturn
 from fedspeed import __version__
 from fedspeed.cli import (
     audit,
+    bench,
     chat,
     config_reference,
     data,
@@ -45,6 +46,7 @@ COMMANDS = (
     plan,
     simulate,
     probe,
+    bench,
     audit,
     keys,
     import_base,
@@ -85,10 +87,14 @@ class _Parser(argparse.ArgumentParser):
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line.
 
-    argparse accepts positional arguments in one place only, but `a=1 --json b=2` has overrides in two.
+    argparse accepts positional arguments in one place only, but `a=1 --json b=2` has overrides in two. A
+    command with `passed_on` gets all of them as they are.
     """
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
+    if hasattr(arguments, "passed_on"):
+        arguments.passed_on = list(argv[1:])
+        return arguments
     unknown = [word for word in rest if word.startswith("-") or not hasattr(arguments, "overrides")]
     if rest and not unknown:
         arguments.overrides += rest
