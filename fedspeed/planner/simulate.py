@@ -224,6 +224,25 @@ class Scale:
     rate: float
 
 
+@dataclass(frozen=True)
+class MaskedExchange:
+    """A masked exchange of a round. `cpu`: seconds of a processor for each client, part of the `seconds`."""
+
+    seconds: float
+    cpu: float
+
+
+def masked_exchange(nbytes: int, link_rate: float, participants: int) -> MaskedExchange:
+    """Predict the two masked sums of a round, of its header and of an update of `nbytes`, with RELAYS relays.
+
+    Args:
+        link_rate: bytes/s of each participant's link.
+    """
+    cpu = nbytes * (MASK_S + STREAM_S * participants)
+    sending = (RELAYS + 2) * nbytes / link_rate + MESSAGES * participants * MESSAGE_S
+    return MaskedExchange(sending + cpu, cpu)
+
+
 def scale(task: Task, strategy: Strategy, link_rate: float, clients: int) -> Scale:
     """Extrapolate a client's strategy to a number of clients.
 
@@ -234,14 +253,14 @@ def scale(task: Task, strategy: Strategy, link_rate: float, clients: int) -> Sca
     nbytes = 4 * task.trainable
     train = task.local_steps * strategy.seconds
     plain = 2 * (clients - 1) / clients * nbytes / link_rate + 2 * clients * MESSAGE_S
-    cpu = nbytes * (MASK_S + STREAM_S * clients)
-    masked = (RELAYS + 2) * nbytes / link_rate + MESSAGES * clients * MESSAGE_S + cpu
+    exchange = masked_exchange(nbytes, link_rate, clients)
+    masked = exchange.seconds
     hidden = max(train, masked)
     return Scale(
         clients,
         plain,
         masked,
-        masked_cpu=cpu,
+        masked_cpu=exchange.cpu,
         round=train + masked,
         hidden=hidden,
         rate=clients * strategy.rows * task.tokens * task.local_steps / hidden,
