@@ -5,7 +5,7 @@ from dataclasses import replace
 from benchmarks.compare.simulated.cases import Case, Placement, placed
 from benchmarks.compare.simulated.exchange import anonymous_s, exchange_s
 from benchmarks.compare.simulated.memory import need_of
-from benchmarks.compare.simulated.outcome import Outcome
+from benchmarks.compare.simulated.outcome import Division, Outcome
 from fedspeed.errors import PlanError
 from fedspeed.planner.memory import memory_of
 from fedspeed.planner.plan import STREAMED, RankProfile, Setting
@@ -57,8 +57,9 @@ def outcome_of(case: Case, placement: Placement, setting: Setting, way: str) -> 
         way,
         "",
         describe(setting),
-        {kind: need_of(memory_of(task, setting, rank), rank) for kind, rank in kinds.items()},
-        {kind: dict(seconds_of(task, setting, rank).causes) for kind, rank in kinds.items()},
+        Division(setting.micro_batch, setting.accumulation),
+        needs={kind: need_of(memory_of(task, setting, rank), rank) for kind, rank in kinds.items()},
+        steps={kind: dict(seconds_of(task, setting, rank).causes) for kind, rank in kinds.items()},
         clients=case.clients,
         rows=case.rows * placement.client_ranks,
         tokens=case.tokens,

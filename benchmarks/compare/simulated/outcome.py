@@ -32,7 +32,8 @@ class Outcome:
     """What a method takes for a case.
 
     Attributes:
-        needs: by role or kind of card. steps: seconds of a local step by cause, by kind of card.
+        division: of a step's rows on a rank. needs: by role or kind of card.
+        steps: seconds of a local step by cause, by kind of card.
         clients, rows, tokens: of the run; of a client in a step; of a row.
         local_steps: of a round. in_turn: whether clients train one after the other.
         exchange, server: seconds after the local steps of a round. first: seconds before round 1.
@@ -42,6 +43,7 @@ class Outcome:
     method: str
     variant: str
     setting: str
+    division: Division
     needs: dict[str, Need]
     steps: dict[str, dict[str, float]]
     clients: int
@@ -159,11 +161,14 @@ def _outcome(method: str, case: Case, variant: str, placement: Placement, divisi
         method,
         variant,
         f"{division.accumulation} x {division.micro_batch} rows a rank",
-        {
+        division,
+        needs={
             kind: need_of(_memory(method, client, setting, rank), rank)
             for kind, rank in placement.kinds.items()
         },
-        {kind: _step(method, client, setting, rank, placement) for kind, rank in placement.kinds.items()},
+        steps={
+            kind: _step(method, client, setting, rank, placement) for kind, rank in placement.kinds.items()
+        },
         clients=case.clients,
         rows=rows,
         tokens=case.tokens,
