@@ -66,7 +66,8 @@ def set_arithmetic(matmul: str, deterministic: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = matmul == "tf32"
     if deterministic:
         os.environ.setdefault(CUBLAS_WORKSPACE, DETERMINISTIC[0])
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports torch's compiler
+        torch.use_deterministic_algorithms(deterministic)
 
 
 def _has_fp16_accumulation() -> bool:

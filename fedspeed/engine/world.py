@@ -9,7 +9,6 @@ from datetime import timedelta
 from fedspeed.engine.device_types import device_index_of_rank
 from fedspeed.net.interfaces import GLOO_INTERFACE, LOOPBACK, NCCL_INTERFACE, interface_of
 
-_NO_COMPILER = "TORCHDYNAMO_DISABLE"
 _OPEN_MPI_RANK = "OMPI_COMM_WORLD_LOCAL_RANK"
 
 
@@ -32,15 +31,14 @@ def import_deepspeed() -> None:
     DeepSpeed checks whether the optimizer is its Muon. The decorators of Muon import the compiler: 550
     modules, over a second on every rank.
     """
-    as_set = os.environ.get(_NO_COMPILER)
-    os.environ[_NO_COMPILER] = "1"
+    from deepspeed.runtime import compiler
+
+    as_it_is = compiler.compile
+    compiler.compile = lambda: lambda function: function
     try:
         import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
     finally:
-        if as_set is None:
-            del os.environ[_NO_COMPILER]
-        else:
-            os.environ[_NO_COMPILER] = as_set
+        compiler.compile = as_it_is
 
 
 def join_world(deadline_s: float) -> None:

@@ -28,6 +28,7 @@ from fedspeed.models.config import AdapterConfig, ModelConfig
 from fedspeed.models.families.registry import FAMILIES, family_of
 from fedspeed.models.families.shape import ModelShape
 from fedspeed.models.hub import model_folder
+from fedspeed.models.meta_device import move_buffers, on_meta_device
 from fedspeed.models.saved_adapter import WEIGHTS_FILE
 from fedspeed.models.stored import BASE_FILE, FLOATS, check_types, stored_tensors
 from fedspeed.units import shortened_list
@@ -171,16 +172,17 @@ def meta_model(config: ModelConfig, adapter: AdapterConfig) -> "PreTrainedModel"
     if family.stacked:
         hf._experts_implementation = experts_implementation()
     try:
-        with torch.device("meta"):
+        with on_meta_device():
             model = AutoModelForCausalLM.from_config(hf, dtype=DTYPES[config.dtype], trust_remote_code=False)
     except _REFUSED_BY_TRANSFORMERS as error:
         raise ModelError(
             f"{path}: transformers builds no model of it ({type(error).__name__}: {error}); correct the "
             "value that it names"
         ) from error
+    move_buffers(model)
     _check_parameters(model, shape, path)
     model.config.use_cache = False  # training does not need the cache, which keeps keys and values
-    with torch.device("meta"):
+    with on_meta_device():
         model = add_adapter(model, adapter)
     return model
 
@@ -345,11 +347,8 @@ def _draw(
     the unit's name. They stay on `draw_device` until `place` moves them.
     """
     for _, parent, leaf, meta in fresh:
-        setattr(
-            parent,
-            leaf,
-            nn.Parameter(torch.empty_like(meta, device=draw_device), requires_grad=meta.requires_grad),
-        )
+        drawn = torch.empty(meta.shape, dtype=meta.dtype, device=draw_device)
+        setattr(parent, leaf, nn.Parameter(drawn, requires_grad=meta.requires_grad))
     with torch.random.fork_rng(devices=[0] if draw_device == "cuda" else []), torch.no_grad():
         torch.manual_seed(seed)
         if fresh:
@@ -366,7 +365,7 @@ def _compute_buffers(model: nn.Module, inner: "PreTrainedModel") -> None:
         buffers = list(module.named_buffers(recurse=False))
         if any(buffer.is_meta for _, buffer in buffers):
             for name, buffer in buffers:
-                setattr(module, name, torch.empty_like(buffer, device="cpu"))
+                setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu"))
             with _kept(list(module.parameters(recurse=False))):
                 inner._init_weights(module)
 

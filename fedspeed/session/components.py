@@ -23,6 +23,7 @@ from fedspeed.data.prompt_template import template_for
 from fedspeed.data.row_counts import COUNTS, DataReport, RowTable, count_values
 from fedspeed.data.row_remarks import row_remarks
 from fedspeed.engine.base.placement import pipeline_tier
+from fedspeed.engine.lean_imports import import_models
 from fedspeed.engine.world import import_deepspeed
 from fedspeed.errors import FedSpeedError, PlanError
 from fedspeed.federation.link import ClientLink
@@ -67,8 +68,7 @@ def preload() -> None:
     collecting = gc.isenabled()
     gc.disable()
     try:
-        import peft  # noqa: F401
-        import transformers.models.auto.modeling_auto  # noqa: F401
+        import_models()
 
         import fedspeed.federation.rounds  # noqa: F401
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from deepspeed.runtime import compiler
 
 from fedspeed.engine.device_types import gpu_of_rank
 from fedspeed.engine.world import import_deepspeed, take_device
@@ -15,15 +16,44 @@ from fedspeed.session.components import preload
 from tests.engine.engines import engine
 from tests.limits import LIMIT_S
 from tests.processes import world_env
-from tests.tiny import write_llama
+from tests.tiny import random_step, write_llama
 
-UNUSED = ("torch._inductor.compile_fx", "torch._functorch.aot_autograd", "networkx", "distutils")
+UNUSED = (
+    "torch._dynamo.eval_frame",
+    "torch._functorch.aot_autograd",
+    "torch._inductor",
+    "torch.distributed.tensor",
+    "torch.fx.experimental.symbolic_shapes",
+    "scipy",
+    "sympy",
+    "networkx",
+    "distutils",
+)
 
 
 def loaded(base) -> list[str]:
-    """Return the modules of UNUSED that this process has loaded once its engine is built."""
-    with engine(base, "zero3"):
+    """Return the modules of UNUSED that this process has loaded once its engine has taken a step."""
+    preload()
+    with engine(base, "zero3") as built:
+        built.train_step([random_step(0, 2, 2)], 0.01)
         return [name for name in UNUSED if name in sys.modules]
+
+
+def compiles_late() -> str:
+    """Say whether torch compiles in a process whose imports have left its compiler out."""
+    preload()
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    before = "torch._dynamo.eval_frame" in sys.modules
+    compiled = torch.compile(lambda x: x.sin() + 1, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(torch.ones(3)), torch.ones(3).sin() + 1)
+    parameter.grad = torch.ones(3)
+    optimizer.step()
+    assert parameter.tolist() == [0, 0, 0]
+    from torch._dynamo.backends import registry
+
+    same = registry is sys.modules["torch._dynamo.backends.registry"] is torch._dynamo.backends.registry
+    return f"{before} {'torch._dynamo.eval_frame' in sys.modules} {same}"
 
 
 def in_a_fresh_interpreter(code: str, **env: str) -> str:
@@ -57,13 +87,15 @@ def test_without_it_deepspeed_loads_torchs_compiler():
     assert in_a_fresh_interpreter(code) == "True"
 
 
-def test_whether_torch_may_compile_is_left_as_it_was(monkeypatch):
-    for value in ("0", None):
-        monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
-        if value is not None:
-            monkeypatch.setenv("TORCHDYNAMO_DISABLE", value)
-        import_deepspeed()
-        assert os.environ.get("TORCHDYNAMO_DISABLE") == value
+def test_torchs_compiler_is_imported_when_it_is_asked_for():
+    code = "from tests.engine.test_world import compiles_late; print(compiles_late())"
+    assert in_a_fresh_interpreter(code) == "False True True"
+
+
+def test_what_deepspeed_compiles_with_is_left_as_it_was():
+    before = compiler.compile
+    import_deepspeed()
+    assert compiler.compile is before
 
 
 def test_garbage_is_collected_again_after_the_imports(monkeypatch):
