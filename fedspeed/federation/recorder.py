@@ -316,6 +316,7 @@ class Recorder:
                 idle_s=idle_s / size,
                 bytes_sent=bytes_sent,
                 peak_bytes=self._peak_bytes(),
+                device_bytes=engine.device_bytes,
             )
 
     def _ledger(self, vector: np.ndarray | None) -> Ledger:

@@ -141,7 +141,7 @@ def test_what_a_run_prints_becomes_its_curve():
         "event": "round",
         "val_exact": None,
         "step_s": 0.5,
-        "device_bytes": 10,
+        "per_client": [{"device_bytes": 7}, {"device_bytes": 10}],
         "clients": 2,
         "bytes_sent": 40,
         **dict.fromkeys(("compute_s", "gather_s", "exchange_s", "idle_s"), 0.25),

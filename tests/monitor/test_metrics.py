@@ -82,6 +82,7 @@ def filled(make_ledger, added=()):
             idle_s=0.25,
             bytes_sent=100,
             peak_bytes=1000,
+            device_bytes=500,
         )
         own.set_rank(
             place,
@@ -171,6 +172,7 @@ def test_a_ledger_becomes_a_record():
         "idle_s": 0.25,
         "bytes_sent": 100,
         "peak_bytes": 1000,
+        "device_bytes": 500,
     }
 
 

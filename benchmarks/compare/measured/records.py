@@ -10,11 +10,13 @@ from fedspeed.errors import DataError
 CAUSES = ("compute", "gather", "exchange", "idle")
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """A value of a result: unknown fields are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
-class Point(_Record):
+class Point(Record):
     """A round of a run.
 
     Attributes:
@@ -30,17 +32,17 @@ class Point(_Record):
     exact: float | None
 
 
-class Run(_Record):
+class Run(Record):
     """One run of one arm.
 
     Attributes:
         arguments: of `launch.py`. reason: why it failed. start_s: from the command to the first round.
         first_aggregate_s: from the command to the end of round 1. round_s: median seconds of a round after
             the first. causes: median seconds of such a round by cause, means over ranks; `other` is what is
-            left of the round. step_s: of a local step on the slowest rank. device_bytes: peak of tensors on a
-            rank's device. host_rss, host_pss: peak of all processes together. sent: bytes that a client sent
-            in a round, mean. exported_loss: held-out loss of the exported model, for arms whose rounds
-            evaluate another one.
+            left of the round. step_s: of a local step on the slowest rank.
+        device_bytes: peak of tensors on a client's devices; masked modes show none. host_rss, host_pss: peak
+            of all processes together. sent: bytes that a client sent in a round, mean.
+        exported_loss: held-out loss of the exported model, for arms whose rounds evaluate another one.
     """
 
     arm: str
@@ -61,7 +63,7 @@ class Run(_Record):
     exported_loss: float | None = None
 
 
-class Setting(_Record):
+class Setting(Record):
     """What all runs have in common.
 
     Attributes:
@@ -80,7 +82,7 @@ class Setting(_Record):
     target: float | None
 
 
-class Bench(_Record):
+class Bench(Record):
     """A comparison, with the day and the machine (`benchmarks.compare.results`)."""
 
     date: str
@@ -102,9 +104,14 @@ def read(path: Path) -> Bench:
     try:
         return Bench.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise DataError(
-            f"{path}: is no result of this version of `fedspeed bench` ({where}: {first['msg']}); move it "
-            "aside, or name another folder with --out"
-        ) from error
+        raise refused(path, error) from error
+
+
+def refused(path: Path, error: ValidationError) -> DataError:
+    """Return the error of a file that is no result."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return DataError(
+        f"{path}: is no result of this version of `fedspeed bench` ({where}: {first['msg']}); move it aside, "
+        "or name another folder with --out"
+    )

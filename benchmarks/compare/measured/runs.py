@@ -17,12 +17,15 @@ LIMIT_S = 4 * 3600.0
 EVAL_LIMIT_S = 3600.0
 
 
-def measure(arm: Arm, seed: int, *, config: Path, arguments: Sequence[str], folder: Path) -> Run:
+def measure(
+    arm: Arm, seed: int, *, config: Path, arguments: Sequence[str], folder: Path, evaluates: bool = True
+) -> Run:
     """Run one arm with one seed from the start, and return what was measured. A run that ends otherwise than
     with exit code 0 has failed.
 
     Args:
-        config: the YAML file. arguments: after it. folder: of the run's own folder.
+        config: the YAML file. arguments: after it. folder: of the run's own folder. evaluates:
+            whether the exported model of an arm with an emulator is evaluated.
     """
     name = f"{arm.name}-{seed}"
     places = (f"run.out={folder}", f"run.name={name}", "monitor.progress=false", "monitor.tensorboard=false")
@@ -41,7 +44,7 @@ def measure(arm: Arm, seed: int, *, config: Path, arguments: Sequence[str], fold
     if watched.code != 0:
         return run.model_copy(update={"reason": reason_of(watched)})
     run = finished(run, watched)
-    if not arm.emulator:
+    if not (arm.emulator and evaluates):
         return run
     return run.model_copy(update={"exported_loss": evaluated(folder / name)})
 
@@ -89,7 +92,7 @@ def finished(run: Run, watched: Watched) -> Run:
     round_s = statistics.median(record["seconds"] for record in steady)
     causes = {cause: statistics.median(record[f"{cause}_s"] for record in steady) for cause in CAUSES}
     steps = [record["step_s"] for record in steady if record["step_s"] is not None]
-    peaks = [record["device_bytes"] for _, record in rounds if record["device_bytes"] is not None]
+    peaks = [client["device_bytes"] or 0 for _, record in trained for client in record["per_client"]]
     clients = max(1, max(record["clients"] or 1 for record in steady))
     return run.model_copy(
         update={
@@ -100,7 +103,7 @@ def finished(run: Run, watched: Watched) -> Run:
             "round_s": round_s,
             "causes": {**causes, "other": max(0.0, round_s - sum(causes.values()))},
             "step_s": statistics.median(steps) if steps else None,
-            "device_bytes": max(peaks, default=None),
+            "device_bytes": max(peaks, default=0) or None,
             "host_rss": watched.rss,
             "host_pss": watched.pss,
             "sent": statistics.fmean(record["bytes_sent"] for record in steady) / clients,

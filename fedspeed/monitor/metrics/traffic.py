@@ -79,4 +79,14 @@ METRICS = (
         tag="memory/peak_gib",
         tag_scale=GIB,
     ),
+    Metric(
+        name="device_bytes",
+        unit="bytes",
+        per="client",
+        reduce="sum",
+        record="client",
+        reveals=NOTHING,
+        tag="memory/device_gib",
+        tag_scale=GIB,
+    ),
 )
