@@ -122,6 +122,18 @@ class EngineConfig:
             "max": 10_000.0,
         },
     )
+    logits_mib: int | Literal["auto"] = field(
+        default="auto",
+        metadata={
+            "help": (
+                "layer-major execution and pipelines: logits of answer tokens that are computed at a time "
+                "[MiB], at least those of one token; several copies of them are on the device. auto: 256 on "
+                "a GPU, 64 on a CPU. Losses differ by rounding"
+            ),
+            "min": 1,
+            "max": 65_536,
+        },
+    )
     compile_blocks: bool = field(
         default=False,
         metadata={

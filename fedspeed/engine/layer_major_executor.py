@@ -42,6 +42,7 @@ class LayerMajorExecutor:
         budget: for activations that are kept for the backward pass.
         inputs: where block inputs are stored; auto: on the device as far as the budget allows.
         compiled: whether blocks are compiled.
+        logits_mib: engine.logits_mib.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class LayerMajorExecutor:
         *,
         inputs: Literal["auto", "device", "host"] = "auto",
         compiled: bool = False,
+        logits_mib: int | str = "auto",
     ):
         depth = len(parts.blocks)
         self._store = store
@@ -63,7 +65,14 @@ class LayerMajorExecutor:
         self.policy = BudgetedActivationPolicy(budget, inputs, blocks=depth, lowest=self._lowest)
         self.chunks = [range(b, b + 1) for b in range(depth)]
         self.stage = Stage(
-            model, parts, store, self.chunks, policy=self.policy, lowest=self._lowest, compiled=compiled
+            model,
+            parts,
+            store,
+            self.chunks,
+            policy=self.policy,
+            lowest=self._lowest,
+            compiled=compiled,
+            logits_mib=logits_mib,
         )
         self._player = InstructionExecutor()
         self._streams = lru_cache(CACHED_STREAMS)(layer_major)

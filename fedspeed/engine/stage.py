@@ -68,13 +68,14 @@ class Stage(StageCompute):
         policy: ActivationPolicy,
         lowest: int = 0,
         compiled: bool = False,
+        logits_mib: int | str = "auto",
     ):
         self._model = model
         self._parts = parts
         self._chunks = chunks
         self._policy = policy
         self._lowest = lowest
-        self.compute = MicroBatchModel(model, parts, compiled)
+        self.compute = MicroBatchModel(model, parts, compiled, logits_mib)
         self._weights = StageWeights(model, parts, store, chunks)
         names = {id(p): n for n, p in model.named_parameters()}
         self.trainable = [

@@ -12,7 +12,7 @@ from fedspeed.models.families.registry import FAMILIES
 from fedspeed.models.families.shape import BLOCK_INPUT, ModelShape
 from fedspeed.planner.hardware import GIB
 from fedspeed.planner.plan import SLOTTED, STREAMED, Memory, RankProfile, Setting, Task
-from fedspeed.schedule.limits import CARRIED, EVAL_TOKENS, LOGITS_BYTES, QUANTISED, READ_STAGES, UNIT_ALIGN
+from fedspeed.schedule.limits import CARRIED, EVAL_TOKENS, QUANTISED, READ_STAGES, UNIT_ALIGN, logits_bytes
 
 DRIVER_BYTES = int(0.9 * GIB)  # CUDA context, cuBLAS workspaces, NCCL buffers
 # RAM of a rank before it has a model: Python, libraries, driver.
@@ -291,7 +291,7 @@ def head_bytes(task: Task, batch: int, kind: str) -> int:
     """
     shape = task.shape
     s = task.type_bytes
-    chunk = LOGITS_BYTES[kind]
+    chunk = logits_bytes(task.logits_mib, kind)
     rows = max(1, min(int(task.answer_share * batch), chunk // (shape.vocab * s)))
     copies = 2 + shape.logits_copies
     return batch * shape.hidden * (8 + 5 * s) + rows * shape.vocab * (copies * s + 8)

@@ -32,6 +32,7 @@ class Task:
             trainable parameters. offload: whether the ranks' shares of a divided base are stored in host RAM.
             quantised: whether a base in 8 or 4 bits may be proposed, which gives other losses. staleness:
             rounds by which an update may be late. matmul: arithmetic of matrix products, as engine.matmul.
+            logits_mib: logits that are computed at a time, as engine.logits_mib.
             cleared: overrides that a plan adds to those of its setting, such as resets of engine keys that it
             does
             not use.
@@ -61,6 +62,7 @@ class Task:
     cleared: tuple[str, ...] = ()
     staleness: int = 0
     matmul: str = "default"
+    logits_mib: int | str = "auto"
     folded_rank: int = 0
     adapted_blocks: int | None = None
     differentiated_blocks: int | None = None

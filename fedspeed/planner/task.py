@@ -66,6 +66,7 @@ def task_of(
         cleared=_engine_overrides(config),
         staleness=config.federation.staleness,
         matmul=config.engine.matmul,
+        logits_mib=config.engine.logits_mib,
         folded_rank=_folded_rank(config),
     )
     _ = task.trainable  # raises ModelError where the model lacks a target
@@ -117,11 +118,13 @@ def _folded_rank(config: RunConfig) -> int:
 
 def _engine_overrides(config: RunConfig) -> tuple[str, ...]:
     """Return the overrides that a plan adds to its setting: those that reset engine keys which the plan does
-    not use, and engine.matmul, which the plan relies on.
+    not use, and those that it relies on.
     """
     overrides = ["engine.base_gib=0"] if config.engine.base_gib else []
     overrides += ["engine.pipeline=none"] if config.engine.pipeline != "none" else []
     overrides += [f"engine.matmul={config.engine.matmul}"] if config.engine.matmul != "default" else []
+    limit = config.engine.logits_mib
+    overrides += [f"engine.logits_mib={limit}"] if limit != "auto" else []
     return tuple(overrides)
 
 

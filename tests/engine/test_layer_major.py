@@ -113,6 +113,21 @@ def test_dropout_inside_attention_has_no_module_and_counts_all_the_same(bases, t
     assert same_losses and not other_losses
 
 
+def pieces_of_logits(rank, base, logits_mib):
+    """Return the rows of the chunks in which 3000 rows of 260 logits in fp32 are computed."""
+    import torch
+
+    with engine(base, "resident", options=EngineConfig(logits_mib=logits_mib)) as client_engine:
+        pieces = client_engine._executor.stage.compute.pieces(torch.zeros(3000, 1))
+        return [piece.stop - piece.start for piece in pieces]
+
+
+@pytest.mark.parametrize(("logits_mib", "rows"), [("auto", 64 << 20), (1, 1 << 20)])
+def test_logits_are_computed_in_chunks_of_the_configured_size(bases, logits_mib, rows):
+    [found] = run_clusters([1], pieces_of_logits, str(bases["llama"]), logits_mib)
+    assert set(found) == {rows // (4 * 260)} and len(found) == -(-3000 // found[0])
+
+
 # Compared with stock DeepSpeed with activation checkpointing.
 
 

@@ -316,6 +316,8 @@ def test_logits_come_in_larger_chunks_on_a_gpu():
         head_bytes(TASK, 8192, "gpu") - head_bytes(TASK, 8192, "cpu")
         == ((1 << 28) // (2 * vocab) - (1 << 26) // (2 * vocab)) * vocab * 12
     )
+    chosen = replace(TASK, logits_mib=64)
+    assert head_bytes(chosen, 8192, "gpu") == head_bytes(TASK, 8192, "cpu")
 
 
 def test_on_a_cpu_everything_is_ram():

@@ -67,7 +67,7 @@ ARMS = {
         Arm(
             name="fedspeed_ram",
             title="FedSpeed, base in RAM, least memory",
-            settings=(*_OURS, "engine.tier=ram", "engine.activation_gib=0"),
+            settings=(*_OURS, "engine.tier=ram", "engine.activation_gib=0", "engine.logits_mib=8"),
         ),
         Arm(
             name="fedspeed_masked",

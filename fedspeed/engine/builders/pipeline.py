@@ -136,7 +136,7 @@ def make_parts(
     pipe = FederatedPipelineEngine(module, pipeline_section(spec.deepspeed))
     # A graph refers to the weights of its blocks, so where these are released blocks are computed again.
     policy = FixedActivationPolicy(graphs=not (split.loads or spec.engine.activation_checkpointing))
-    stage = Stage(net, split.parts, store, layout.chunks, policy=policy)
+    stage = Stage(net, split.parts, store, layout.chunks, policy=policy, logits_mib=spec.engine.logits_mib)
     return PipelineParts(store=store, pipe=pipe, stage=stage, layout=layout, loads=loads)
 
 

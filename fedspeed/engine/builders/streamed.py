@@ -40,6 +40,12 @@ def build(net: nn.Module, spec: EngineSpec, context: EngineContext, groups: Grou
         named[name].data = tensor
     budget = ActivationBudget(engine.activation_gib, context.sharers)
     executor = LayerMajorExecutor(
-        net, parts, store, budget, inputs=engine.block_inputs, compiled=engine.compile_blocks
+        net,
+        parts,
+        store,
+        budget,
+        inputs=engine.block_inputs,
+        compiled=engine.compile_blocks,
+        logits_mib=engine.logits_mib,
     )
     return StreamedEngine(net, states, groups, store=store, executor=executor, clock=context.clock)

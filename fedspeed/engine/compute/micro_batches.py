@@ -18,7 +18,7 @@ from fedspeed.data.encode import IGNORED
 from fedspeed.engine.compute.compiled import CompiledBlocks
 from fedspeed.engine.compute.uploads import upload, upload_rows
 from fedspeed.models.blocks import Anatomy
-from fedspeed.schedule.limits import LOGITS_BYTES
+from fedspeed.schedule.limits import logits_bytes
 
 Tensors = dict[str, torch.Tensor]
 
@@ -94,13 +94,17 @@ class MicroBatchModel:
         model: as built, with its trainable parameters inside the blocks.
         parts: of the model.
         compiled: whether blocks are computed by code that torch compiles.
+        logits_mib: engine.logits_mib.
     """
 
-    def __init__(self, model: PreTrainedModel, parts: Anatomy, compiled: bool = False):
+    def __init__(
+        self, model: PreTrainedModel, parts: Anatomy, compiled: bool = False, logits_mib: int | str = "auto"
+    ):
         self._parts = parts
         self._config = model.config
         self.device = torch.device(get_accelerator().current_device_name())
-        self._logits_bytes = LOGITS_BYTES["cpu" if get_accelerator().is_synchronized_device() else "gpu"]
+        kind = "cpu" if get_accelerator().is_synchronized_device() else "gpu"
+        self._logits_bytes = logits_bytes(logits_mib, kind)
         # Some families give attention's dropout to a function, without a module that would show it.
         configured = any(
             value

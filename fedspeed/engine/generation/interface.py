@@ -21,7 +21,7 @@ from fedspeed.engine.generation.pieces import Piece, TokenScores, token_scores
 from fedspeed.engine.generation.sampling import Sampling
 from fedspeed.errors import FedSpeedError, ModelError
 from fedspeed.models.positions import row_limit
-from fedspeed.schedule.limits import CACHE_BYTES, EVAL_TOKENS, LOGITS_BYTES, PIECE_TOKENS
+from fedspeed.schedule.limits import CACHE_BYTES, EVAL_TOKENS, PIECE_TOKENS, logits_bytes
 
 
 class Generating(ABC):
@@ -205,9 +205,8 @@ class Generating(ABC):
     def _logit_rows(self) -> int:
         """Return the number of tokens whose logits are in memory at once."""
         kind = "cpu" if get_accelerator().is_synchronized_device() else "gpu"
-        return max(
-            1, LOGITS_BYTES[kind] // (self.model.config.vocab_size * torch.finfo(torch.float32).bits // 8)
-        )
+        row = self.model.config.vocab_size * torch.finfo(torch.float32).bits // 8
+        return max(1, logits_bytes("auto", kind) // row)
 
     @property
     def _computing_dtype(self) -> torch.dtype:
