@@ -22,6 +22,8 @@ METHODS = (
     "zero3_offload",
     "fedspeed",
 )
+# The memory of a client's step does not depend on how often the server aligns.
+SETTINGS = {"fedbiot": ("federation.method.initial_alignment_steps=0", "federation.method.alignment_steps=1")}
 DEPTHS = (6, 12, 24, 48)
 NARROW = 1024
 # Over 1 B parameters with 22 blocks: TinyLlama's width and depth, with as many heads for keys as for queries.
@@ -74,7 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     from benchmarks.compare.memory.records import Memory, Size, read
     from benchmarks.compare.memory.report import write
 
-    arms = chosen(arguments.methods.split(","), {})
+    methods = arguments.methods.split(",")
+    arms = chosen(methods, {name: SETTINGS[name] for name in methods if name in SETTINGS})
     path = arguments.out / "memory.json"
     models = [Model(int(blocks), NARROW) for blocks in arguments.blocks.split(",") if blocks]
     models += [] if arguments.without_1b else [Model(*WIDE)]
