@@ -6,7 +6,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,9 +34,19 @@ class Watched:
     errors: str
 
 
-def watch(command: Sequence[str], *, cwd: Path, env: Mapping[str, str], limit_s: float = 3600) -> Watched:
+def watch(
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    limit_s: float = 3600,
+    seen: Callable[[str], None] | None = None,
+) -> Watched:
     """Run a command in a session of its own, and measure it until it ends or its limit is reached. Then all
     processes of the session are killed.
+
+    Args:
+        seen: called with each line of its stdout soon after it was written; it may measure more.
     """
     start = time.perf_counter()
     with tempfile.TemporaryFile("w+") as errors:
@@ -51,31 +61,39 @@ def watch(command: Sequence[str], *, cwd: Path, env: Mapping[str, str], limit_s:
         pss_due = 0.0
         rest = b""
         in_time = True
-        while True:
-            ended = process.poll() is not None
-            *whole, rest = (rest + (process.stdout.read() or b"")).split(b"\n")
+        try:
+            while True:
+                ended = process.poll() is not None
+                *whole, rest = (rest + (process.stdout.read() or b"")).split(b"\n")
+                seconds = time.perf_counter() - start
+                lines += [(seconds, line.decode(errors="replace")) for line in whole]
+                for _, line in lines[len(lines) - len(whole) :] if seen else ():
+                    seen(line)
+                in_time = seconds < limit_s
+                if ended or not in_time:
+                    break
+                found = session_processes(process.pid)
+                rss = max(rss, resident(found))
+                # The kernel walks every page for it: seldom enough to take 3 % of a core, whatever runs.
+                if (before := time.perf_counter()) >= pss_due:
+                    pss = max(pss, proportional(found))
+                    pss_due = time.perf_counter() + 30 * (time.perf_counter() - before)
+                time.sleep(POLL_S)
             seconds = time.perf_counter() - start
-            lines += [(seconds, line.decode(errors="replace")) for line in whole]
-            in_time = seconds < limit_s
-            if ended or not in_time:
-                break
-            found = session_processes(process.pid)
-            rss = max(rss, resident(found))
-            # The kernel walks every page for it: seldom enough to take 3 % of a core, whatever runs.
-            if (before := time.perf_counter()) >= pss_due:
-                pss = max(pss, proportional(found))
-                pss_due = time.perf_counter() + 30 * (time.perf_counter() - before)
-            time.sleep(POLL_S)
-        seconds = time.perf_counter() - start
-        for left in session_processes(process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(left.name), signal.SIGKILL)
+        finally:  # an interrupt ends them too
+            _kill(session_processes(process.pid))
         process.wait()
         process.stdout.close()
         errors.seek(0)
         code = process.returncode if in_time else None
         tail = errors.read()[-TAIL:]
         return Watched(code, seconds, tuple(lines), rss=rss, pss=pss, errors=tail)
+
+
+def _kill(found: Sequence[Path]) -> None:
+    for process in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(process.name), signal.SIGKILL)
 
 
 def session_processes(session: int) -> list[Path]:
@@ -86,6 +104,30 @@ def session_processes(session: int) -> list[Path]:
             if int(stat.read_text().rsplit(")", 1)[1].split()[3]) == session:
                 found.append(stat.parent)
     return found
+
+
+def processes_with(word: str, without: Sequence[str] = ()) -> list[Path]:
+    """Return the folders in /proc of all processes whose command contains a word, and none of others."""
+    found = []
+    for arguments in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            command = arguments.read_bytes()
+            if word.encode() in command and not any(other.encode() in command for other in without):
+                found.append(arguments.parent)
+    return found
+
+
+def cpu_seconds(found: Sequence[Path]) -> tuple[float, float]:
+    """Return the CPU-seconds of the processes so far: of their first threads, and of all others."""
+    first = every = 0
+    for process in found:
+        with contextlib.suppress(OSError):
+            both = process / "stat", process / "task" / process.name / "stat"
+            whole, one = (stat.read_text().rsplit(")", 1)[1].split()[11:13] for stat in both)
+            every += sum(map(int, whole))
+            first += sum(map(int, one))
+    ticks = os.sysconf("SC_CLK_TCK")
+    return first / ticks, (every - first) / ticks
 
 
 def resident(found: Sequence[Path]) -> int:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from fedspeed.planner.explain import table
 from fedspeed.planner.hardware import GIB
-from fedspeed.planner.simulate import RELAYS, ModelSimulation, Outcome, Strategy
+from fedspeed.planner.many_clients import RELAYS
+from fedspeed.planner.simulate import ModelSimulation, Outcome, Strategy
 from fedspeed.units import parameters_text
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fedspeed.cluster.topology import Topology
 from fedspeed.errors import PlanError
 from fedspeed.planner.hardware import Node
+from fedspeed.planner.many_clients import masked_cost, plain_cost
 from fedspeed.planner.pipeline.forecast import PipelineForecast, client_pipeline, cluster_pipeline
 from fedspeed.planner.plan import RankProfile, Task
 from fedspeed.planner.profiles import profile_of
@@ -23,15 +24,6 @@ MODELS = (
 )
 SCALES = (100, 1_000, 10_000)
 MICRO_BATCHES = (1, 2, 4, 8)
-RELAYS = 2  # that the cells of a masked update pass through
-# CPU-seconds of a masked exchange for each byte of the update: a constant part, and the key stream for each
-# other participant. Least squares fit to the 3, 9 and 16 clients of benchmarks/results/anonymous.md.
-MASK_S = 1.3e-9
-STREAM_S = 0.22e-9
-PHASES = 11  # of an anonymous sum with two relays, each with a message between any two participants
-SUMS = 2  # of a masked round: its header and its update
-MESSAGES = SUMS * PHASES + 1  # between any two participants in a round; the last one signs the round's state
-MESSAGE_S = 5e-5  # of each such message
 
 
 @dataclass(frozen=True)
@@ -207,40 +199,32 @@ class Scale:
     """Rounds of many clients, each on a server of its own.
 
     Attributes:
-        plain: seconds of an exchange in the clear.
-        masked: seconds of a round's two masked exchanges, of its header and of its update.
-        masked_cpu: CPU-seconds of them for each client.
+        train: seconds of a round's local steps.
+        plain: seconds of an exchange in the clear. plain_sent, plain_cpu: bytes that each client
+            sends in it, and its CPU-seconds.
+        masked: seconds of a round's two masked exchanges, of its header and of its update. sent: bytes that
+            each client sends in them.
+        link, streams, members: the parts of `masked` (`many_clients.ExchangeCost`).
+        masked_cpu: CPU-seconds of it for each client.
         round: seconds of a round whose masked exchange follows the training.
         hidden: seconds of a round whose masked exchange is hidden behind the next round's training.
         rate: tokens/s of all clients together with the latter.
     """
 
     clients: int
+    train: float
     plain: float
+    plain_sent: float
+    plain_cpu: float
     masked: float
+    sent: float
+    link: float
+    streams: float
+    members: float
     masked_cpu: float
     round: float
     hidden: float
     rate: float
-
-
-@dataclass(frozen=True)
-class MaskedExchange:
-    """A masked exchange of a round. `cpu`: seconds of a processor for each client, part of the `seconds`."""
-
-    seconds: float
-    cpu: float
-
-
-def masked_exchange(nbytes: int, link_rate: float, participants: int) -> MaskedExchange:
-    """Predict the two masked sums of a round, of its header and of an update of `nbytes`, with RELAYS relays.
-
-    Args:
-        link_rate: bytes/s of each participant's link.
-    """
-    cpu = nbytes * (MASK_S + STREAM_S * participants)
-    sending = (RELAYS + 2) * nbytes / link_rate + MESSAGES * participants * MESSAGE_S
-    return MaskedExchange(sending + cpu, cpu)
 
 
 def scale(task: Task, strategy: Strategy, link_rate: float, clients: int) -> Scale:
@@ -252,16 +236,22 @@ def scale(task: Task, strategy: Strategy, link_rate: float, clients: int) -> Sca
     """
     nbytes = 4 * task.trainable
     train = task.local_steps * strategy.seconds
-    plain = 2 * (clients - 1) / clients * nbytes / link_rate + 2 * clients * MESSAGE_S
-    exchange = masked_exchange(nbytes, link_rate, clients)
-    masked = exchange.seconds
-    hidden = max(train, masked)
+    plain = plain_cost(nbytes, link_rate, clients)
+    masked = masked_cost(nbytes, link_rate, clients)
+    hidden = max(train, masked.seconds)
     return Scale(
         clients,
-        plain,
-        masked,
-        masked_cpu=exchange.cpu,
-        round=train + masked,
+        train,
+        plain.seconds,
+        plain_sent=plain.sent,
+        plain_cpu=plain.cpu,
+        masked=masked.seconds,
+        sent=masked.sent,
+        link=masked.link,
+        streams=masked.streams,
+        members=masked.members,
+        masked_cpu=masked.cpu,
+        round=train + masked.seconds,
         hidden=hidden,
         rate=clients * strategy.rows * task.tokens * task.local_steps / hidden,
     )

@@ -12,8 +12,9 @@ from benchmarks.compare.simulated.outcome import BEST, PUBLISHED, PUBLISHED_BATC
 from benchmarks.compare.simulated.search import causes_of, ratio_of, search
 from benchmarks.compare.simulated.values import found_values
 from fedspeed.cluster.hostfile import read
+from fedspeed.planner.many_clients import MESSAGE_S
 from fedspeed.planner.memory import sizes
-from fedspeed.planner.simulate import MESSAGE_S, MODELS, Strategy, scale
+from fedspeed.planner.simulate import MODELS, Strategy, scale
 from fedspeed.planner.timing import seconds_of
 from tests.conftest import ROOT
 

@@ -5,14 +5,19 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from fedspeed.models.catalogue import shape_of
+from fedspeed.planner.many_clients import CELL_WORDS, PHASES, RELAYS, sum_bytes
 from fedspeed.planner.pipeline.division import client_traffic
 from fedspeed.planner.pipeline.forecast import LATENCY_S, client_pipeline, cluster_pipeline, times_of
 from fedspeed.planner.plan import Task
-from fedspeed.planner.simulate import PHASES, RELAYS, SCALES, TASKS, Strategy, outcome, scale, strategies
+from fedspeed.planner.simulate import SCALES, TASKS, Strategy, outcome, scale, strategies
 from fedspeed.routing.anonymous.lockstep import play
+from fedspeed.routing.anonymous.parameters import PublicParameters
+from fedspeed.routing.anonymous.paths import draw_paths
+from fedspeed.routing.anonymous.traffic import traffic
 from fedspeed.schedule.layout import stages
 from tests.planner.cases import HUB, laid, one_host, one_profile
 from tests.planner.test_plan_command import run_fedspeed
@@ -181,3 +186,12 @@ def test_the_phases_of_a_sum_are_those_of_the_protocol():
     seen = set()
     play(Parties(RELAYS + 1, relays=RELAYS).attempt(), lambda phase, messages: seen.add(phase))
     assert len(seen) == PHASES
+
+
+@pytest.mark.parametrize("members, words", [(3, 100), (16, 20_016), (64, 20_016), (5, 6_000_000)])
+def test_the_bytes_of_a_sum_are_those_of_the_protocol(members, words):
+    keys = tuple(bytes([i]) * 32 for i in range(members))
+    parameters = PublicParameters(members=keys, length=words, settings=b"", chunk_length=CELL_WORDS)
+    plan = draw_paths(b"beacon", members, words, RELAYS, CELL_WORDS)
+    sent = sum(int(b.sum() - np.trace(b)) for b in traffic(parameters, plan).values())
+    assert sent == members * sum_bytes(words, members)

@@ -13,8 +13,8 @@ from fedspeed.federation.methods.base import VALUE_BYTES, Method, make_method
 from fedspeed.federation.methods.config import secure_sum_of
 from fedspeed.federation.methods.fedbiot.emulator import divide
 from fedspeed.models.families.registry import FAMILIES
+from fedspeed.planner.many_clients import MESSAGE_S, masked_cost
 from fedspeed.planner.plan import Task
-from fedspeed.planner.simulate import MESSAGE_S, masked_exchange
 
 
 def _array_shapes(task: Task, blocks: tuple[int, ...]) -> dict[str, tuple[int, int]]:
@@ -95,10 +95,10 @@ def _from_server(placement: Placement, method: Method) -> float:
 
 
 def anonymous_s(placement: Placement) -> float:
-    """Return the seconds of FedSpeed's exchange through two relays under masks (`planner.simulate`)."""
+    """Return the seconds of FedSpeed's exchange through two relays under masks (`planner.many_clients`)."""
     participants = len(placement.topology.participants)
     if participants == 1:
         return 0.0
     nbytes = VALUE_BYTES * instance(placement).values(1)
     here = max(rank.participants_here for rank in placement.ranks)
-    return masked_exchange(here * nbytes, placement.link_rate, participants).seconds
+    return masked_cost(round(here * nbytes), placement.link_rate, participants).seconds

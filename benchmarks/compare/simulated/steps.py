@@ -8,9 +8,9 @@ to reach a bound, the bound counts, so that a baseline is never slower here than
 
 from dataclasses import replace
 
+from fedspeed.planner.many_clients import MESSAGE_S
 from fedspeed.planner.memory import sizes
 from fedspeed.planner.plan import RankProfile, Setting, Task
-from fedspeed.planner.simulate import MESSAGE_S
 from fedspeed.planner.timing import OPTIMIZER_START, block_times_of, copy_rate, seconds_of
 
 Causes = dict[str, float]

@@ -35,7 +35,12 @@ def split_entries(text: bytes, members: int) -> list[bytes]:
 def has_once(entry: bytes, serial: bytes) -> bool:
     """Return whether an entry lists a serial exactly once."""
     serials = entry[:-DIGEST]
-    return [serials[at : at + SERIAL] for at in range(0, len(serials), SERIAL)].count(serial) == 1
+    found = 0
+    at = serials.find(serial)
+    while at >= 0:  # one search in C: many members have as many serials in each of as many entries
+        found += at % SERIAL == 0
+        at = serials.find(serial, at + 1)
+    return found == 1
 
 
 def has_sum(entry: bytes, total: np.ndarray) -> bool:
