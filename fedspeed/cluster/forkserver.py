@@ -1,9 +1,12 @@
-"""The fork server: import once, fork ranks on command, report how each of them ended.
+"""The fork server: import once, fork the ranks on command, and end.
 
-Server and supervisor exchange JSON over one connection; nothing is unpickled. Commands are {"start": [changes
-to the environment, one per rank]} and {"signal": number}. If the connection ends, the server kills its ranks
-and ends. Messages to the supervisor are {"ready": true} after the imports, {"rank", "pid", "code"} when a
-rank has ended, and {"failed", "code", "threads"} if the server cannot serve.
+When it ends, its memory is free, and the ranks are children of the supervisor, which adopts them
+(`processes.adopt_orphans`). Only then do they begin.
+
+Server and supervisor exchange JSON over one connection; nothing is unpickled. The command is {"start":
+[changes to the environment, one per rank]}. Messages to the supervisor are {"pids": [by rank]} when they have
+been forked, and {"failed", "code", "threads"} if the server cannot serve. If the server dies before it has
+sent that, the ranks end as if by SIGTERM.
 """
 
 import gc
@@ -11,8 +14,9 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
@@ -25,10 +29,9 @@ from fedspeed.cluster.once_per_host import report_error
 from fedspeed.cluster.processes import die_with_parent
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, FedSpeedError
 
-_POLL_S = 0.02
-# How a rank reacts to these signals until it installs handlers of its own. The server blocks them: the
-# supervisor decides what the ranks receive, and a signal to the whole process group must not end the server
-# before the ranks. A signal to a rank that still has them blocked stays pending.
+_POLL_S = 0.001
+# How a rank reacts to these signals until it installs handlers of its own. The server blocks them, since the
+# supervisor decides what to end. A signal to a rank that still has them blocked stays pending.
 _HANDLERS: dict[signal.Signals, Callable[[int, FrameType | None], Any] | signal.Handlers] = {
     signal.SIGTERM: signal.SIG_DFL,
     signal.SIGHUP: signal.SIG_DFL,
@@ -54,7 +57,7 @@ def receive_message(connection: Connection) -> dict | None:
 
 
 def fork_process(main: Callable[[], int], parent_end: Connection) -> int:
-    """Fork a process that runs `main` and is killed if this one dies; return its pid.
+    """Fork a process that runs `main`; return its pid.
 
     It ends with the exit code that `main` returns, or with 1 and a traceback if `main` raises. No atexit
     function runs in it, and no exception leaves it: the stack below belongs to the parent.
@@ -65,14 +68,12 @@ def fork_process(main: Callable[[], int], parent_end: Connection) -> int:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    parent = os.getpid()
     pid = os.fork()
     if pid:
         return pid
     code = EXIT_FAILED
     try:
         parent_end.close()
-        die_with_parent(parent)
         code = main()
     except BaseException:  # noqa: BLE001 - the parent's stack lies below
         traceback.print_exc()
@@ -84,16 +85,20 @@ def fork_process(main: Callable[[], int], parent_end: Connection) -> int:
             os._exit(code)
 
 
-def serve(supervisor: Connection, env: Mapping[str, str], preload: Callable[[], None], target: Target) -> int:
-    """Serve until `supervisor` ends; return the exit code. The ranks end with this process.
+def serve(
+    supervisor: Connection, parent: int, env: Mapping[str, str], preload: Callable[[], None], target: Target
+) -> int:
+    """Import, and fork the ranks when `supervisor` says so; return the exit code.
 
     Args:
         supervisor: the connection to it.
+        parent: its pid. This process, and then the ranks, are killed if it dies.
         env: environment of `preload` and of the ranks. Libraries read the size of their thread pools from it
             when they are imported.
         preload: imports what all ranks need.
         target: runs in each rank, whose environment is already set, and returns the rank's exit code.
     """
+    die_with_parent(parent)
     os.setpgid(0, 0)
     signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLERS)
     try:
@@ -109,8 +114,10 @@ def serve(supervisor: Connection, env: Mapping[str, str], preload: Callable[[], 
         # memory pages and so copy them. To collect before would take half a second, and find next to nothing.
         gc.freeze()
         gc.enable()
-        send_message(supervisor, ready=True)
-        _Server(supervisor, env, target).run()
+        command = receive_message(supervisor)
+        if command is None:  # the supervisor is gone
+            return EXIT_FAILED
+        _fork_ranks(supervisor, parent, [{**env, **changes} for changes in command["start"]], target)
         return EXIT_OK
     except FedSpeedError as error:
         report_error(error, env)
@@ -121,44 +128,34 @@ def serve(supervisor: Connection, env: Mapping[str, str], preload: Callable[[], 
         raise
 
 
-class _Server:
-    """Executes the supervisor's commands and reports ranks that have ended."""
+def _fork_ranks(supervisor: Connection, adopter: int, envs: Sequence[dict[str, str]], target: Target) -> None:
+    """Fork a rank per environment, report their pids, and let them begin."""
+    gate, opener = os.pipe()
+    server = os.getpid()
 
-    def __init__(self, supervisor: Connection, env: Mapping[str, str], target: Target):
-        self._supervisor = supervisor
-        self._env = env
-        self._target = target
-        # By rank. Ranks that are not reaped keep their pids, so none can belong to another process.
-        self._pids: dict[int, int] = {}
+    def main(env: dict[str, str]) -> int:
+        os.close(opener)
+        _await_adoption(gate, server, adopter)
+        return _run_rank(target, env)
 
-    def run(self) -> None:
-        """Execute commands until the supervisor is gone, then kill the ranks that are left."""
-        while True:
-            if self._supervisor.poll(_POLL_S):
-                command = receive_message(self._supervisor)
-                if command is None:
-                    self._signal(signal.SIGKILL)
-                    return
-                self._execute(command)
-            self._reap()
+    send_message(supervisor, pids=[fork_process(partial(main, env), supervisor) for env in envs])
+    os.write(opener, bytes(len(envs)))
 
-    def _execute(self, command: dict) -> None:
-        for rank, changes in enumerate(command.get("start", [])):
-            main = partial(_run_rank, self._target, {**self._env, **changes})
-            self._pids[rank] = fork_process(main, self._supervisor)
-        if "signal" in command:
-            self._signal(command["signal"])
 
-    def _signal(self, number: int) -> None:
-        for pid in self._pids.values():
-            os.kill(pid, number)
+def _await_adoption(gate: int, server: int, adopter: int) -> None:
+    """Wait until the supervisor knows of this rank and is its parent; end if that cannot come.
 
-    def _reap(self) -> None:
-        for rank, pid in list(self._pids.items()):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                del self._pids[rank]
-                send_message(self._supervisor, rank=rank, pid=pid, code=os.waitstatus_to_exitcode(status))
+    Args:
+        gate: a pipe with a byte for each rank that may begin. server, adopter: pids.
+    """
+    if not os.read(gate, 1):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.close(gate)
+    while os.getppid() == server:  # it ends now
+        time.sleep(_POLL_S)
+    die_with_parent(adopter)
 
 
 def _run_rank(target: Target, env: dict[str, str]) -> int:

@@ -69,7 +69,8 @@ def run_local(
         last_round: returns the number of the last round in the journal; None: there is no journal, and so a
             single attempt.
         preload, target: if both are given and no GPU is visible, ranks are forked from a process that has run
-            `preload` once, and run `target(environment)`. Otherwise each rank is a new process.
+            `preload`, and run `target(environment)`. Otherwise, or if this is not Linux, each rank is a new
+            process.
         servers: how many of the ranks, the last ones, are the method's server if no hostfile says so.
         finish_s: seconds that ranks have to finish their round after a signal.
         end_s: seconds that they have to end once another rank is lost.
@@ -77,7 +78,7 @@ def run_local(
     common = _common_environment(env, ranks, servers)
     spawned = SpawnedGroup(common, [*_command_of_this_process(), *argv])
     workers: WorkerGroup = spawned
-    if preload and target and not visible_gpus(env):
+    if preload and target and sys.platform == "linux" and not visible_gpus(env):
         workers = ForkedGroup(common, preload, target)
     with Signals() as signals, tempfile.TemporaryDirectory(prefix="fedspeed-") as folder:
         supervisor = Supervisor(workers, ranks, Path(folder), signals=signals, finish_s=finish_s, end_s=end_s)

@@ -1,11 +1,11 @@
 """The local ranks as a group of processes: start, watch, signal and end them, in one of two ways.
 
-`SpawnedGroup` starts a new interpreter per rank. `ForkedGroup` asks a fork server, which has imported the
-heavy libraries once and forks the ranks from itself: they share its memory pages, and a restart takes
-milliseconds. A CUDA context does not survive a fork, so the fork server is for machines without GPUs.
+`SpawnedGroup` starts a new interpreter per rank. `ForkedGroup` asks a fork server, which imports the heavy
+libraries once, forks the ranks from itself and ends: they share its memory pages. A CUDA context does not
+survive a fork, so the fork server is for machines without GPUs.
 
-All processes die with their parent (PR_SET_PDEATHSIG) and have process groups of their own. So a Ctrl-C in
-the terminal reaches the supervisor alone, which decides what to send to the ranks.
+All processes die with their parent (PR_SET_PDEATHSIG) and have process groups other than the supervisor's. So
+a Ctrl-C in the terminal reaches the supervisor alone, which decides what to send to the ranks.
 """
 
 import contextlib
@@ -21,9 +21,10 @@ from multiprocessing.connection import Connection
 from typing import Protocol
 
 from fedspeed.cluster import forkserver
-from fedspeed.cluster.processes import die_with_parent, exit_text
+from fedspeed.cluster.processes import adopt_orphans, die_with_parent, exit_text
 
 _CLOSE_S = 2.0
+_POLL_S = 0.001
 
 
 @dataclass(frozen=True)
@@ -129,22 +130,20 @@ class _Server:
     """A running fork server and the connection to it.
 
     Attributes:
-        ready: whether its imports are done.
-        cancelled: the signal for its ranks that came before; 0: none.
+        cancelled: the signal for its ranks that came before there were any; 0: none.
     """
 
     pid: int
     connection: Connection
-    ready: bool = False
     cancelled: int = 0
 
 
 class ForkedGroup:
-    """Ranks forked by a fork server, which is started with the first ranks, and anew if it died.
+    """Ranks forked by a fork server, which is started each time anew and ends once it has forked them.
 
     Args:
         env: the environment common to server and ranks.
-        preload: run once, in the server.
+        preload: run in the server, before it forks.
         target: run in each rank with its environment; returns the exit code.
     """
 
@@ -152,16 +151,17 @@ class ForkedGroup:
         self._env = env
         self._preload = preload
         self._target = target
-        self._server: _Server | None = None
-        self._running: set[int] = set()
+        self._server: _Server | None = None  # until the ranks are children of this process
+        self._ranks = 0
+        self._pids: dict[int, int] = {}  # by rank; not reaped yet, so that no pid belongs to another process
 
     def start(self, rank_envs: Sequence[Mapping[str, str]]) -> None:
         """Fork one rank per entry."""
-        server = self._server or self._start_server()
-        self._running = set(range(len(rank_envs)))
+        self._ranks = len(rank_envs)
+        self._server = self._start_server()
         # Only the differences are sent: whole environments could fill the connection while the server
         # imports.
-        forkserver.send_message(server.connection, start=[dict(env) for env in rank_envs])
+        forkserver.send_message(self._server.connection, start=[dict(env) for env in rank_envs])
 
     def poll(self) -> list[RankExit]:
         """Return the ranks that have ended since the last call.
@@ -169,65 +169,87 @@ class ForkedGroup:
         Raises:
             PreloadFailed: the server cannot serve; it is closed.
         """
-        exits = []
-        while self._server and self._server.connection.poll():
+        if self._server is not None and self._server.connection.poll():
             message = forkserver.receive_message(self._server.connection)
             if message is None:
-                exits += self._reap_server(self._server)
-            elif "failed" in message:
-                self.close()
+                return self._reap_server(self._server)
+            if "failed" in message:
+                self._end_server(self._server)
                 raise PreloadFailed(message["failed"], message["code"], message["threads"])
-            elif "ready" in message:
-                self._server.ready = True
-            else:
-                self._running.remove(message["rank"])
-                exits.append(RankExit(**message))
+            self._adopt(self._server, message["pids"])
+        exits = []
+        for rank, pid in list(self._pids.items()):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                del self._pids[rank]
+                exits.append(RankExit(rank, pid, os.waitstatus_to_exitcode(status)))
         return exits
 
     def send_signal(self, number: int) -> None:
         """Signal every rank that has not ended.
 
-        A server that imports reads no commands, for minutes on a slow machine, and has no ranks yet: it is
-        ended.
+        A server imports, for minutes on a slow machine, and has no ranks yet: it is ended.
         """
-        server = self._server
-        if server is None:
-            return
-        if server.ready or server.connection.poll():
-            forkserver.send_message(server.connection, signal=int(number))
-        else:
-            server.cancelled = int(number)
-            os.kill(server.pid, signal.SIGKILL)
+        if self._server is not None:
+            self._server.cancelled = int(number)
+            os.kill(self._server.pid, signal.SIGKILL)
+        for pid in self._pids.values():
+            os.kill(pid, number)
 
     def close(self) -> None:
-        """End the server, which kills its ranks."""
-        if not self._server:
-            return
-        # The server kills its ranks and ends when its connection ends.
-        self._server.connection.close()
-        deadline = time.monotonic() + _CLOSE_S
-        while not os.waitpid(self._server.pid, os.WNOHANG)[0]:
-            if time.monotonic() > deadline:
-                os.kill(self._server.pid, signal.SIGKILL)
-                os.waitpid(self._server.pid, 0)
-                break
-            time.sleep(0.01)
-        self._server = None
+        """Kill the server and its ranks."""
+        if (server := self._server) is not None:
+            os.kill(server.pid, signal.SIGKILL)
+            message = forkserver.receive_message(server.connection) or {}
+            self._adopt(server, message.get("pids", []))
+        self.send_signal(signal.SIGKILL)
+        for pid in self._pids.values():
+            _await_end(pid)
+        self._pids.clear()
 
     def _start_server(self) -> _Server:
         connection, server_end = Pipe()
-        main = partial(forkserver.serve, server_end, self._env, self._preload, self._target)
-        self._server = _Server(forkserver.fork_process(main, connection), connection)
+        main = partial(forkserver.serve, server_end, os.getpid(), self._env, self._preload, self._target)
+        adopt_orphans(True)
+        server = _Server(forkserver.fork_process(main, connection), connection)
         server_end.close()
-        return self._server
+        return server
+
+    def _adopt(self, server: _Server, pids: Sequence[int]) -> None:
+        """Become the parent of the ranks: the server, which has forked them, ends."""
+        self._pids = dict(enumerate(pids))
+        self._end_server(server)
+        if server.cancelled:
+            self.send_signal(server.cancelled)
+
+    def _end_server(self, server: _Server) -> int:
+        """Wait for the server's end, and return its wait status."""
+        status = _await_end(server.pid)
+        adopt_orphans(False)
+        server.connection.close()
+        self._server = None
+        return status
 
     def _reap_server(self, server: _Server) -> list[RankExit]:
         """Reap a server that has closed its connection; return the exits of the ranks that ended with it."""
-        pid, status = os.waitpid(server.pid, 0)
-        server.connection.close()
-        self._server = None
+        status = self._end_server(server)
         if server.cancelled:
-            return [RankExit(rank, pid, -server.cancelled) for rank in sorted(self._running)]
+            return [RankExit(rank, server.pid, -server.cancelled) for rank in range(self._ranks)]
         code = os.waitstatus_to_exitcode(status)
         cause = f"the fork server {exit_text(code)}, and its ranks ended with it"
-        return [RankExit(rank, pid, code, cause) for rank in sorted(self._running)]
+        return [RankExit(rank, server.pid, code, cause) for rank in range(self._ranks)]
+
+
+def _await_end(pid: int) -> int:
+    """Wait until a child has ended, and return its wait status. It is killed if that takes long, and given up
+    if it does not even react to that.
+    """
+    killed_at = time.monotonic() + _CLOSE_S
+    while time.monotonic() < killed_at + _CLOSE_S:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return status
+        if time.monotonic() > killed_at:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(_POLL_S)
+    return signal.SIGKILL

@@ -27,6 +27,8 @@ mode = sys.argv[3]
 def preload():
     with (folder / "preloads").open("a") as file:
         file.write("x")
+    if mode == "kill server" and (folder / "preloads").read_text() == "x":
+        os.kill(os.getpid(), signal.SIGKILL)
     if mode == "threads":
         threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
     if mode == "broken preload":
@@ -64,10 +66,6 @@ def target(env):
             time.sleep(0.01)
         if rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(600)
-    if mode == "kill server" and life == 0:
-        if rank == 1:
-            os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(600)
     if mode == "usage":
         raise ConfigError("x.y: wrong; write z")
