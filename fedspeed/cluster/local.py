@@ -68,9 +68,8 @@ def run_local(
         max_restarts: how many restarts are allowed without a newly finished round; 0: none at all.
         last_round: returns the number of the last round in the journal; None: there is no journal, and so a
             single attempt.
-        preload, target: if both are given and no GPU is visible, ranks are forked from a process that has run
-            `preload`, and run `target(environment)`. Otherwise, or if this is not Linux, each rank is a new
-            process.
+        preload, target: if both are given, no GPU is visible and this is Linux, ranks are forked from a
+            process that has run `preload`, and run `target(environment)`. Else each is a new process.
         servers: how many of the ranks, the last ones, are the method's server if no hostfile says so.
         finish_s: seconds that ranks have to finish their round after a signal.
         end_s: seconds that they have to end once another rank is lost.

@@ -184,9 +184,8 @@ class Started:
         return found
 
     def local_ranks(self) -> list[int]:
-        """Return the pids of the ranks below the local supervisor and its fork server, by rank."""
-        server = _children(self.process.pid)
-        return sorted(_children(server[0])) if server else []
+        """Return the pids of the local supervisor's ranks, by rank; before they begin, of its fork server."""
+        return sorted(_children(self.process.pid))
 
     def rank_pid(self, variable: str, rank: int) -> int:
         """Return the process that a launcher started with this rank in its environment: the first of them,
