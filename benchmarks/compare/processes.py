@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 POLL_S = 0.05
+KILL_S = 10.0  # that killed processes may take to end
 TAIL = 3000  # characters of errors that are kept
 
 
@@ -41,13 +42,18 @@ def watch(
     env: Mapping[str, str],
     limit_s: float = 3600,
     seen: Callable[[str], None] | None = None,
+    find: Callable[[int], list[Path]] | None = None,
 ) -> Watched:
     """Run a command in a session of its own, and measure it until it ends or its limit is reached. Then all
-    processes of the session are killed.
+    its processes are killed.
 
     Args:
+        limit_s: seconds that it may take.
         seen: called with each line of its stdout soon after it was written; it may measure more.
+        find: the folders in /proc of its processes, from the number of its session; None: those of the
+            session.
     """
+    find = find or session_processes
     start = time.perf_counter()
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
@@ -56,9 +62,7 @@ def watch(
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
         lines: list[tuple[float, str]] = []
-        rss = 0
-        pss = 0
-        pss_due = 0.0
+        memory = _Peaks()
         rest = b""
         in_time = True
         try:
@@ -72,28 +76,57 @@ def watch(
                 in_time = seconds < limit_s
                 if ended or not in_time:
                     break
-                found = session_processes(process.pid)
-                rss = max(rss, resident(found))
-                # The kernel walks every page for it: seldom enough to take 3 % of a core, whatever runs.
-                if (before := time.perf_counter()) >= pss_due:
-                    pss = max(pss, proportional(found))
-                    pss_due = time.perf_counter() + 30 * (time.perf_counter() - before)
+                memory.look(find(process.pid))
                 time.sleep(POLL_S)
             seconds = time.perf_counter() - start
         finally:  # an interrupt ends them too
-            _kill(session_processes(process.pid))
-        process.wait()
-        process.stdout.close()
+            kill_all(lambda: find(process.pid))
+            process.wait()
+            process.stdout.close()
         errors.seek(0)
         code = process.returncode if in_time else None
         tail = errors.read()[-TAIL:]
-        return Watched(code, seconds, tuple(lines), rss=rss, pss=pss, errors=tail)
+        return Watched(code, seconds, tuple(lines), rss=memory.rss, pss=memory.pss, errors=tail)
 
 
-def _kill(found: Sequence[Path]) -> None:
-    for process in found:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(process.name), signal.SIGKILL)
+class _Peaks:
+    """The peaks of the memory of some processes, in bytes."""
+
+    def __init__(self) -> None:
+        self.rss = 0
+        self.pss = 0
+        self._pss_due = 0.0
+
+    def look(self, found: Sequence[Path]) -> None:
+        """Measure the processes now."""
+        self.rss = max(self.rss, resident(found))
+        # The kernel walks every page for it: seldom enough to take 3 % of a core, whatever runs.
+        if (before := time.perf_counter()) >= self._pss_due:
+            self.pss = max(self.pss, proportional(found))
+            self._pss_due = time.perf_counter() + 30 * (time.perf_counter() - before)
+
+
+def kill_all(find: Callable[[], list[Path]]) -> None:
+    """Kill processes until none is found that is not a zombie: some start others meanwhile.
+
+    Args:
+        find: the folders in /proc of what is to be killed.
+    """
+    deadline = time.monotonic() + KILL_S
+    while (left := [process for process in find() if not _is_zombie(process)]) and (
+        time.monotonic() < deadline
+    ):
+        for process in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(process.name), signal.SIGKILL)
+        time.sleep(POLL_S)
+
+
+def _is_zombie(process: Path) -> bool:
+    try:
+        return (process / "stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
+    except OSError:  # it has ended
+        return True
 
 
 def session_processes(session: int) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The task of benchmarks/overhead.py under APPFL over MPI: rank 0 serves, and evaluates each aggregate; every
+"""The task under APPFL over MPI: rank 0 serves, and evaluates each aggregate; every
 other rank is a client.
 
 Everything that APPFL calls `optimize_memory` is off: on, it collects garbage at every step and a round takes
@@ -12,7 +12,9 @@ from appfl.agent import ClientAgent, ServerAgent
 from appfl.algorithm.trainer import BaseTrainer
 from appfl.comm.mpi import MPIClientCommunicator, MPIServerCommunicator
 from omegaconf import OmegaConf
-from overhead import CLIENTS, ROUNDS, Trainer, print_round
+
+from benchmarks.compare.outside.task import CLIENTS, ROUNDS, print_round
+from benchmarks.compare.outside.trainer import Trainer
 
 SERVER = 0
 

@@ -1,4 +1,4 @@
-"""The task of benchmarks/overhead.py as a Flower app under its Ray simulation.
+"""The task as a Flower app, and its Ray simulation.
 
 Actors import this module by name (its ClientApp may not live in `__main__`): what they keep from one message
 to the next is then really kept.
@@ -11,8 +11,9 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
-from flwr.simulation import run_simulation
-from overhead import CLIENTS, ROUNDS, Trainer, print_round
+
+from benchmarks.compare.outside.task import CLIENTS, ROUNDS, print_round
+from benchmarks.compare.outside.trainer import Trainer
 
 WEIGHT = "answer_tokens"
 
@@ -27,10 +28,12 @@ def trainer(folder: str, threads: int) -> Trainer:
 
 
 def record(names: list[str], values) -> ArrayRecord:
+    """Return a state as Flower sends it."""
     return ArrayRecord({n: Array(v) for n, v in zip(names, values)})
 
 
 def client_app(folder: str, threads: int) -> ClientApp:
+    """Return the app of a client, which computes on this many threads."""
     app = ClientApp()
 
     def received(message: Message, client: int) -> Trainer:
@@ -68,12 +71,14 @@ class PrintingFedAvg(FedAvg):
     """Says the held-out loss of each aggregate."""
 
     def aggregate_evaluate(self, server_round, replies):
+        """Average the clients' losses, as Flower does, and print them."""
         metrics = super().aggregate_evaluate(server_round, replies)
         print_round(server_round - 1, metrics["loss"], 1)
         return metrics
 
 
 def server_app(folder: str) -> ServerApp:
+    """Return the app of the server: plain averaging from the starting adapter."""
     app = ServerApp()
 
     @app.main()
@@ -96,6 +101,8 @@ def simulate(folder: Path, actors: int, threads: int) -> None:
     """Run it with this many actors at a time, each on this many threads; Ray is told of as many CPUs as that
     takes.
     """
+    from flwr.simulation import run_simulation
+
     run_simulation(
         server_app(str(folder)),
         client_app(str(folder), threads),
