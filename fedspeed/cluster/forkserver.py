@@ -26,7 +26,7 @@ from typing import Any
 
 from fedspeed.cluster.failures import record_failure
 from fedspeed.cluster.once_per_host import report_error
-from fedspeed.cluster.processes import die_with_parent
+from fedspeed.cluster.processes import die_with_parent, trim_memory
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, FedSpeedError
 
 _POLL_S = 0.001
@@ -86,17 +86,22 @@ def fork_process(main: Callable[[], int], parent_end: Connection) -> int:
 
 
 def serve(
-    supervisor: Connection, parent: int, env: Mapping[str, str], preload: Callable[[], None], target: Target
+    supervisor: Connection,
+    env: Mapping[str, str],
+    preload: Callable[[], None],
+    target: Target,
+    *,
+    parent: int,
 ) -> int:
     """Import, and fork the ranks when `supervisor` says so; return the exit code.
 
     Args:
         supervisor: the connection to it.
-        parent: its pid. This process, and then the ranks, are killed if it dies.
         env: environment of `preload` and of the ranks. Libraries read the size of their thread pools from it
             when they are imported.
         preload: imports what all ranks need.
         target: runs in each rank, whose environment is already set, and returns the rank's exit code.
+        parent: pid of the supervisor. This process, and then the ranks, are killed if it dies.
     """
     die_with_parent(parent)
     os.setpgid(0, 0)
@@ -114,6 +119,7 @@ def serve(
         # memory pages and so copy them. To collect before would take half a second, and find next to nothing.
         gc.freeze()
         gc.enable()
+        trim_memory()
         command = receive_message(supervisor)
         if command is None:  # the supervisor is gone
             return EXIT_FAILED

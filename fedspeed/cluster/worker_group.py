@@ -209,7 +209,9 @@ class ForkedGroup:
 
     def _start_server(self) -> _Server:
         connection, server_end = Pipe()
-        main = partial(forkserver.serve, server_end, os.getpid(), self._env, self._preload, self._target)
+        main = partial(
+            forkserver.serve, server_end, self._env, self._preload, self._target, parent=os.getpid()
+        )
         adopt_orphans(True)
         server = _Server(forkserver.fork_process(main, connection), connection)
         server_end.close()
