@@ -80,6 +80,7 @@ def watch(
                 time.sleep(POLL_S)
             seconds = time.perf_counter() - start
         finally:  # an interrupt ends them too
+            process.kill()  # it may not be where `find` looks yet
             kill_all(lambda: find(process.pid))
             process.wait()
             process.stdout.close()

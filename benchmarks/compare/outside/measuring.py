@@ -66,7 +66,6 @@ def environment(
         **kept,
         "PATH": f"{python.parent}{os.pathsep}{outer.get('PATH', os.defpath)}",
         "PYTHONPATH": str(ROOT),
-        "PYTHONDONTWRITEBYTECODE": "1",
         "HF_HUB_OFFLINE": "1",
         "DS_ACCELERATOR": "cpu",
         "CUDA_VISIBLE_DEVICES": "",

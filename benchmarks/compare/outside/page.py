@@ -32,7 +32,8 @@ NOTES = """\
 - Flower's SuperNodes start a process for every message, its default; each loads PyTorch and the model.
 - APPFL runs with its memory optimisation off, which is its fastest mode.
 - accelerate and FedSpeed's stock tier step with torch's AdamW on the offloaded state, and without DeepSpeed's
-  operator for inference, which would have to be compiled."""
+  operator for inference, which would have to be compiled. accelerate would clip gradients to a norm of 1 by
+  itself: its clipping is off, as everywhere here."""
 ISOLATED = "- No run could reach another network: its namespace has no interface but the loopback."
 SHARED = "- Runs took place in the machine's own network (no root): bytes were not counted."
 
