@@ -3,7 +3,6 @@
 import argparse
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 from benchmarks.compare.results import ROOT
@@ -27,6 +26,7 @@ MEMORY_GOAL = 6.0
 OURS = "fedspeed_ram"  # in memory.json
 OURS_SIMULATED = "fedspeed, least memory"
 GIB = 2**30
+DISTILLED = "deepseek-ai/DeepSeek-R1-Distill-"
 SIMULATED_MODEL = "Qwen-7B"
 SIMULATED_TASK = "code generation"
 
@@ -123,8 +123,8 @@ def search_table(simulated: dict[str, Any], kind: str) -> str:
         largest = max((entry["ratio"] for entry in mission), default=None)
         one = best[kind]
         where = (
-            f"{one['model'].rpartition('-')[2] if 'Distill' not in one['model'] else one['model'].partition('Distill-')[2]}, "
-            f"{one['devices']}, {one['clients']} clients, {one['rows_a_rank']} rows of {one['tokens']}"
+            f"{one['model'].removeprefix(DISTILLED)}, {one['devices']}, {one['clients']} clients, "
+            f"{one['rows_a_rank']} rows of {one['tokens']}"
         )
         goal = one["goal"]
         rows.append([
