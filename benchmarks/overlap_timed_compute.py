@@ -28,6 +28,10 @@ from benchmarks.anonymous import exchange_of  # noqa: E402
 
 
 def client(transport, args, gate: threading.Barrier, out: dict) -> None:
+    """Make the rounds of one client, and write (seconds of an exchange alone, seconds that a round waited,
+    seconds of all rounds, CPU-seconds of the process) into `out`. With `args.staleness` 0 each exchange is
+    waited for before the next round.
+    """
     vector = np.random.default_rng(transport.rank).standard_normal(
         args.mb * 10**6 // 4, dtype=np.float32
     ) * np.float32(1e-3)
@@ -50,7 +54,13 @@ def client(transport, args, gate: threading.Barrier, out: dict) -> None:
             pending.wait(600)
             waited += time.perf_counter() - before
         pending = exchange.start(vector, 1.0)
-    pending.wait(600)
+        if not args.staleness:
+            before = time.perf_counter()
+            pending.wait(600)
+            waited += time.perf_counter() - before
+            pending = None
+    if pending is not None:
+        pending.wait(600)
     gate.wait()
     out[transport.rank] = (
         alone,
@@ -61,18 +71,10 @@ def client(transport, args, gate: threading.Barrier, out: dict) -> None:
     exchange.close()
 
 
-def main() -> None:
+def rounds(args) -> tuple[float, float, float, float]:
+    """Make the rounds of all clients, each a thread; return the means of what `client` measures."""
     from fedspeed.routing.transports.local import LocalTransport
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    for name, default in (("clients", 3), ("mb", 40), ("rounds", 4)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--compute-s", type=float, default=3.0)
-    parser.add_argument("--mode", default="mix+mask", choices=("plain", "mask", "mix", "mix+mask"))
-    parser.set_defaults(cell_kib=4096, profile=False)  # for exchange_of
-    args = parser.parse_args()
     out = {}
     gate = threading.Barrier(args.clients)
     threads = [
@@ -84,6 +86,20 @@ def main() -> None:
     for thread in threads:
         thread.join()
     alone, waited, whole, cpu = (float(np.mean([o[i] for o in out.values()])) for i in range(4))
+    return alone, waited, whole, cpu
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, default in (("clients", 3), ("mb", 40), ("rounds", 4)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--compute-s", type=float, default=3.0)
+    parser.add_argument("--mode", default="mix+mask", choices=("plain", "mask", "mix", "mix+mask"))
+    parser.set_defaults(cell_kib=4096, profile=False, staleness=1)  # for exchange_of and client
+    args = parser.parse_args()
+    alone, waited, whole, cpu = rounds(args)
     hidden = 1 - waited / alone
     print(
         f"{args.mode}, {args.clients} x {args.mb} MB: an exchange takes {alone:.2f} s by itself; beside "

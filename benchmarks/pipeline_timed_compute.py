@@ -98,8 +98,8 @@ def step_of(micros: int):
 
 
 def rank_main(base: str, scope: str, work: list[list[int]], cuts: list[int] | str) -> None:
-    """One rank: a training pass for each entry of `work`, the micro-batches of each client in it; prints
-    seconds and idle seconds of each.
+    """One rank: training passes for each entry of `work`, the micro-batches of each client in it; prints the
+    seconds and idle fractions of each pass.
     """
     import torch
 
@@ -148,7 +148,7 @@ def rank_main(base: str, scope: str, work: list[list[int]], cuts: list[int] | st
                 took.append(time.perf_counter() - begin)
                 bubble, passed = own.take_bubble()
                 idle.append(1 - (passed - bubble) / took[-1])
-        found.append((statistics.median(took), statistics.median(idle)))
+        found.append((took, idle))
     print(json.dumps(found), flush=True)
     leave_world()
 
@@ -156,7 +156,17 @@ def rank_main(base: str, scope: str, work: list[list[int]], cuts: list[int] | st
 def measure(
     ranks: int, rate: str | None, scope: str, work: list[list[int]], cuts: tuple[int, ...] | str = "auto"
 ) -> list[tuple[float, float]]:
-    """(seconds, mean idle fraction over ranks) of each entry of work."""
+    """(median seconds, mean idle fraction over ranks) of each entry of work."""
+    return [
+        (statistics.mean(map(statistics.median, seconds)), statistics.mean(map(statistics.median, idle)))
+        for seconds, idle in passes(ranks, rate, scope, work, cuts)
+    ]
+
+
+def passes(
+    ranks: int, rate: str | None, scope: str, work: list[list[int]], cuts: tuple[int, ...] | str = "auto"
+) -> list[tuple[list[list[float]], list[list[float]]]]:
+    """Seconds and idle fractions [ranks][passes] of each entry of work."""
     from tests.lab.cluster import VirtualCluster
 
     with tempfile.TemporaryDirectory() as folder:
@@ -199,10 +209,7 @@ def measure(
     if any(process.returncode for process in started):
         sys.exit("\n".join(err for _, err in ends))
     found = [json.loads(out.splitlines()[-1]) for out, _ in ends]
-    return [
-        (statistics.mean(f[i][0] for f in found), statistics.mean(f[i][1] for f in found))
-        for i in range(len(work))
-    ]
+    return [([f[i][0] for f in found], [f[i][1] for f in found]) for i in range(len(work))]
 
 
 def bubble() -> None:

@@ -7,7 +7,16 @@ from importlib import import_module
 from fedspeed.errors import FedSpeedError
 
 # A part is a module or a package with `add(commands)`; it imports what it needs when it runs.
-PARTS: tuple[str, ...] = ("measured", "memory", "simulated", "emulated", "scale", "outside", "claims")
+PARTS: tuple[str, ...] = (
+    "measured",
+    "memory",
+    "simulated",
+    "emulated",
+    "scale",
+    "outside",
+    "claims",
+    "causes",
+)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -10,8 +10,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="rounds of few and of many clients, and what bounds them",
         description="Rounds of a tiny model in the clear and masked: real processes on this machine, one for "
         "each client; 16 clients on the hosts of hostfiles/scale16, which are network namespaces of this "
-        "machine (needs root); and simulated servers. 9 minutes on two cores; points that are in the JSON "
-        "already are not measured again unless --fresh says so.",
+        "machine (needs root); and simulated servers. About nine minutes on two quiet cores; points that are "
+        "in the JSON already are not measured again unless --fresh says so.",
     )
     parser.add_argument("--clients", type=_numbers, default=(4, 16, 64), help="real processes: 4,16,64")
     parser.add_argument(
