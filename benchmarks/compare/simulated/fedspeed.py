@@ -17,6 +17,7 @@ CHOSEN = "fedspeed"
 LEAST = "fedspeed, least memory"
 PLAIN = "fedspeed, plain sum"
 OVERLAPPED = "fedspeed, staleness 1"
+LEAST_LOGITS_MIB = 64  # engine.logits_mib with the least memory: still hundreds of rows in a product
 WAYS = (CHOSEN, LEAST, PLAIN, OVERLAPPED)
 
 
@@ -34,9 +35,10 @@ def trained(case: Case) -> dict[str, Outcome]:
         return {}
     chosen = outcome_of(case, placement, setting, CHOSEN)
     least = Setting("ram", 1, case.rows, block_slots=1, block_inputs="host")
+    small = replace(placement, task=replace(placement.task, logits_mib=LEAST_LOGITS_MIB))
     return {
         CHOSEN: chosen,
-        LEAST: outcome_of(case, placement, least, LEAST),
+        LEAST: outcome_of(case, small, least, LEAST),
         PLAIN: replace(chosen, method=PLAIN, exchange=exchange_s(placement, 1)),
         OVERLAPPED: replace(chosen, method=OVERLAPPED, staleness=True),
     }
@@ -56,7 +58,7 @@ def outcome_of(case: Case, placement: Placement, setting: Setting, way: str) -> 
     return Outcome(
         way,
         "",
-        describe(setting),
+        describe(setting, task.logits_mib),
         Division(setting.micro_batch, setting.accumulation),
         needs={kind: need_of(memory_of(task, setting, rank), rank) for kind, rank in kinds.items()},
         steps={kind: dict(seconds_of(task, setting, rank).causes) for kind, rank in kinds.items()},
@@ -69,8 +71,9 @@ def outcome_of(case: Case, placement: Placement, setting: Setting, way: str) -> 
     )
 
 
-def describe(setting: Setting) -> str:
+def describe(setting: Setting, logits_mib: int | str = "auto") -> str:
     """Return the essence of a setting."""
     rows = f"{setting.accumulation} x {setting.micro_batch} rows a rank"
     slots = f", {setting.block_slots} slots" if setting.tier in STREAMED else ""
-    return f"engine.tier={setting.tier}{slots}, {rows}"
+    logits = f", engine.logits_mib={logits_mib}" if logits_mib != "auto" else ""
+    return f"engine.tier={setting.tier}{slots}, {rows}{logits}"
