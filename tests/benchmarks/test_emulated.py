@@ -14,6 +14,7 @@ from benchmarks.compare.simulated.cases import Case, shape_of
 from fedspeed.cluster.hostfile import read
 from fedspeed.cluster.topology import topology_of
 from fedspeed.config.load import load
+from fedspeed.errors import ConfigError
 from fedspeed.models.catalogue import from_config
 from fedspeed.planner.simulate import MODELS
 from tests.conftest import ROOT
@@ -84,6 +85,8 @@ def test_the_emulated_model_has_the_real_dimensions():
     for model in MODELS[:4]:
         shape = shape_of(model)
         assert from_config(config_of(shape), shape.name, "here") == replace(shape, family=shape.family)
+    with pytest.raises(ConfigError, match="gpt2"):
+        config_of(shape_of(MODELS[4]))
 
 
 def record(number: int, seconds: float) -> dict[str, Any]:

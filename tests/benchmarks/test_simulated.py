@@ -8,7 +8,7 @@ from benchmarks.compare.simulated import steps
 from benchmarks.compare.simulated.cases import Case, capped, placed, shape_of
 from benchmarks.compare.simulated.exchange import anonymous_s, exchange_s, instance
 from benchmarks.compare.simulated.fedspeed import CHOSEN, LEAST, OVERLAPPED, trained
-from benchmarks.compare.simulated.outcome import BEST, PUBLISHED, PUBLISHED_BATCH, outcomes
+from benchmarks.compare.simulated.outcome import BEST, ONE_ROW, PUBLISHED, PUBLISHED_BATCH, outcomes
 from benchmarks.compare.simulated.search import causes_of, ratio_of, search
 from benchmarks.compare.simulated.values import found_values
 from fedspeed.cluster.hostfile import read
@@ -100,6 +100,7 @@ def test_published_batches_and_the_same_rows():
     assert outcomes("fs_llm", case, PUBLISHED).setting == "1 x 1 rows a rank"
     assert outcomes("fs_llm", case, PUBLISHED_BATCH).setting == "16 x 1 rows a rank"
     assert outcomes("fs_llm_offload", case, PUBLISHED_BATCH).setting == "4 x 4 rows a rank"
+    assert outcomes("zero3_offload", case, ONE_ROW).setting == "16 x 1 rows a rank"
     assert outcomes("spry", case, PUBLISHED).local_steps == pytest.approx(7_954 / 9 / 16)
 
 

@@ -14,10 +14,12 @@ from benchmarks.compare.emulated.engine_files import MARKS_FOLDER, SECONDS_FILE
 from benchmarks.compare.emulated.plans import Plan
 from benchmarks.compare.results import ROOT
 from fedspeed.cluster.hostfile import Host
+from fedspeed.errors import ConfigError
 from fedspeed.models.families.shape import ModelShape
 from fedspeed.units import bytes_text
 
 LAUNCH = ROOT / "benchmarks" / "compare" / "emulated" / "launch.py"
+ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
 WARM = 1  # rounds that are not counted: connections, first allocations
 LIMIT_S = 1500.0  # of a run
 START_S = 90.0  # that a run takes besides its rounds, for the expected time
@@ -186,10 +188,19 @@ def arguments_of(plan: Plan, folder: Path, hostfile: Path, rounds: int) -> list[
 
 
 def config_of(shape: ModelShape) -> dict[str, Any]:
-    """Return the config.json of a Llama-shaped model of these dimensions."""
+    """Return the config.json of a Llama-shaped model of these dimensions.
+
+    Raises:
+        ConfigError: its family is another one.
+    """
+    if shape.family not in ARCHITECTURES:
+        raise ConfigError(
+            f"--model={shape.name}: is of the family {shape.family}; models of {' and '.join(ARCHITECTURES)} "
+            "are emulated"
+        )
     return {
         "model_type": shape.family,
-        "architectures": [{"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}[shape.family]],
+        "architectures": [ARCHITECTURES[shape.family]],
         "hidden_size": shape.hidden,
         "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from benchmarks.compare.results import save
 from benchmarks.compare.simulated.cases import BASELINES, Case, capped, shape_of
 from benchmarks.compare.simulated.fedspeed import trained
-from benchmarks.compare.simulated.outcome import outcomes, variants_of
+from benchmarks.compare.simulated.outcome import ONE_ROW, outcomes, variants_of
 from benchmarks.compare.simulated.plot import draw
 from benchmarks.compare.simulated.report import page
 from benchmarks.compare.simulated.search import cases, search
@@ -60,7 +60,7 @@ def table_of(case: Case) -> dict:
     """Return the values of all methods for a case; of a method that cannot train the model, why."""
     rows = [outcome_values(one) for one in trained(case).values()]
     for method in BASELINES:
-        for variant in variants_of(method):
+        for variant in (*variants_of(method), ONE_ROW):
             try:
                 rows.append(outcome_values(outcomes(method, case, variant)))
             except FedSpeedError as error:

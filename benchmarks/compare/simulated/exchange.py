@@ -35,7 +35,7 @@ def instance(placement: Placement) -> Method:
     return _instance(placement.config.federation.method, task, len(placement.topology.clients))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _instance(options: Any, task: Task, clients: int) -> Method:
     layers = tuple(range(task.shape.layers))
     trained = layers

@@ -16,6 +16,7 @@ from fedspeed.planner.plan import Memory, RankProfile, Setting, Task
 PUBLISHED = "as published"
 PUBLISHED_BATCH = "same rows, its published micro-batch"
 BEST = "same rows, its best micro-batch"
+ONE_ROW = "same rows, micro-batches of one row"  # with which a method needs the least memory
 VARIANTS = (PUBLISHED, PUBLISHED_BATCH, BEST)
 
 
@@ -138,6 +139,8 @@ def _divisions(method: str, case: Case, variant: str, placement: Placement) -> l
     train = placement.config.train
     if variant == PUBLISHED:
         return [Division(train.micro_batch, train.accumulation)]
+    if variant == ONE_ROW:
+        return [Division(1, case.rows)]
     divisors = [size for size in range(1, case.rows + 1) if case.rows % size == 0]
     if variant == PUBLISHED_BATCH:
         divisors = [max(size for size in divisors if size <= train.micro_batch)]
