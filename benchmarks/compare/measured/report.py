@@ -1,6 +1,7 @@
 """bench.json, its page and its plot."""
 
 import statistics
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from fedspeed.units import bytes_text, count_text, loss_text, parameters_text
 
 EQUAL = 1e-5  # losses that differ by no more, in fp32, are those of the same mathematics
 GIB = 2**30
+WIDTH = 110
 NONE = "-"
 
 
@@ -38,13 +40,14 @@ def page(bench: Bench) -> str:
     setting = bench.setting
     seeds = sorted({run.seed for run in bench.runs})
     where = f"{bench.machine['cores']} cores of {bench.machine['processor']}"
-    head = (
-        f"# Methods side by side\n\n{bench.date}, measured on {where}; torch {bench.machine['torch']}. "
+    facts = (
+        f"{bench.date}, measured on {where}; torch {bench.machine['torch']}. "
         f"`{setting.config}` with {setting.model} ({parameters_text(setting.parameters)} parameters), "
         f"{setting.clients} clients, seeds {', '.join(map(str, seeds))}. All methods have the same base, "
         "rows, order, tokens and adapter. Values are medians over the seeds; in brackets, how many times the "
-        "reference's (the first row), with the 95 % interval over the seeds.\n"
+        "reference's (the first row), with the 95 % interval over the seeds."
     )
+    head = f"# Methods side by side\n\n{textwrap.fill(facts, WIDTH)}\n"
     parts = [head, "## Costs\n", _costs(bench), "## Losses\n", _losses(bench), "![curves](bench.png)\n"]
     return "\n".join([*filter(None, parts), *_remarks(bench)])
 
