@@ -153,7 +153,8 @@ def processes_with(word: str, without: Sequence[str] = ()) -> list[Path]:
 
 def cpu_seconds(found: Sequence[Path]) -> tuple[float, float]:
     """Return the CPU-seconds of the processes so far: of their first threads, and of all others."""
-    first = every = 0
+    first = 0
+    every = 0
     for process in found:
         with contextlib.suppress(OSError):
             both = process / "stat", process / "task" / process.name / "stat"

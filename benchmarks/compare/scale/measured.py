@@ -72,7 +72,8 @@ class Samples:
         """Look at processes with this word among their arguments."""
         self._word = word
         self.taken: dict[int, tuple[float, float, float, int]] = {}
-        self.pss = self.rss = 0
+        self.pss = 0
+        self.rss = 0
 
     def seen(self, line: str) -> None:
         """Take a sample if the line ends a round."""
@@ -81,7 +82,8 @@ class Samples:
         number = int(match[1])
         found = processes_with(self._word, LAUNCHERS)
         if number == 1:
-            self.pss, self.rss = proportional(found), resident(found)
+            self.pss = proportional(found)
+            self.rss = resident(found)
         first, others = cpu_seconds(found)
         self.taken.setdefault(number, (time.perf_counter(), first, others, link_bytes(found)))
 
@@ -153,7 +155,8 @@ def point(records: Sequence[dict], samples: Samples, clients: int) -> dict[str, 
     """Return the figures of a client and round, from the rounds' records and from samples of all rounds."""
     # Not the last round: when its line is seen, ranks may have ended.
     first, *_, last, _ = sorted(samples.taken.keys() - {0})
-    begin, end = samples.taken[first], samples.taken[last]
+    begin = samples.taken[first]
+    end = samples.taken[last]
     rounds = last - first
     share = clients * rounds
     elapsed, main, others, link = (b - a for a, b in zip(begin, end, strict=True))

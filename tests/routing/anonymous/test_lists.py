@@ -5,7 +5,8 @@ import os
 from fedspeed.routing.anonymous.crypto import DIGEST
 from fedspeed.routing.anonymous.lists import has_once
 
-A, B = os.urandom(16), os.urandom(16)
+A = os.urandom(16)
+B = os.urandom(16)
 END = bytes(DIGEST)
 
 
