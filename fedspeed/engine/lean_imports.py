@@ -14,16 +14,27 @@ from functools import cache
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
+# Others may have other modules and ask for more of them.
+TESTED = {"torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2"}
 _COMPILER = "torch._dynamo"
 _AVAILABILITY = "transformers.utils.import_utils"
 
 
 def import_models() -> None:
-    """Import torch, transformers and PEFT, as far as this process has not imported them yet."""
+    """Import torch, transformers and PEFT, as far as this process has not imported them yet. In other
+    versions than TESTED all that comes with them is imported too.
+    """
     import torch
+
+    if any(version(name).partition("+")[0] != tested for name, tested in TESTED.items()):
+        import peft  # noqa: F401
+        import transformers.models.auto.modeling_auto  # noqa: F401
+
+        return
 
     for package, modules in _STAND_INS.items():
         if package not in sys.modules:

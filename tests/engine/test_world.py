@@ -11,8 +11,10 @@ import torch
 from deepspeed.runtime import compiler
 
 from fedspeed.engine.device_types import gpu_of_rank
+from fedspeed.engine.lean_imports import TESTED
 from fedspeed.engine.world import import_deepspeed, take_device
 from fedspeed.session.components import preload
+from tests.conftest import ROOT
 from tests.engine.engines import engine
 from tests.limits import LIMIT_S
 from tests.processes import world_env
@@ -183,3 +185,14 @@ def test_a_card_is_identified_by_its_uuid(cuda, monkeypatch):
     assert (gpu_of_rank(3).name, gpu_of_rank(3).seen, gpu_of_rank(1)) == ("GPU-id-1", 2, gpu_of_rank(3))
     cuda(1)
     assert gpu_of_rank(3).name == "GPU-id-0"
+
+
+def test_stand_ins_are_for_the_pinned_versions_only():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines)
+    assert {name: pins[name] for name in TESTED} == TESTED
+    code = (
+        "import sys; from fedspeed.engine import lean_imports; lean_imports.TESTED['peft'] = '0'; "
+        "lean_imports.import_models(); print('torch._dynamo.eval_frame' in sys.modules)"
+    )
+    assert in_a_fresh_interpreter(code) == "True"
