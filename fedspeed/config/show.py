@@ -46,6 +46,7 @@ _OUTSIDE_FINGERPRINT = (
 
 # Keys that earlier versions did not have, and the values with which a run is one of theirs.
 _LATER_KEYS: dict[str, Any] = {
+    "engine.logits_mib": "auto",
     "federation.public_rows": "",
     "adapter.rank_by_client": {},
     "data.held_out": "",

@@ -2,7 +2,10 @@
 
 import pytest
 
-from benchmarks.compare import claims
+from benchmarks.compare.claims import tables as claims
+from tests.benchmarks.test_compare import a_bench, a_run
+
+LOSSES = {0: (4.0, 2.0), 1: (4.0, 3.0, 2.0)}
 
 
 def test_tables_are_those_of_the_results():
@@ -21,3 +24,20 @@ def test_a_goal_is_reached_from_its_value_on():
     assert claims.verdict(17.0, 17.0) == "reached"
     assert claims.verdict(16.999, 17.0) == "not reached"
     assert claims.verdict(None, 17.0) == "-"
+
+
+def test_time_to_a_target_is_steps_times_the_seconds_of_a_step():
+    """Ours needs 10 and 20 steps; SPRY 30 and 60, each of two directions, which take half a step of ours."""
+    ours = [a_run(seed=s, losses=losses, arguments=("train.local_steps=10",)) for s, losses in LOSSES.items()]
+    curves = {0: (9.0, 5.0, 4.0, 1.0), 1: (9.0, 5.0, 4.0, 3.0, 3.0, 3.0, 1.0)}
+    theirs = [
+        a_run("spry", seed, curve, arguments=("train.local_steps=10", f"{claims.DIRECTIONS}=2"))
+        for seed, curve in curves.items()
+    ]
+    bench = a_bench([*ours, *theirs], target=2.0)
+    rates = {"fedspeed": 100.0, "spry": 200.0}
+    methods = [{"method": name, "training_tokens_s": rate} for name, rate in rates.items()]
+    case = {"model": f"x-{claims.TARGET_MODEL}", "methods": methods}
+    text = claims.target_table(bench, {"cases": [case]})
+    assert "| SPRY | 45 | 3x, 3 to 3 | 1.00x (2 directions) | 3x | not reached |" in text
+    assert claims.steps_to_target(bench, "spry") == {0: 30.0, 1: 60.0}

@@ -1,11 +1,16 @@
-"""`fedspeed bench claims`: the tables of docs/claims.md, from the kept results of the other parts."""
+"""The tables of docs/claims.md, from the kept results of the other parts."""
 
-import argparse
 import json
 import re
+import statistics
 from typing import Any
 
+from benchmarks.compare.measured.records import Bench, read
+from benchmarks.compare.measured.report import ratio_text
+from benchmarks.compare.measured.statistics import first_at, ratio
 from benchmarks.compare.results import ROOT
+from fedspeed.monitor.tables import table
+from fedspeed.units import bytes_text, parameters_text
 
 PAGE = ROOT / "docs" / "claims.md"
 RESULTS = ROOT / "benchmarks" / "results" / "compare"
@@ -23,6 +28,9 @@ STRONG = {
     "zero3_offload": "stock ZeRO-3 offload",
 }
 MEMORY_GOAL = 6.0
+TIME_GOAL = 17.0
+TARGET_MODEL = "Qwen-1.5B"
+DIRECTIONS = "federation.method.perturbations"
 OURS = "fedspeed_ram"  # in memory.json
 OURS_SIMULATED = "fedspeed, least memory"
 GIB = 2**30
@@ -31,21 +39,9 @@ SIMULATED_MODEL = "Qwen-7B"
 SIMULATED_TASK = "code generation"
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    """Add the part to the parser."""
-    parser = commands.add_parser(
-        "claims",
-        help="write the tables of docs/claims.md from the kept results",
-        description="Write the tables of docs/claims.md from benchmarks/results/compare/*.json.",
-    )
-    parser.set_defaults(command=run)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Write the tables; return the exit code."""
+def write() -> None:
+    """Write the tables into the page."""
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), tables()), encoding="utf-8")
-    print(f"{PAGE}: its tables are those of the results")
-    return 0
 
 
 def filled(page: str, found: dict[str, str]) -> str:
@@ -64,15 +60,13 @@ def tables() -> dict[str, str]:
     return {
         "memory": memory_table(_result("memory"), simulated),
         "time": search_table(simulated, "time"),
+        "target": target_table(read(RESULTS / "target" / "bench.json"), simulated),
         "throughput": search_table(simulated, "throughput"),
     }
 
 
 def memory_table(memory: dict[str, Any], simulated: dict[str, Any]) -> str:
     """Return the table of device memory: measured on the largest model, and simulated for another one."""
-    from fedspeed.monitor.tables import table
-    from fedspeed.units import bytes_text, parameters_text
-
     largest = max(memory["sizes"], key=lambda size: size["parameters"])
     measured = {run["arm"]: run["device_bytes"] for run in largest["runs"]}
     case = next(
@@ -112,8 +106,6 @@ def memory_table(memory: dict[str, Any], simulated: dict[str, Any]) -> str:
 
 def search_table(simulated: dict[str, Any], kind: str) -> str:
     """Return the table of the largest ratios of a kind, `time` or `throughput`, that the search found."""
-    from fedspeed.monitor.tables import table
-
     rows = []
     for name, title in (NAMED | STRONG).items():
         found = [entry for entry in simulated["search"] if entry["baseline"] == name]
@@ -148,6 +140,56 @@ def search_table(simulated: dict[str, Any], kind: str) -> str:
         "cases in which it cannot run",
     ]
     return table(header, rows, (1, 2, 6, 7))
+
+
+def target_table(bench: Bench, simulated: dict[str, Any]) -> str:
+    """Return the table of the time to a target loss of methods whose steps learn less: local steps measured
+    on a small model, times the seconds of a step simulated on a large one, which is of one direction.
+    """
+    reference, *others = bench.setting.arms
+    case = next(case for case in simulated["cases"] if case["model"].endswith(TARGET_MODEL))
+    rates = {method["method"]: method["training_tokens_s"] for method in case["methods"]}
+    own = steps_to_target(bench, reference)
+    rows = []
+    for name in others:
+        steps = steps_to_target(bench, name)
+        found = ratio(steps, own)
+        directions = float(_argument(bench, name, DIRECTIONS) or 1)
+        slower = directions * rates[reference] / rates[name]
+        whole = found and found.mean * slower
+        rows.append([
+            bench.setting.arms[name],
+            f"{statistics.median(steps.values()):g}" if steps else "not reached",
+            ratio_text(found) if found else "-",
+            f"{slower:.2f}x ({directions:g} directions)",
+            f"{whole:.0f}x" if whole else "-",
+            verdict(whole, TIME_GOAL),
+        ])
+    header = [
+        "beside",
+        f"local steps to {bench.setting.target:g}, measured with {bench.setting.model}",
+        f"of FedSpeed's {statistics.median(own.values()):g}",
+        f"a step, simulated, {TARGET_MODEL}",
+        "time to the target",
+        "17x",
+    ]
+    return table(header, rows, (1, 2, 3, 4))
+
+
+def steps_to_target(bench: Bench, arm: str) -> dict[int, float]:
+    """Return the local steps after which an arm has reached the target loss, by seed; those that have not
+    are left out.
+    """
+    assert bench.setting.target is not None
+    steps = float(_argument(bench, arm, "train.local_steps") or 0)
+    points = {seed: first_at(run.curve, bench.setting.target) for seed, run in bench.of(arm).items()}
+    return {seed: steps * point.round for seed, point in points.items() if point is not None}
+
+
+def _argument(bench: Bench, arm: str, key: str) -> str | None:
+    """Return the value that a key has on the command lines of an arm."""
+    texts = {text for run in bench.of(arm).values() for text in run.arguments}
+    return next((text.partition("=")[2] for text in texts if text.startswith(f"{key}=")), None)
 
 
 def verdict(ratio: float | None, goal: float) -> str:
