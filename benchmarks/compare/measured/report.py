@@ -9,9 +9,9 @@ from benchmarks.compare.measured.plot import draw
 from benchmarks.compare.measured.records import CAUSES, Bench, Run
 from benchmarks.compare.measured.statistics import (
     Interval,
+    differences,
     final_loss,
     first_at,
-    largest_difference,
     loss_by,
     ratio,
     target_of,
@@ -24,6 +24,10 @@ EQUAL = 1e-5  # losses that differ by no more, in fp32, are those of the same ma
 GIB = 2**30
 WIDTH = 110
 NONE = "-"
+ROUNDING = """\
+Losses are called equal up to 1e-5. Executions of the same mathematics add in different orders, and what that
+rounds differently grows from step to step.
+"""
 
 
 def write(bench: Bench, folder: Path) -> None:
@@ -111,13 +115,13 @@ def _losses(bench: Bench) -> str:
     header = [
         "method",
         "held-out loss at equal tokens",
-        "furthest from the reference's, any round",
+        "furthest from the reference's, first evaluation",
         "at equal time",
         "answers exactly right",
         "rounds to the target",
         "seconds to the target",
     ]
-    return table(header, rows, range(1, 7)) + "\n"
+    return table(header, rows, range(1, 7)) + f"\n\n{ROUNDING}\n"
 
 
 def _remarks(bench: Bench) -> list[str]:
@@ -203,11 +207,15 @@ def _loss_range(losses: list[float | None]) -> str:
 def _difference(found: Mapping[int, Run], reference: Mapping[int, Run]) -> str:
     if found == reference:
         return NONE
-    pairs = [(run, reference[seed]) for seed, run in found.items() if seed in reference]
-    known = [value for run, own in pairs if (value := largest_difference(run, own)) is not None]
+    pairs = [differences(run, reference[seed]) for seed, run in found.items() if seed in reference]
+    known = [pair for pair in pairs if pair]
     if not known:
         return NONE
-    return f"{max(known):.1e}{', equal' if max(known) <= EQUAL else ''}"
+    first = max(pair[0] for pair in known)
+    last = max(max(pair) for pair in known)
+    if last <= EQUAL:
+        return f"{last:.1e}, equal"
+    return f"{first:.1e}{', equal' if first <= EQUAL else ''}; later up to {last:.1e}"
 
 
 def _share(scores: list[float | None]) -> str:

@@ -58,9 +58,9 @@ def target_of(run: Run) -> float | None:
     return next((p.loss for p in run.curve if p.loss is not None and p.round >= max(half, 1)), None)
 
 
-def largest_difference(run: Run, reference: Run) -> float | None:
-    """Return the largest difference of two runs' losses after equal tokens; None: no loss is common."""
+def differences(run: Run, reference: Run) -> list[float]:
+    """Return the differences of two runs' losses after equal tokens, by round from the first trained."""
     own = {(point.round, point.tokens): point.loss for point in run.curve if point.loss is not None}
     others = {(p.round, p.tokens): p.loss for p in reference.curve if p.loss is not None}
-    common = own.keys() & others.keys()
-    return max((abs(own[key] - others[key]) for key in common), default=None)
+    common = sorted(key for key in own.keys() & others.keys() if key[0])
+    return [abs(own[key] - others[key]) for key in common]
