@@ -39,5 +39,12 @@ def test_time_to_a_target_is_steps_times_the_seconds_of_a_step():
     methods = [{"method": name, "training_tokens_s": rate} for name, rate in rates.items()]
     case = {"model": f"x-{claims.TARGET_MODEL}", "methods": methods}
     text = claims.target_table(bench, {"cases": [case]})
-    assert "| SPRY | 45 | 3x, 3 to 3 | 1.00x (2 directions) | 3x | not reached |" in text
+    assert "| SPRY | 45 | 3x, 3 to 3 | 1.00x (2 directions) | 3x, 3 to 3 | not reached |" in text
     assert claims.steps_to_target(bench, "spry") == {0: 30.0, 1: 60.0}
+
+
+def test_a_goal_within_an_interval_is_reached_by_the_mean_only():
+    found = [claims._sure_verdict(claims.Interval(20.0, low, 30.0), 17.0) for low in (18.0, 5.0, None)]
+    assert found == ["reached", *["reached by the mean, not by the whole interval"] * 2]
+    assert claims._sure_verdict(claims.Interval(16.0, 5.0, 30.0), 17.0) == "not reached"
+    assert claims._sure_verdict(None, 17.0) == "-"

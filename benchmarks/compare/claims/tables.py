@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.compare.measured.records import Bench, read
 from benchmarks.compare.measured.report import ratio_text
-from benchmarks.compare.measured.statistics import first_at, ratio
+from benchmarks.compare.measured.statistics import Interval, first_at, ratio
 from benchmarks.compare.results import ROOT
 from fedspeed.monitor.tables import table
 from fedspeed.units import bytes_text, parameters_text
@@ -156,14 +156,14 @@ def target_table(bench: Bench, simulated: dict[str, Any]) -> str:
         found = ratio(steps, own)
         directions = float(_argument(bench, name, DIRECTIONS) or 1)
         slower = directions * rates[reference] / rates[name]
-        whole = found and found.mean * slower
+        whole = found and Interval(*(value and value * slower for value in found))
         rows.append([
             bench.setting.arms[name],
             f"{statistics.median(steps.values()):g}" if steps else "not reached",
             ratio_text(found) if found else "-",
             f"{slower:.2f}x ({directions:g} directions)",
-            f"{whole:.0f}x" if whole else "-",
-            verdict(whole, TIME_GOAL),
+            ratio_text(whole) if whole else "-",
+            _sure_verdict(whole, TIME_GOAL),
         ])
     header = [
         "beside",
@@ -190,6 +190,14 @@ def _argument(bench: Bench, arm: str, key: str) -> str | None:
     """Return the value that a key has on the command lines of an arm."""
     texts = {text for run in bench.of(arm).values() for text in run.arguments}
     return next((text.partition("=")[2] for text in texts if text.startswith(f"{key}=")), None)
+
+
+def _sure_verdict(interval: Interval | None, goal: float) -> str:
+    """Return whether a goal is reached by the mean, and by the whole interval."""
+    if interval is None or interval.mean < goal:
+        return verdict(interval and interval.mean, goal)
+    is_sure = interval.low is not None and interval.low >= goal
+    return "reached" if is_sure else "reached by the mean, not by the whole interval"
 
 
 def verdict(ratio: float | None, goal: float) -> str:
