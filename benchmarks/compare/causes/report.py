@@ -1,10 +1,19 @@
 """The page and the plot of `causes`, from its JSON."""
 
 import json
+import textwrap
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+ABOUT = (
+    "FedSpeed's own engine, random weights and rows in fp32, with everything on and with one thing off, by "
+    "turns. A ratio is the median of neighbouring pairs, with the least and the most of them: how many times "
+    "as long it takes without that thing. Losses are compared in every step; the last column says to which "
+    "digit they are equal. Ratios belong to the model of their row: they are no forecast for others, and their "
+    "product is not the ratio of all together."
+)
+WIDTH = 110
 TITLE = "# Where the time and the memory go: one thing switched off at a time\n"
 
 
@@ -23,11 +32,7 @@ def page(values: dict[str, Any]) -> str:
         f"    python -m benchmarks.compare causes{' --quick' * values['quick']}\n",
         f"{values['date']}, {machine['cores']} cores of {machine['processor']}, {machine['memory_gib']} GiB, "
         f"torch {machine['torch']}, DeepSpeed {machine['deepspeed']}. Plot: causes.png.\n",
-        "FedSpeed's own engine, random weights and rows in fp32, with everything on and with one thing off, "
-        "by turns. A ratio is the median of neighbouring pairs, with the least and the most of them: how "
-        "many times as long it takes without that thing. Losses are compared in every step; the last column "
-        "says to which digit they are equal. Ratios belong to the model of their row: they are no forecast "
-        "for others, and their product is not the ratio of all together.\n",
+        f"{textwrap.fill(ABOUT, WIDTH)}\n",
         _table(values["causes"]),
     ]
     parts += [f"Not measured: {name}: {reason}.\n" for name, reason in values["not_measured"].items()]
