@@ -10,8 +10,8 @@ ABOUT = (
     "FedSpeed's own engine, random weights and rows in fp32, with everything on and with one thing off, by "
     "turns. A ratio is the median of neighbouring pairs, with the least and the most of them: how many times "
     "as long it takes without that thing. Losses are compared in every step; the last column says to which "
-    "digit they are equal. Ratios belong to the model of their row: they are no forecast for others, and their "
-    "product is not the ratio of all together."
+    "digit they are equal. Ratios belong to the model of their row: they are no forecast for others, and "
+    "their product is not the ratio of all together."
 )
 WIDTH = 110
 TITLE = "# Where the time and the memory go: one thing switched off at a time\n"
