@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from benchmarks.compare.emulated.seconds import Seconds, of_body, of_ends, of_step
 from benchmarks.compare.simulated import steps
-from benchmarks.compare.simulated.cases import Case, Placement, placed
+from benchmarks.compare.simulated.cases import BASELINES, Case, Placement, placed
 from benchmarks.compare.simulated.exchange import anonymous_s, exchange_s, instance
 from benchmarks.compare.simulated.fedspeed import CHOSEN, METHOD, OVERLAPPED, PLAIN, trained
 from benchmarks.compare.simulated.outcome import BEST, Outcome, outcomes
@@ -14,18 +14,7 @@ from fedspeed.federation.methods.base import VALUE_BYTES, method_class
 
 OWN = (CHOSEN, PLAIN, OVERLAPPED)
 # Ways that the real program can be run in by name.
-WAYS = (
-    *OWN,
-    "fs_llm",
-    "fs_llm_offload",
-    "fate_llm",
-    "fedavg_lora",
-    "zero3_offload",
-    "fedbiot",
-    "m2fedsa",
-    "spry",
-    "spry_iteration",
-)
+WAYS = (*OWN, *BASELINES)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def draw(bench: Bench, path: Path) -> None:
     first = {name: next(iter(bench.of(name).values())) for name in arms}
     for number, (name, title) in enumerate(arms.items()):
         run = first[name]
-        style = {"color": f"C{number % 10}", "linestyle": STYLES[number // 3 % len(STYLES)], "label": title}
+        style = {**line_style(number), "label": title}
         known = [point for point in run.curve if point.loss is not None]
         by_tokens.plot([p.tokens for p in known], [p.loss for p in known], **style)
         by_time.plot([p.seconds for p in known], [p.loss for p in known], **style)
@@ -39,6 +39,11 @@ def draw(bench: Bench, path: Path) -> None:
         memory.axvline(bench.setting.cap_gib, color=INK, linestyle="--", linewidth=1)
     _stacked(causes, {arms[name]: first[name] for name in arms})
     figure.savefig(path, dpi=DPI)
+
+
+def line_style(number: int) -> dict[str, str]:
+    """Return colour and dashes of a line, so that neighbours differ in grey too."""
+    return {"color": f"C{number % 10}", "linestyle": STYLES[number // 3 % len(STYLES)]}
 
 
 def _median_gib(bench: Bench, name: str) -> float:

@@ -82,8 +82,9 @@ def run(arguments: argparse.Namespace) -> int:
     models = [Model(int(blocks), NARROW) for blocks in arguments.blocks.split(",") if blocks]
     models += [] if arguments.without_1b else [Model(*WIDE)]
     begin = time.monotonic()
-    kept = read(path).sizes if path.is_file() else ()
-    sizes: dict[Model, Size] = {Model(size.blocks, size.hidden): size for size in kept}
+    kept = read(path) if path.is_file() else None
+    same = kept.sizes if kept is not None and kept.tokens == arguments.tokens else ()
+    sizes: dict[Model, Size] = {Model(size.blocks, size.hidden): size for size in same}
     todo = [(model, arm) for model in models for arm in arms]
     for number, (model, arm) in enumerate(todo, 1):
         folder = arguments.out / f"{model.blocks}x{model.hidden}"

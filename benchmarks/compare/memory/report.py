@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from benchmarks.compare.measured.plot import line_style
 from benchmarks.compare.measured.statistics import final_loss
 from benchmarks.compare.memory.records import Memory, Size
 from benchmarks.compare.results import save
@@ -10,7 +11,6 @@ from fedspeed.monitor.tables import table
 from fedspeed.units import bytes_text, loss_text, parameters_text
 
 GIB = 2**30
-STYLES = ("-", "--", ":", "-.")
 HEAD = """\
 # Device memory of a local step, method by method
 
@@ -85,8 +85,9 @@ def draw(memory: Memory, path: Path) -> None:
     sizes = sorted((size for size in memory.sizes if size.hidden == width), key=lambda size: size.blocks)
     for number, (name, title) in enumerate(memory.titles.items()):
         known = [(size.blocks, own / GIB) for size in sizes if (own := size.device_bytes(name))]
-        style = {"color": f"C{number % 10}", "linestyle": STYLES[number // 3 % len(STYLES)]}
-        axes.plot(*zip(*known), marker="o", markersize=4, label=title, **style) if known else None
+        axes.plot(
+            *zip(*known), marker="o", markersize=4, label=title, **line_style(number)
+        ) if known else None
     axes.set_xlabel(f"decoder blocks of hidden size {width}")
     axes.set_ylabel("peak memory of a client's device [GiB]")
     axes.set_yscale("log")
