@@ -1,10 +1,11 @@
-"""The time that FedSpeed's import of DeepSpeed saves a rank that starts as a fresh interpreter, in pairs.
+"""The time that FedSpeed's imports save a rank that starts as a fresh interpreter, in pairs.
 
     python benchmarks/rank_start.py [--repeat 5]
 
 Both sides import the same libraries, those of `fedspeed.session.components.preload`. One side imports them as
-they are: with torch's compiler, which DeepSpeed's Muon requires; with garbage collection during the import;
-and with DeepSpeed's table of operators, for which it compiles a probe.
+they are: with what no rank uses (`fedspeed.engine.lean_imports`); with torch's compiler, which DeepSpeed's
+Muon requires; with garbage collection during the import; and with DeepSpeed's table of operators, for which
+it compiles a probe.
 """
 
 import argparse
@@ -21,9 +22,10 @@ OURS = "from fedspeed.session.components import preload; preload()"
 AS_THEY_COME = f"""
 import gc
 from importlib import import_module
-from fedspeed.engine import world
+from fedspeed.engine import lean_imports, world
 
 gc.disable = lambda: None
+lean_imports.TESTED = {{"torch": "another version"}}
 world.import_deepspeed = lambda: import_module("deepspeed.runtime.zero.muon.muon_optimizer")
 {OURS}
 import_module("deepspeed.ops").__compatible_ops__

@@ -1,8 +1,10 @@
 """Results as JSON: written at once after each of them, with the day, the machine and the versions."""
 
+import argparse
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +14,7 @@ from typing import Any
 from fedspeed.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+FILES = (".json", ".md", ".png")  # of a result: its values, page and plot
 LIBRARIES = ("torch", "deepspeed", "transformers", "peft")
 
 
@@ -37,6 +40,23 @@ def save(path: Path, values: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), **values}
     write_atomically(path, json.dumps(whole, indent=1).encode() + b"\n")
+
+
+def add_folders(parser: argparse.ArgumentParser, part: str) -> None:
+    """Add the arguments that say where a part's results go."""
+    parser.add_argument("--out", type=Path, default=Path("runs/bench") / part, help="folder of the results")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="copy the three files there too")
+
+
+def keep(path: Path, folder: Path | None) -> None:
+    """Copy a result's JSON, its page and its plot into a folder; None: nowhere."""
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix in FILES:
+        source = path.with_suffix(suffix)
+        if source.is_file():
+            shutil.copyfile(source, folder / source.name)
 
 
 def _version(library: str) -> str | None:

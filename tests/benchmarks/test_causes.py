@@ -33,7 +33,7 @@ def test_the_page_has_what_was_measured_and_what_was_not(tmp_path):
     write(path)
     text = page(VALUES)
     assert "| throughput | together | in turn (loads 8 x the base instead of 2) |" in text
-    assert "| 1.00 | 4.00 a step | **4.00** (3.00, 5.00) | to 1e-6 |" in text
+    assert "| 1.00 | 4.00 for a step | 3 | **4.00** (3.00, 5.00) | to 1e-6 |" in text
     assert "| base resident | 200 | **2.00** | the same bits |" in text
     assert "Not measured: pipelines: needs root." in text
     assert path.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
@@ -52,7 +52,7 @@ VALUES = {
     "quick": False,
     "causes": {
         "loads": {
-            **{"of": "throughput", "on": "together", "off": "in turn", "unit": "step", "command": "run it"},
+            **{"of": "throughput", "on": "together", "off": "in turn", "unit": "a step", "command": "run it"},
             **{"median": 4.0, "least": 3.0, "most": 5.0, "losses": "to 1e-6", "model": None},
             **{"seconds": {"on": [1.0, 1.0, 1.0], "off": [3.0, 4.0, 5.0]}, "loaded": {"on": 2.0, "off": 8.0}},
         }

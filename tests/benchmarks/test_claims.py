@@ -1,16 +1,57 @@
-"""docs/claims.md: its tables are those of the kept results."""
+"""docs/claims.md, README.md and the pages of the kept results: they are those of the results' values."""
+
+import json
 
 import pytest
 
+from benchmarks.compare.causes import report as causes
 from benchmarks.compare.claims import tables as claims
+from benchmarks.compare.emulated import report as emulated
+from benchmarks.compare.measured import report as measured
+from benchmarks.compare.measured.records import read
+from benchmarks.compare.memory import records as memory_records
+from benchmarks.compare.memory import report as memory_report
+from benchmarks.compare.outside import page as outside
+from benchmarks.compare.scale import report as scale
+from benchmarks.compare.simulated import report as simulated
 from tests.benchmarks.test_compare import a_bench, a_run
 
+DIRECTIONS = "federation.method.perturbations=2"
 LOSSES = {0: (4.0, 2.0), 1: (4.0, 3.0, 2.0)}
 
 
 def test_tables_are_those_of_the_results():
-    page = claims.PAGE.read_text(encoding="utf-8")
-    assert claims.filled(page, claims.tables()) == page, "run `python -m fedspeed bench claims`"
+    for path, tables in claims.tables().items():
+        page = path.read_text(encoding="utf-8")
+        assert claims.filled(page, tables) == page, f"{path}: run `python -m fedspeed bench claims`"
+
+
+def values_of(name):
+    return json.loads((claims.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("name", "page"),
+    [
+        ("quick/bench", lambda path: measured.page(read(path))),
+        ("target/bench", lambda path: measured.page(read(path))),
+        ("memory", lambda path: memory_report.page(memory_records.read(path))),
+        ("simulated", lambda _: simulated.page(values_of("simulated"))),
+        ("emulated", lambda _: emulated.page(values_of("emulated"))),
+        ("scale", lambda _: scale.page(values_of("scale"))),
+        ("causes", lambda _: causes.page(values_of("causes"))),
+        ("outside", lambda _: outside.page(values_of("outside"))),
+    ],
+)
+def test_a_kept_page_is_that_of_its_values(name, page):
+    path = claims.RESULTS / f"{name}.json"
+    assert page(path) == path.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def emulated_run(way, compute, *settings):
+    """A run of two local steps that took so many seconds together."""
+    facts = {"model": f"x-{claims.TARGET_MODEL}", "time_scale": 1.0, "local_steps": 2}
+    return {"way": way, "settings": list(settings), "emulated": {"compute": compute}, **facts}
 
 
 def test_a_table_goes_between_its_marks():
@@ -27,20 +68,29 @@ def test_a_goal_is_reached_from_its_value_on():
 
 
 def test_time_to_a_target_is_steps_times_the_seconds_of_a_step():
-    """Ours needs 10 and 20 steps; SPRY 30 and 60, each of two directions, which take half a step of ours."""
+    """Ours needs 10 and 20 steps, SPRY 30 and 60; a step of SPRY with two directions takes twice as long."""
     ours = [a_run(seed=s, losses=losses, arguments=("train.local_steps=10",)) for s, losses in LOSSES.items()]
     curves = {0: (9.0, 5.0, 4.0, 1.0), 1: (9.0, 5.0, 4.0, 3.0, 3.0, 3.0, 1.0)}
     theirs = [
-        a_run("spry", seed, curve, arguments=("train.local_steps=10", f"{claims.DIRECTIONS}=2"))
+        a_run("spry", seed, curve, arguments=("train.local_steps=10", DIRECTIONS))
         for seed, curve in curves.items()
     ]
     bench = a_bench([*ours, *theirs], target=2.0)
-    rates = {"fedspeed": 100.0, "spry": 200.0}
-    methods = [{"method": name, "training_tokens_s": rate} for name, rate in rates.items()]
-    case = {"model": f"x-{claims.TARGET_MODEL}", "methods": methods}
-    text = claims.target_table(bench, {"cases": [case]})
-    assert "| SPRY | 45 | 3x, 3 to 3 | 1.00x (2 directions) | 3x, 3 to 3 | not reached |" in text
+    runs = [emulated_run("fedspeed", 4.0), emulated_run("spry", 3.0), emulated_run("spry", 8.0, DIRECTIONS)]
+    text = claims.target_table(bench, {"runs": runs})
+    assert "| SPRY | 45 | 3x, 3 to 3 | 2.00x | 6x, 6 to 6 | not reached |" in text
     assert claims.steps_to_target(bench, "spry") == {0: 30.0, 1: 60.0}
+
+
+def test_no_ratio_is_of_the_seeds_that_reach_the_target_only():
+    ours = [a_run(seed=s, losses=losses, arguments=("train.local_steps=10",)) for s, losses in LOSSES.items()]
+    theirs = [
+        a_run("spry", seed, curve, arguments=("train.local_steps=10",))
+        for seed, curve in {0: (9.0, 1.0), 1: (9.0, 8.0)}.items()
+    ]
+    runs = [emulated_run("fedspeed", 4.0), emulated_run("spry", 3.0)]
+    text = claims.target_table(a_bench([*ours, *theirs], target=2.0), {"runs": runs})
+    assert "| SPRY | 10; 1 of 2 seeds never | - | 0.75x | - | not reached by all seeds |" in text
 
 
 def test_a_goal_within_an_interval_is_reached_by_the_mean_only():

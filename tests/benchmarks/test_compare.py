@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from benchmarks.compare.command_line import main
 from benchmarks.compare.measured.arms import ARMS, DEFAULT, arguments_of, chosen, merged
 from benchmarks.compare.measured.prepare import more_settings
 from benchmarks.compare.measured.records import Bench, Point, Run, Setting, read
@@ -103,6 +104,11 @@ def test_names_and_settings_are_checked():
     with pytest.raises(ConfigError, match="write NAME:key=value"):
         more_settings(["train.lr=1"])
     assert more_settings(["a:b=1", "a:c=d:e"]) == {"a": ["b=1", "c=d:e"]}
+
+
+def test_a_quick_comparison_of_another_file_is_refused(capsys):
+    assert main(["--quick", "--config", "mine.yaml"]) == 2
+    assert "--config=mine.yaml: --quick is of ds_configs/quickstart.yaml" in capsys.readouterr().out
 
 
 def test_a_ratio_has_students_interval_of_logarithms():

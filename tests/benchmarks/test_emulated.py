@@ -9,7 +9,7 @@ from benchmarks.compare.emulated import report
 from benchmarks.compare.emulated.cluster import arguments_of, config_of, hostfile_lines, measured
 from benchmarks.compare.emulated.plans import WAYS, plan_of
 from benchmarks.compare.emulated.seconds import Seconds, of_step
-from benchmarks.compare.emulated.values import run_values
+from benchmarks.compare.emulated.values import key_of, run_values
 from benchmarks.compare.simulated.cases import Case, shape_of
 from fedspeed.cluster.hostfile import read
 from fedspeed.cluster.topology import topology_of
@@ -84,7 +84,7 @@ def test_runs_are_placed_as_they_are_simulated(tmp_path):
 def test_the_emulated_model_has_the_real_dimensions():
     for model in MODELS[:4]:
         shape = shape_of(model)
-        assert from_config(config_of(shape), shape.name, "here") == replace(shape, family=shape.family)
+        assert from_config(config_of(shape), shape.name, "here") == shape
     with pytest.raises(ConfigError, match="gpt2"):
         config_of(shape_of(MODELS[4]))
 
@@ -104,6 +104,18 @@ def test_the_first_round_does_not_count():
     assert (found.round, found.rounds) == (3.0, 3)
     assert found.sent == {"node1-0": 15.0, "node2-1": 15.0}
     assert found.cpu == 2 * 3.0
+
+
+def test_a_run_is_known_by_all_that_makes_it_another_one():
+    def key(way="spry", case=CASE, steps=2, *, scale=1.0, rounds=4, hostfile="hetero10"):
+        return key_of(plan_of(way, case, steps), scale, rounds=rounds, hostfile=hostfile)
+
+    two = replace(CASE, settings=("federation.method.perturbations=2",))
+    keys = [key(), key("fs_llm"), key(case=replace(CASE, rows=8)), key(case=two), key(steps=3)]
+    keys += [key(scale=2.0), key(rounds=5), key(hostfile="other")]
+    assert len(set(keys)) == len(keys) and key() == key()
+    slower, once = (plan_of("spry", case, 2).sleeps["node1"].gradients for case in (two, CASE))
+    assert slower == pytest.approx(2 * once)
 
 
 def test_columns_of_the_page_are_never_mixed():

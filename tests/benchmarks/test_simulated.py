@@ -135,9 +135,23 @@ def test_a_search_tells_what_cannot_run():
     found = {(one.baseline, one.variant): one for one in search([case_of(rows=16), case_of(MODELS[0])])}
     resident = found["fs_llm", BEST]
     assert (resident.runs, resident.cases) == (1, 2)
-    assert resident.refused == {f"{MODELS[1]}, RTX-3090, RTX-2080-Ti": 1}
+    assert resident.short == {f"{MODELS[1]}, RTX-3090, RTX-2080-Ti": 1} and resident.refused == 0
     assert resident.missions_time is None
     stock = found["zero3_offload", BEST]
     assert stock.missions_time is not None and stock.missions_time.case.shape.name == MODELS[1]
-    values = found_values(stock)
-    assert values["time"]["reached"] == (values["time"]["ratio"] >= 17)
+    assert stock.time is not None and stock.rate is not None
+    for time, rate, reached in ((16.99, 17.99, False), (17.0, 18.0, True)):
+        made_up = replace(stock, time=replace(stock.time, time=time), rate=replace(stock.rate, rate=rate))
+        values = found_values(made_up)
+        assert values["time"]["reached"] is values["throughput"]["reached"] is reached
+
+
+def test_a_mechanism_of_throughput_is_one_of_local_steps():
+    case = case_of(MODELS[0], rows=1)
+    alignment = ratio_of(case, outcomes("fedbiot", case, BEST), trained(case)[CHOSEN])
+    assert alignment.mechanism.startswith("a server's steps") and alignment.rate_mechanism == ""
+    many = case_of(MODELS[0], rows=16)
+    one_row = ratio_of(many, outcomes("zero3_offload", many, ONE_ROW), trained(many)[CHOSEN])
+    assert one_row.mechanism.startswith("waiting for loads that its micro-batches do not share")
+    small = ratio_of(many, outcomes("fs_llm", many, ONE_ROW), trained(many)[CHOSEN])
+    assert small.mechanism.startswith("arithmetic in smaller micro-batches")

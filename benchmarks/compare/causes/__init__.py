@@ -2,6 +2,8 @@
 
 import argparse
 
+from benchmarks.compare.results import add_folders
+
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Add the part and its arguments."""
@@ -15,7 +17,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--only", default="", help="names of causes with commas between them (default: all)")
     parser.add_argument("--repeat", type=int, default=5, help="pairs of each cause, at least 3")
     parser.add_argument("--quick", action="store_true", help="smaller models, 3 pairs, no pipelines")
-    parser.add_argument("--out", default="", help="folder of the results (benchmarks/results/compare)")
+    add_folders(parser, "causes")
     parser.set_defaults(command=_run)
 
 

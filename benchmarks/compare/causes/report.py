@@ -53,8 +53,9 @@ def _model(model: dict[str, int] | None) -> str:
 
 def _table(causes: dict[str, Any]) -> str:
     text = (
-        "| part of | on | off | model | seconds on | off | ratio (least, most) | losses equal |\n"
-        "| --- | --- | --- | --- | ---: | ---: | ---: | --- |\n"
+        "| part of | on | off | model | seconds on | off | pairs "
+        "| ratio (least, most) | losses equal |\n"
+        "| --- | --- | --- | --- | ---: | ---: | ---: | ---: | --- |\n"
     )
     for one in causes.values():
         on, off = (median(one["seconds"][variant]) for variant in ("on", "off"))
@@ -65,7 +66,13 @@ def _table(causes: dict[str, Any]) -> str:
         interval = f"**{one['median']:.2f}** ({one['least']:.2f}, {one['most']:.2f})"
         cells = (
             *(one["of"], one["on"], one["off"] + detail, _model(one["model"])),
-            *(f"{on:.2f}", f"{off:.2f} a {one['unit']}", interval, one["losses"]),
+            *(
+                f"{on:.2f}",
+                f"{off:.2f} for {one['unit']}",
+                str(len(one["seconds"]["on"])),
+                interval,
+                one["losses"],
+            ),
         )
         text += f"| {' | '.join(cells)} |\n"
     return text

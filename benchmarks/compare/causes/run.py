@@ -1,6 +1,7 @@
 """Measure the causes, and write the results. Each is saved when it has been measured."""
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 
 from benchmarks.compare.causes import engines, report, timed
 from benchmarks.compare.causes.ratios import difference, equal_to, ratio
-from benchmarks.compare.results import ROOT, save
+from benchmarks.compare.results import keep, save
 from fedspeed.errors import ConfigError
 
 LEAST = 3  # pairs of a ratio
@@ -31,7 +32,7 @@ class Cause:
     on: str
     off: str
     measure: Callable[[int, bool], dict[str, Any]]
-    unit: str = "step"
+    unit: str = "a step"
     losses: str = ""
     hosts: bool = False
 
@@ -68,7 +69,7 @@ CAUSES = {
         "exchange behind the next round's training (federation.staleness=1), timed compute",
         "exchange after the training (federation.staleness=0)",
         timed.overlap,
-        unit="round",
+        unit="a round",
         losses="another algorithm: benchmarks/staleness_loss.py",
     ),
     "pipelines": Cause(
@@ -95,23 +96,36 @@ def run(arguments: argparse.Namespace) -> int:
     if repeat < LEAST:
         raise ConfigError(f"--repeat={repeat}: an interval needs at least {LEAST} pairs")
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    out = Path(arguments.out) if arguments.out else ROOT / "benchmarks" / "results" / "compare"
-    path = out / "causes.json"
-    values: dict[str, Any] = {"quick": arguments.quick, "causes": {}, "memory": {}, "not_measured": {}}
+    path = arguments.out / "causes.json"
+    values = _kept(path, arguments.quick)
     for name in names:
         begin = time.perf_counter()
         print(f"{name} ...", flush=True)
         if name == "memory":
             values["memory"] = memory(arguments.quick)
+            values["not_measured"].pop(name, None)
         elif reason := why_not(CAUSES[name], arguments.quick):
             values["not_measured"][name] = reason
         else:
+            values["not_measured"].pop(name, None)
             values["causes"][name] = row(name, repeat, arguments.quick)
         print(f"  {time.perf_counter() - begin:.0f} s", flush=True)
         save(path, values)
     report.write(path)
+    keep(path, arguments.keep)
     print(path.with_suffix(".md").read_text())
     return 0
+
+
+def _kept(path: Path, quick: bool) -> dict[str, Any]:
+    """Return what an earlier command has measured in the same way: only what is named is measured again."""
+    missing = dict.fromkeys((*CAUSES, "memory"), "not asked for")
+    values: dict[str, Any] = {"quick": quick, "causes": {}, "memory": {}, "not_measured": missing}
+    if path.is_file():
+        kept = json.loads(path.read_text())
+        if kept["quick"] == quick:
+            values |= {key: kept[key] for key in ("causes", "memory", "not_measured")}
+    return values
 
 
 def why_not(cause: Cause, quick: bool) -> str:

@@ -3,6 +3,7 @@ this machine's cores. Exchanges, transfers and schedules are real.
 """
 
 import argparse
+from statistics import median
 from typing import Any
 
 CLIENTS = 3
@@ -29,19 +30,16 @@ def overlap(repeat: int, quick: bool) -> dict[str, Any]:
 
 def pipelines(repeat: int) -> dict[str, Any]:
     """Return the seconds of a step of four clients in one pipeline over four hosts (`on`), and of one client
-    after the other in the same pipeline (`off`), all in one start.
+    after the other in the same pipeline (`off`), by turns in one start.
     """
     from benchmarks.pipeline_timed_compute import passes
 
-    work = [[MICROS] * 4] + [[MICROS if c == one else 0 for c in range(4)] for one in range(4)]
-    (together, _), *alone = passes(4, "1gbit", "cluster", work)
-    return {
-        "seconds": {
-            "on": _slowest(together),
-            "off": [sum(steps) for steps in zip(*(_slowest(seconds) for seconds, _ in alone), strict=True)],
-        },
-        "losses": {},
-    }
+    turn = [[MICROS] * 4] + [[MICROS if c == one else 0 for c in range(4)] for one in range(4)]
+    steps = [median(_slowest(seconds)) for seconds, _ in passes(4, "1gbit", "cluster", turn * repeat)]
+    turns = [steps[begin : begin + len(turn)] for begin in range(0, len(steps), len(turn))]
+    on = [together for together, *_ in turns]
+    off = [sum(alone) for _, *alone in turns]
+    return {"seconds": {"on": on, "off": off}, "losses": {}}
 
 
 def _slowest(seconds: list[list[float]]) -> list[float]:

@@ -7,8 +7,7 @@ computing.
 import argparse
 from pathlib import Path
 
-from benchmarks.compare.results import ROOT
-from benchmarks.compare.simulated import RESULTS
+from benchmarks.compare.results import ROOT, add_folders
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -34,9 +33,16 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         default=1.0,
         help="factor of all sleeps; links are as much slower, so that ratios stay (default: 1)",
     )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="a setting of the ways; may be repeated",
+    )
     parser.add_argument("--launcher", choices=("pdsh", "openmpi"), default="pdsh")
     parser.add_argument("--again", action="store_true", help="repeat runs that are in the results")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of emulated.json, .md and .png")
+    add_folders(parser, "emulated")
     parser.set_defaults(command=run)
 
 

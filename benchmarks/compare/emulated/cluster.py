@@ -14,7 +14,7 @@ from benchmarks.compare.emulated.engine_files import MARKS_FOLDER, SECONDS_FILE
 from benchmarks.compare.emulated.plans import Plan
 from benchmarks.compare.results import ROOT
 from fedspeed.cluster.hostfile import Host
-from fedspeed.errors import ConfigError
+from fedspeed.errors import ConfigError, FedSpeedError
 from fedspeed.models.families.shape import ModelShape
 from fedspeed.units import bytes_text
 
@@ -58,7 +58,7 @@ def run_of(plan: Plan, hosts: Sequence[Host], *, rounds: int, time_scale: float,
         launcher: of DeepSpeed, as pdsh or openmpi.
 
     Raises:
-        SystemExit: it failed; the message has the end of its output.
+        FedSpeedError: it failed; the message has the end of its output.
     """
     from tests.lab.cluster import VirtualCluster
 
@@ -74,10 +74,13 @@ def run_of(plan: Plan, hosts: Sequence[Host], *, rounds: int, time_scale: float,
             try:
                 done = lab.run([*command, *arguments], timeout=LIMIT_S, cwd=ROOT)
             except subprocess.TimeoutExpired as late:
-                sys.exit(f"{plan.way}: not finished within {LIMIT_S:.0f} s\n{str(late.stdout)[-3000:]}")
+                raise FedSpeedError(
+                    f"{plan.way}: not finished within {LIMIT_S:.0f} s\n{str(late.stdout)[-3000:]}"
+                ) from late
         records = folder / "emulated" / "rounds.jsonl"
         if done.returncode or not records.is_file():
-            sys.exit(f"{plan.way}: exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+            output = f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+            raise FedSpeedError(f"{plan.way}: exit code {done.returncode}\n{output}")
         lines = [json.loads(line) for line in records.read_text().splitlines()]
         marks = {path.stem: json.loads(path.read_text()) for path in (folder / "marks").glob("*.json")}
     # With staleness, the last round only waits for its sum: nothing is trained meanwhile.
@@ -180,6 +183,7 @@ def arguments_of(plan: Plan, folder: Path, hostfile: Path, rounds: int) -> list[
         f"routing.mode={mode}",
         *(["engine.tier=resident"] if own else []),
         *public,
+        *plan.case.settings,
         "monitor.plot=false",
         "monitor.progress=false",
         f"run.out={folder}",

@@ -10,7 +10,7 @@ from benchmarks.compare.simulated.cases import BASELINES, Case, Placement, place
 from benchmarks.compare.simulated.exchange import anonymous_s, exchange_s, instance
 from benchmarks.compare.simulated.fedspeed import CHOSEN, METHOD, OVERLAPPED, PLAIN, trained
 from benchmarks.compare.simulated.outcome import BEST, Outcome, outcomes
-from fedspeed.federation.methods.base import VALUE_BYTES, method_class
+from fedspeed.federation.methods.base import method_class
 
 OWN = (CHOSEN, PLAIN, OVERLAPPED)
 # Ways that the real program can be run in by name.
@@ -98,8 +98,3 @@ def _sleeps(placement: Placement, simulated: Outcome) -> dict[str, Seconds]:
         one = steps.stock_setting(1, 1, checkpointing=False)
         own = of_step(steps.alignment_step(task, one, placement.server))
     return {server: own} | sleeps
-
-
-def update_bytes(plan: Plan) -> int:
-    """Return the bytes of a vector that a round sums."""
-    return VALUE_BYTES * plan.values

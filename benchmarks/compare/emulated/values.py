@@ -8,12 +8,13 @@ from benchmarks.compare.emulated.plans import Plan
 from benchmarks.compare.simulated.values import case_values
 
 
-def key_of(plan: Plan, time_scale: float) -> str:
+def key_of(plan: Plan, time_scale: float, *, rounds: int, hostfile: str) -> str:
     """Return what identifies a run: another one with this key is the same measurement."""
     case = plan.case
     model = case.shape.name.rpartition("/")[2]
     rows = f"{case.rows} x {case.tokens} | {plan.local_steps} steps | x{time_scale:g}"
-    return f"{plan.way} | {model} | {case.clients} clients | {rows}"
+    where = f"{case.clients} clients of {hostfile}"
+    return " | ".join([plan.way, model, where, rows, f"{rounds} rounds", *case.settings])
 
 
 def run_values(plan: Plan, found: Measured, time_scale: float) -> dict[str, Any]:
@@ -21,6 +22,7 @@ def run_values(plan: Plan, found: Measured, time_scale: float) -> dict[str, Any]
     simulated = plan.simulated
     return case_values(plan.case) | {
         "way": plan.way,
+        "settings": list(plan.case.settings),
         "setting": simulated.setting,
         "fits": simulated.fits,
         "shortage": simulated.shortage,

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.compare.measured.arms import DEFAULT
-from benchmarks.compare.results import ROOT
+from benchmarks.compare.results import ROOT, add_folders, keep
+from fedspeed.errors import ConfigError
 
 QUICK_CONFIG = Path("ds_configs/quickstart.yaml")
 QUICK_BASE = "runs/compare-base"
@@ -78,17 +79,25 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar="LOSS",
         help="held-out loss to reach (default: the reference's after half of its rounds)",
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/bench/measured"), help="folder of the results")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="write the three files there too")
+    add_folders(parser, "measured")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values of all methods")
     parser.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run what is missing, and write the results; return the exit code."""
+    """Run what is missing, and write the results; return the exit code.
+
+    Raises:
+        ConfigError: a setting of the command that does not go with another, or an unknown method.
+    """
     from benchmarks.compare.measured.arms import chosen
     from benchmarks.compare.measured.prepare import more_settings, prepared
 
+    if arguments.quick and arguments.config != QUICK_CONFIG:
+        raise ConfigError(
+            f"--config={arguments.config}: --quick is of {QUICK_CONFIG}, with settings for it; leave one of "
+            "them out"
+        )
     _enter_repository(arguments)
     settings = more_settings(arguments.set)
     if arguments.quick:
@@ -121,8 +130,8 @@ def _run_all(arguments: argparse.Namespace, bench, plan: Sequence[tuple]) -> int
         bench = bench.model_copy(update={"runs": (*bench.runs, found)})
         write(bench, folder)
         print(f"[{done} of {len(plan)}] {arm.name}, seed {seed}: {_outcome(found)}", flush=True)
-    for place in filter(None, (folder, arguments.keep)):
-        write(bench, place)
+    write(bench, folder)
+    keep(folder / "bench.json", arguments.keep)
     print((folder / "bench.md").read_text(encoding="utf-8"))
     print(f"{folder}/bench.json, bench.md, bench.png; {time.monotonic() - begin:.0f} s")
     return int(any(run.status == "failed" for run in bench.runs))

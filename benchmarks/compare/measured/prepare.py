@@ -1,6 +1,7 @@
 """What a comparison needs before its first run: base, public rows, the list of runs, and what is there."""
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -57,11 +58,12 @@ def prepared(
     ]
     for arm, _, settings in plan[: len(arms)]:
         load(arguments.config, settings)
+    setting = _setting(arguments, config, overrides, arms)
     bench = Bench(
         date=time.strftime("%Y-%m-%d"),
         machine=machine(),
-        setting=_setting(arguments, config, overrides, arms),
-        runs=_kept(arguments.out / "bench.json", plan),
+        setting=setting,
+        runs=_kept(arguments.out / "bench.json", plan, setting.digest),
     )
     done = {(run.arm, run.seed) for run in bench.runs}
     return bench, [entry for entry in plan if (entry[0].name, entry[1]) not in done]
@@ -74,6 +76,7 @@ def _setting(
 
     return Setting(
         config=str(arguments.config),
+        digest=hashlib.sha256(arguments.config.read_bytes()).hexdigest(),
         model=Path(config.model.base).name,
         parameters=shape_of(config.model.base).total,
         clients=config.data.clients,
@@ -84,14 +87,20 @@ def _setting(
     )
 
 
-def _kept(path: Path, plan: Sequence[tuple[Arm, int, tuple[str, ...]]]) -> tuple[Run, ...]:
-    """Return the finished runs of an earlier command that this one would repeat."""
+def _kept(path: Path, plan: Sequence[tuple[Arm, int, tuple[str, ...]]], digest: str) -> tuple[Run, ...]:
+    """Return the finished runs of an earlier command that this one would repeat: of the same arguments, with
+    a configuration file of the same content.
+    """
     if not path.is_file():
         return ()
     wanted = {(arm.name, seed): settings for arm, seed, settings in plan}
-    runs = read(path).runs
+    kept = read(path)
+    if kept.setting.digest != digest:
+        return ()
     return tuple(
-        run for run in runs if run.status == "finished" and wanted.get((run.arm, run.seed)) == run.arguments
+        run
+        for run in kept.runs
+        if run.status == "finished" and wanted.get((run.arm, run.seed)) == run.arguments
     )
 
 

@@ -41,7 +41,8 @@ class Run(Record):
             the first. causes: median seconds of such a round by cause, means over ranks; `other` is what is
             left of the round. step_s: of a local step on the slowest rank.
         device_bytes: peak of tensors on a client's devices; masked modes show none. host_rss, host_pss: peak
-            of all processes together. sent: bytes that a client sent in a round, mean.
+            of all processes together. sent: bytes that all participants, a server among them, sent
+            in a round, over the number of clients; mean.
         exported_loss: held-out loss of the exported model, for arms whose rounds evaluate another one.
     """
 
@@ -67,12 +68,14 @@ class Setting(Record):
     """What all runs have in common.
 
     Attributes:
-        config: the YAML file. model: its base. parameters: of the base. overrides: of all arms.
+        config: the YAML file. digest: of its content. model: its base. parameters: of the base.
+        overrides: of all arms.
         arms: name and title of each, the reference first. cap_gib: of device memory; None: no cap.
         target: of the held-out loss; None: that of the reference after half of its rounds.
     """
 
     config: str
+    digest: str = ""
     model: str
     parameters: int
     clients: int

@@ -48,8 +48,9 @@ def page(bench: Bench) -> str:
         f"{bench.date}, measured on {where}; torch {bench.machine['torch']}. "
         f"`{setting.config}` with {setting.model} ({parameters_text(setting.parameters)} parameters), "
         f"{setting.clients} clients, seeds {', '.join(map(str, seeds))}. All methods have the same base, "
-        "rows, order, tokens and adapter. Values are medians over the seeds; in brackets, how many times the "
-        "reference's (the first row), with the 95 % interval over the seeds."
+        "rows, order, tokens and adapter. Values are medians over the seeds. In brackets is how many times "
+        "the reference's (the first row) a value is: the geometric mean of the seeds' ratios, with its 95 % "
+        "interval. It need not be the quotient of the medians."
     )
     head = f"# Methods side by side\n\n{textwrap.fill(facts, WIDTH)}\n"
     parts = [head, "## Costs\n", _costs(bench), "## Losses\n", _losses(bench), "![curves](bench.png)\n"]
@@ -60,7 +61,7 @@ def _costs(bench: Bench) -> str:
     columns: dict[str, Callable[[Run], float | None]] = {
         "device memory": lambda run: run.device_bytes,
         "host memory, all processes (RSS)": lambda run: run.host_rss,
-        "sent by a client in a round": lambda run: run.sent,
+        "sent in a round, for each client": lambda run: run.sent,
         "first aggregate": lambda run: run.first_aggregate_s,
         "a round": lambda run: run.round_s,
         "answer tokens/s": _tokens_per_s,
@@ -232,6 +233,7 @@ def _to_target(found: Mapping[int, Run], reached: Mapping, reference: Mapping) -
     rounds = statistics.median(point.round for point in points.values())
     seconds = {seed: point.seconds for seed, point in points.items()}
     others = {seed: point.seconds for seed, point in reference.items() if point is not None}
-    compared = None if seconds == others else ratio(seconds, others)
+    # Of some seeds only, a ratio would be that of the lucky ones.
+    compared = None if some or seconds == others else ratio(seconds, others)
     text = _seconds(statistics.median(seconds.values()))
     return f"{some}{rounds:g}", f"{some}{text}" + (f" ({ratio_text(compared)})" if compared else "")

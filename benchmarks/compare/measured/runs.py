@@ -15,13 +15,15 @@ from benchmarks.compare.results import ROOT
 
 LIMIT_S = 4 * 3600.0
 EVAL_LIMIT_S = 3600.0
+DRY_RUN_LIMIT_S = 300.0
+MEMORY = "memory "  # begins the line of a dry run
 
 
 def measure(
     arm: Arm, seed: int, *, config: Path, arguments: Sequence[str], folder: Path, evaluates: bool = True
 ) -> Run:
     """Run one arm with one seed from the start, and return what was measured. A run that ends otherwise than
-    with exit code 0 has failed.
+    with exit code 0 has failed, for a reason that tells also what the program says it needs.
 
     Args:
         config: the YAML file. arguments: after it. folder: of the run's own folder. evaluates:
@@ -29,24 +31,35 @@ def measure(
     """
     name = f"{arm.name}-{seed}"
     places = (f"run.out={folder}", f"run.name={name}", "monitor.progress=false", "monitor.tensorboard=false")
-    command = [
-        sys.executable,
-        str(ROOT / "launch.py"),
-        "--config",
-        str(config),
-        "--fresh",
-        "--json",
-        *arguments,
-        *places,
-    ]
-    watched = watch(command, cwd=Path.cwd(), env=environment(), limit_s=LIMIT_S)
+    command = [sys.executable, str(ROOT / "launch.py"), "--config", str(config), "--fresh"]
+    watched = watch(
+        [*command, "--json", *arguments, *places], cwd=Path.cwd(), env=environment(), limit_s=LIMIT_S
+    )
     run = Run(arm=arm.name, seed=seed, arguments=tuple(arguments), status="failed")
     if watched.code != 0:
-        return run.model_copy(update={"reason": reason_of(watched)})
-    run = finished(run, watched)
+        need = needed([*command, "--dry-run", *arguments, *places])
+        return run.model_copy(update={"reason": f"{reason_of(watched)}{need}"})
+    done = finished(run, watched)
     if not (arm.emulator and evaluates):
-        return run
-    return run.model_copy(update={"exported_loss": evaluated(folder / name)})
+        return done
+    try:
+        return done.model_copy(update={"exported_loss": evaluated(folder / name)})
+    except (subprocess.SubprocessError, ValueError) as error:
+        return run.model_copy(update={"reason": f"its export could not be evaluated: {error}"})
+
+
+def needed(command: Sequence[str]) -> str:
+    """Return what a dry run says about device memory, as a further sentence; empty where it says nothing."""
+    try:
+        done = subprocess.run(
+            command, env=environment(), capture_output=True, text=True, check=True, timeout=DRY_RUN_LIMIT_S
+        )
+    except subprocess.SubprocessError:
+        return ""
+    lines = [
+        line.removeprefix(MEMORY).strip() for line in done.stdout.splitlines() if line.startswith(MEMORY)
+    ]
+    return "".join(f". A step needs {line}" for line in lines)
 
 
 def environment() -> dict[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.compare.results import ROOT
+from benchmarks.compare.results import ROOT, add_folders, keep
 
 METHODS = (
     "fedspeed_ram",
@@ -64,8 +64,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--cap", type=float, default=11.0, metavar="GIB", help="say what does not fit (default: 11)"
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/bench/memory"), help="folder of the results")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="write the three files there too")
+    add_folders(parser, "memory")
     parser.set_defaults(command=run)
 
 
@@ -73,8 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure what is missing, and write the results; return the exit code."""
     from benchmarks.compare.measured.arms import chosen
     from benchmarks.compare.measured.records import Run
-    from benchmarks.compare.memory.records import Memory, Size, read
-    from benchmarks.compare.memory.report import write
+    from benchmarks.compare.memory.records import Size, read
 
     methods = arguments.methods.split(",")
     arms = chosen(methods, {name: SETTINGS[name] for name in methods if name in SETTINGS})
@@ -88,8 +86,10 @@ def run(arguments: argparse.Namespace) -> int:
     todo = [(model, arm) for model in models for arm in arms]
     for number, (model, arm) in enumerate(todo, 1):
         folder = arguments.out / f"{model.blocks}x{model.hidden}"
-        size = sizes.get(model) or prepare(folder, model, arguments.tokens)
-        if any(own.arm == arm.name and own.status == "finished" for own in size.runs):
+        empty = prepare(folder, model, arguments.tokens)
+        size = sizes.get(model, empty)
+        wanted = arguments_of(arm, folder)
+        if any(own.arguments == wanted and own.status == "finished" for own in size.runs):
             sizes[model] = size
             continue
         print(f"[{number} of {len(todo)}] {model.blocks} blocks of {model.hidden}: {arm.name}", flush=True)
@@ -97,12 +97,20 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"    {_outcome(found)}; {time.monotonic() - begin:.0f} s", flush=True)
         others: tuple[Run, ...] = tuple(own for own in size.runs if own.arm != arm.name)
         sizes[model] = size.model_copy(update={"runs": (*others, found)})
-        titles = {arm.name: arm.title for arm in arms}
-        memory = Memory.now(tuple(sizes.values()), titles, arguments.tokens, arguments.cap)
-        for place in filter(None, (arguments.out, arguments.keep)):
-            write(memory, place)
+        _write(sizes, arms, arguments)
+    _write(sizes, arms, arguments)
+    keep(path, arguments.keep)
     print((arguments.out / "memory.md").read_text(encoding="utf-8"))
     return int(any(own.status == "failed" for size in sizes.values() for own in size.runs))
+
+
+def _write(sizes, arms, arguments: argparse.Namespace) -> None:
+    """Write what is measured."""
+    from benchmarks.compare.memory.records import Memory
+    from benchmarks.compare.memory.report import write
+
+    titles = {arm.name: arm.title for arm in arms}
+    write(Memory.now(tuple(sizes.values()), titles, arguments.tokens, arguments.cap), arguments.out)
 
 
 def prepare(folder: Path, model: Model, tokens: int):
@@ -130,15 +138,22 @@ deepspeed: {{base: {os.path.relpath(ROOT / "ds_configs" / "zero0.json", folder)}
     return Size(blocks=model.blocks, hidden=model.hidden, parameters=shape_of(str(folder / "base")).total)
 
 
+def arguments_of(arm, folder: Path) -> tuple[str, ...]:
+    """Return the arguments of an arm's local step."""
+    from benchmarks.compare.measured import arms
+
+    overrides = ("engine.threads=2", f"federation.public_rows={folder}/public.jsonl")
+    return arms.arguments_of(arm, folder / "run.yaml", overrides, 0)
+
+
 def step(arm, folder: Path):
     """Run one local step of an arm."""
-    from benchmarks.compare.measured.arms import arguments_of
     from benchmarks.compare.measured.runs import measure
 
-    config = folder / "run.yaml"
-    overrides = ("engine.threads=2", f"federation.public_rows={folder}/public.jsonl")
-    arguments = arguments_of(arm, config, overrides, 0)
-    return measure(arm, 0, config=config, arguments=arguments, folder=folder / "runs", evaluates=False)
+    arguments = arguments_of(arm, folder)
+    return measure(
+        arm, 0, config=folder / "run.yaml", arguments=arguments, folder=folder / "runs", evaluates=False
+    )
 
 
 def _texts(rows: int, tokens: int) -> Iterator[str]:

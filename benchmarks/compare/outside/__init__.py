@@ -1,11 +1,9 @@
 """`fedspeed bench outside`: the same task, to the same losses, under FedSpeed and under other systems."""
 
 import argparse
-from pathlib import Path
 
-from benchmarks.compare.results import ROOT
+from benchmarks.compare.results import ROOT, add_folders
 
-RESULTS = ROOT / "benchmarks" / "results" / "compare"
 SCRATCH = ROOT / "runs" / "bench"
 CHOICES = ("flower-simulation", "flower-deployment", "nvflare", "appfl", "accelerate", "roundpipe")
 
@@ -30,7 +28,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument(
         "--limit", type=float, default=600.0, metavar="SECONDS", help="of a run (default: 600)"
     )
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of outside.json, .md and .png")
+    add_folders(parser, "outside")
     parser.set_defaults(command=run)
 
 

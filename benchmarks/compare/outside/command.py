@@ -22,7 +22,7 @@ from benchmarks.compare.outside.rows import TOLERANCE, judged, problems
 from benchmarks.compare.outside.system import System, Variant
 from benchmarks.compare.outside.systems import chosen
 from benchmarks.compare.outside.task import ROOT, TASKS, settings
-from benchmarks.compare.results import save
+from benchmarks.compare.results import keep, save
 
 PREPARE_S = 600.0
 
@@ -33,6 +33,7 @@ def compare(arguments: argparse.Namespace) -> int:
     values = run_all(chosen(arguments.systems), arguments.repeat, limit_s=arguments.limit, path=path)
     path.with_suffix(".md").write_text(page(json.loads(path.read_text())))
     draw(values, path.with_suffix(".png"))
+    keep(path, arguments.keep)
     print(text_table(values["rows"]))
     return exit_code(values)
 

@@ -2,6 +2,8 @@
 
 import argparse
 
+from benchmarks.compare.results import add_folders
+
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Add the part and its arguments."""
@@ -19,7 +21,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--no-hosts", action="store_true", help="leave out the hosts of scale16")
     parser.add_argument("--fresh", action="store_true", help="measure again what the JSON has already")
-    parser.add_argument("--out", default="", help="folder of the results (benchmarks/results/compare)")
+    add_folders(parser, "scale")
     parser.set_defaults(command=_run)
 
 

@@ -3,10 +3,9 @@
 import argparse
 import json
 import os
-from pathlib import Path
 from typing import Any
 
-from benchmarks.compare.results import ROOT, save
+from benchmarks.compare.results import ROOT, keep, save
 from benchmarks.compare.scale import measured, report, simulated
 from benchmarks.compare.scale.bounds import bound, fitted_member_s, measured_terms, simulated_terms
 from fedspeed.planner import many_clients
@@ -16,8 +15,7 @@ MODES = ("plain", "mix+mask")
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the part; return the exit code. Each point is saved when it has been measured."""
-    out = Path(arguments.out) if arguments.out else ROOT / "benchmarks" / "results" / "compare"
-    path = out / "scale.json"
+    path = arguments.out / "scale.json"
     kept = json.loads(path.read_text())["measured"] if path.is_file() and not arguments.fresh else []
     wanted = [(n, mode, False) for n in arguments.clients for mode in MODES]
     refused = {}
@@ -25,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
         refused["hosts"] = reason
     else:
         wanted += [(measured.HOSTS_CLIENTS, mode, True) for mode in MODES]
-    points = [point for point in kept if key(point) in wanted]
+    points = list(kept)
     for number, one in enumerate(wanted, 1):
         clients, mode, hosts = one
         if one in map(key, points):
@@ -43,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
         save(path, values(points, arguments.simulate, refused))
     save(path, values(points, arguments.simulate, refused))
     report.write(path)
-    print((out / "scale.md").read_text())
+    keep(path, arguments.keep)
+    print(path.with_suffix(".md").read_text())
     return 0
 
 

@@ -5,9 +5,7 @@ step model, and a search for the settings in which FedSpeed's advantage is large
 import argparse
 from pathlib import Path
 
-from benchmarks.compare.results import ROOT
-
-RESULTS = ROOT / "benchmarks" / "results" / "compare"
+from benchmarks.compare.results import ROOT, add_folders
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -24,7 +22,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument("--rows", type=int, default=16, help="of a local step, on each rank (default: 16)")
     parser.add_argument("--tokens", type=int, default=512, help="of a row (default: 512)")
     parser.add_argument("--no-search", action="store_true", help="leave the search out")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of simulated.json, .md and .png")
+    add_folders(parser, "simulated")
     parser.set_defaults(command=run)
 
 

@@ -43,7 +43,8 @@ class Case:
 
     Attributes:
         shape: of the model. clients: of the run. epoch: training rows of all clients together. tokens: of
-            every row. rows: of a local step on each rank. hosts: all machines.
+            every row. rows: of a local step on each rank. hosts: all machines. settings: key=value
+            arguments of the method.
     """
 
     shape: ModelShape
@@ -52,6 +53,7 @@ class Case:
     tokens: int
     rows: int
     hosts: tuple[Host, ...]
+    settings: tuple[str, ...] = ()
 
     @property
     def devices(self) -> str:
@@ -110,7 +112,9 @@ def placed(method: str, case: Case, *, published: bool = False) -> Placement:
     Raises:
         FedSpeedError: the method cannot train this model.
     """
-    config, deepspeed = _configuration(method, published, FUSED in case.shape.linear_names)
+    config, deepspeed = _configuration(
+        method, published, is_fused=FUSED in case.shape.linear_names, settings=case.settings
+    )
     has_server = config.has_server
     hosts = [replace(case.hosts[0], role="server"), *case.hosts[1:]] if has_server else list(case.hosts)
     topology = place_clients(hosts, case.clients, "auto", server=has_server)
@@ -142,15 +146,16 @@ def _server(topology: Topology, nodes: dict[str, Node], host: Host) -> RankProfi
 
 
 @lru_cache(maxsize=64)
-def _configuration(method: str, published: bool, is_fused: bool) -> tuple[RunConfig, dict[str, Any]]:
+def _configuration(
+    method: str, published: bool, *, is_fused: bool, settings: tuple[str, ...]
+) -> tuple[RunConfig, dict[str, Any]]:
     """Return the configuration of a method and its DeepSpeed section; from its preset, if it has one."""
     overrides = () if published else SAME
     if published and is_fused:
         overrides = ("adapter.targets=attention",)
     rows = ("federation.public_rows=public.jsonl",) if method == "fedbiot" else ()
-    loaded = load(
-        None, [f"federation.method.name={method}", "model.base=any", "data.clients=16", *rows, *overrides]
-    )
+    own = [f"federation.method.name={method}", "model.base=any", "data.clients=16", *rows]
+    loaded = load(None, [*own, *overrides, *settings])
     return loaded.config, merge(loaded.config.deepspeed, loaded.config, loaded.folder)
 
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from benchmarks.compare.results import save
+from benchmarks.compare.results import keep, save
 from benchmarks.compare.simulated.cases import BASELINES, Case, capped, shape_of
 from benchmarks.compare.simulated.fedspeed import trained
 from benchmarks.compare.simulated.outcome import ONE_ROW, outcomes, variants_of
@@ -52,6 +52,7 @@ def simulate(arguments: argparse.Namespace) -> int:
     text = page(json.loads(path.read_text()))
     path.with_suffix(".md").write_text(text)
     draw(values, path.with_suffix(".png"))
+    keep(path, arguments.keep)
     print(text)
     return 0
 

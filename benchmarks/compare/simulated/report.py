@@ -99,14 +99,14 @@ def _search_part(found: Sequence[Values]) -> list[str]:
     return [
         SEARCH,
         *_table(found, "time", "throughput"),
-        "### Where the model fits no card of some client, and a step has 16 rows or more a rank\n",
+        "### Where the base is larger than the card of some client, and a step has 16 rows or more a rank\n",
         *_table(found, "missions_time", "missions_throughput"),
         "### What cannot run\n",
         "Cases in which FedSpeed fits and the baseline does not with any micro-batch; of at most 36 for each",
-        "model and kind of servers.\n",
-        "| baseline | model and cards: cases |",
-        "| --- | --- |",
-        *(f"| {one['baseline']} | {_refused(one['cannot_run'])} |" for one in refused),
+        "model and kind of servers. Refused: cases whose model its implementation here does not train.\n",
+        "| baseline | refused | model and cards: cases in which it does not fit |",
+        "| --- | ---: | --- |",
+        *(f"| {one['baseline']} | {one['refused']} | {_refused(one['does_not_fit'])} |" for one in refused),
         "",
     ]
 

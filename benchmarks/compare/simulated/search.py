@@ -19,16 +19,17 @@ TOKENS = (128, 512, 2048)  # of a row
 CLIENTS = (3, 9, 16)
 # Servers with two cards each, on 10 Gbit/s: cards and how many servers have them. One is a method's server.
 FLEETS = ((("rtx2080ti", 11),), (("rtx3090", 11),), (("rtx3090", 7), ("rtx2080ti", 3)))
-MANY_ROWS = 16  # of a step on each rank, from which on it is one of many micro-batches
+MANY_ROWS = 16  # of a step on each rank
 EPOCH = 7_954  # rows, those of Fed-CodeAlpaca
 TIME_GOAL = 17.0
 RATE_GOAL = 18.0
-LOADS = "loads that micro-batches do not share"
+LOADS = "waiting for loads"
 TURNS = "clients in turn instead of at the same time"
 SERVER = "a server's steps while clients wait"
 EXCHANGE = "the exchange"
 AGAIN = "blocks computed again"
-OTHER = "arithmetic in small micro-batches or of more operations"
+OTHER = "arithmetic"
+NOT_IN_STEPS = (SERVER, EXCHANGE)  # of a round, but not of its local steps
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Ratio:
     Attributes:
         time: hours of the baseline's epoch over FedSpeed's. rate: FedSpeed's tokens/s during local steps over
             the baseline's.
-        mechanism: what most of the baseline's additional time is, with its share.
+        mechanism, rate_mechanism: what most of the baseline's additional seconds are, with their share; of
+            the epoch, and of its local steps.
     """
 
     case: Case
@@ -47,6 +49,7 @@ class Ratio:
     time: float
     rate: float
     mechanism: str
+    rate_mechanism: str
 
 
 def ratio_of(case: Case, baseline: Outcome, own: Outcome) -> Ratio:
@@ -58,6 +61,7 @@ def ratio_of(case: Case, baseline: Outcome, own: Outcome) -> Ratio:
         time=baseline.hours / own.hours,
         rate=own.training_rate / baseline.training_rate,
         mechanism=_mechanism(baseline, own),
+        rate_mechanism=_mechanism(baseline, own, without=NOT_IN_STEPS),
     )
 
 
@@ -81,15 +85,28 @@ def causes_of(outcome: Outcome) -> dict[str, float]:
     }
 
 
-def _mechanism(baseline: Outcome, own: Outcome) -> str:
+def _mechanism(baseline: Outcome, own: Outcome, without: Sequence[str] = ()) -> str:
     """Return what most of the baseline's additional seconds are; empty where it is the faster one."""
     mine = causes_of(own)
-    more = {cause: seconds - mine[cause] for cause, seconds in causes_of(baseline).items()}
+    more = {
+        cause: seconds - mine[cause] for cause, seconds in causes_of(baseline).items() if cause not in without
+    }
     whole = sum(more.values())
     if whole <= 0:
         return ""
     cause = max(more, key=lambda name: more[name])
-    return f"{cause} ({min(1.0, more[cause] / whole):.0%} of the difference)"
+    return f"{cause}{_detail(cause, baseline, own)} ({min(1.0, more[cause] / whole):.0%} of the difference)"
+
+
+def _detail(cause: str, baseline: Outcome, own: Outcome) -> str:
+    """Return what a baseline does otherwise, as far as its division of a step's rows tells it."""
+    if cause == LOADS and baseline.division.accumulation > 1:
+        return " that its micro-batches do not share"
+    if cause == LOADS:
+        return " of blocks that FedSpeed keeps, or shares among clients of a rank"
+    if cause == OTHER and baseline.division.micro_batch < own.division.micro_batch:
+        return " in smaller micro-batches"
+    return " of more operations" if cause == OTHER else ""
 
 
 def cases() -> Iterator[Case]:
@@ -105,7 +122,7 @@ def cases() -> Iterator[Case]:
 
 def is_missions(case: Case) -> bool:
     """Return whether a case is the mission's: the base alone is too large for the cards of some client, and a
-    step has many micro-batches.
+    step has many rows, which a method may divide into micro-batches.
     """
     placement = placed(METHOD, case)
     smallest = min(rank.node.device.memory for rank in placement.ranks)
@@ -120,7 +137,8 @@ class Found:
         time, rate: the settings with the largest ratios; None: it can run in none of them. missions_time,
             missions_rate: the same among the mission's cases.
         runs: cases in which it can run. cases: those in which FedSpeed can.
-        refused: by model and cards, in how many of those cases it cannot run.
+        short: by model and cards, in how many of those cases it does not fit. refused: in how many its
+            implementation refuses the model.
     """
 
     baseline: str
@@ -131,7 +149,8 @@ class Found:
     missions_rate: Ratio | None
     runs: int
     cases: int
-    refused: dict[str, int]
+    short: dict[str, int]
+    refused: int
 
 
 def search(searched: Sequence[Case], progress: Callable[[int], None] = lambda done: None) -> list[Found]:
@@ -142,24 +161,31 @@ def search(searched: Sequence[Case], progress: Callable[[int], None] = lambda do
     """
     keys = [(method, variant) for method in BASELINES for variant in variants_of(method)]
     ratios: dict[tuple[str, str], list[Ratio]] = {key: [] for key in keys}
-    refused: dict[tuple[str, str], dict[str, int]] = {key: {} for key in keys}
+    short: dict[tuple[str, str], dict[str, int]] = {key: {} for key in keys}
+    refused = dict.fromkeys(keys, 0)
     possible = 0
     for done, case in enumerate(searched, start=1):
         own = trained(case).get(CHOSEN)
         if own is not None:
             possible += 1
             for key in keys:
-                found = _tried(case, key, own)
-                if found is None:
-                    where = f"{case.shape.name}, {case.devices}"
-                    refused[key][where] = refused[key].get(where, 0) + 1
+                try:
+                    found = outcomes(key[0], case, key[1])
+                except FedSpeedError:
+                    refused[key] += 1
+                    continue
+                if found.fits:
+                    ratios[key].append(ratio_of(case, found, own))
                 else:
-                    ratios[key].append(found)
+                    where = f"{case.shape.name}, {case.devices}"
+                    short[key][where] = short[key].get(where, 0) + 1
         progress(done)
-    return [_found(key, ratios[key], possible, refused[key]) for key in keys]
+    return [_found(key, ratios[key], possible, short=short[key], refused=refused[key]) for key in keys]
 
 
-def _found(key: tuple[str, str], ratios: Sequence[Ratio], possible: int, refused: dict[str, int]) -> Found:
+def _found(
+    key: tuple[str, str], ratios: Sequence[Ratio], possible: int, *, short: dict[str, int], refused: int
+) -> Found:
     missions = [ratio for ratio in ratios if is_missions(ratio.case)]
     return Found(
         *key,
@@ -169,14 +195,6 @@ def _found(key: tuple[str, str], ratios: Sequence[Ratio], possible: int, refused
         missions_rate=max(missions, key=lambda ratio: ratio.rate, default=None),
         runs=len(ratios),
         cases=possible,
+        short=short,
         refused=refused,
     )
-
-
-def _tried(case: Case, key: tuple[str, str], own: Outcome) -> Ratio | None:
-    """Return a baseline's ratio; None: it cannot run there."""
-    try:
-        found = outcomes(key[0], case, key[1])
-    except FedSpeedError:
-        return None
-    return ratio_of(case, found, own) if found.fits else None
