@@ -18,7 +18,7 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "bench",
         add_help=False,
-        help="compare methods and systems: memory, bytes, seconds by cause, losses (--quick: ten minutes)",
+        help="compare methods and systems: memory, bytes, seconds by cause, losses (--quick: eight minutes)",
     )
     parser.set_defaults(command=run, passed_on=[])
 

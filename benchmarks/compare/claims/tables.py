@@ -68,6 +68,7 @@ def tables() -> dict[Path, dict[str, str]]:
     emulated = _result("emulated")
     return {
         PAGE: {
+            "verdicts": verdict_table(_result("memory"), simulated),
             "memory": memory_table(_result("memory"), simulated),
             "time": search_table(simulated, "time"),
             "target": target_table(read(RESULTS / "target" / "bench.json"), emulated),
@@ -79,6 +80,39 @@ def tables() -> dict[Path, dict[str, str]]:
             "outside": outside_table(_result("outside")),
         },
     }
+
+
+def verdict_table(memory: dict[str, Any], simulated: dict[str, Any]) -> str:
+    """Return the table of all claims against all baselines: the largest ratios and whether they suffice."""
+    largest = max(memory["sizes"], key=lambda size: size["parameters"])
+    measured = {run["arm"]: run["device_bytes"] for run in largest["runs"]}
+    rows = []
+    for name, title in (NAMED | STRONG).items():
+        ratios = [measured[name] / measured[OURS] if name in measured else None]
+        found = [entry for entry in simulated["search"] if entry["baseline"] == name]
+        for kind in GOALS:
+            for prefix in ("", "missions_"):
+                values = [entry[f"{prefix}{kind}"] for entry in found]
+                ratios.append(max((value["ratio"] for value in values if value), default=None))
+        goals = (MEMORY_GOAL, *(goal for goal in GOALS.values() for _ in range(2)))
+        rows.append([title, *map(_verdict_text, ratios, goals)])
+    header = [
+        "beside",
+        f"{MEMORY_GOAL:g}x device memory, measured",
+        *(
+            text
+            for kind, goal in GOALS.items()
+            for text in (
+                f"{goal:g}x {kind}, simulated, largest",
+                "the same, with a card smaller than the base",
+            )
+        ),
+    ]
+    return table(header, rows, range(1, 6))
+
+
+def _verdict_text(ratio: float | None, goal: float) -> str:
+    return "runs in none" if ratio is None else f"{ratio:.2f}x, {verdict(ratio, goal)}"
 
 
 def memory_table(memory: dict[str, Any], simulated: dict[str, Any]) -> str:
@@ -141,7 +175,7 @@ def search_table(simulated: dict[str, Any], kind: str) -> str:
             verdict(one["ratio"], goal),
             _where(one),
             one["mechanism"] or "the baseline is faster",
-            f"{mission:.2f}x, {verdict(mission, goal)}" if mission else "runs in none",
+            _verdict_text(mission, goal),
             f"{sum(fair['does_not_fit'].values())} of {fair['of_cases']}",
         ])
     header = [

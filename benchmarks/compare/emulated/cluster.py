@@ -84,7 +84,8 @@ def run_of(plan: Plan, hosts: Sequence[Host], *, rounds: int, time_scale: float,
         lines = [json.loads(line) for line in records.read_text().splitlines()]
         marks = {path.stem: json.loads(path.read_text()) for path in (folder / "marks").glob("*.json")}
     # With staleness, the last round only waits for its sum: nothing is trained meanwhile.
-    return measured(lines[: len(lines) - plan.simulated.staleness], marks, loads=rounds)
+    trained = rounds - plan.simulated.staleness
+    return measured(lines[: trained + 1], marks, loads=trained)
 
 
 def measured(
@@ -93,7 +94,8 @@ def measured(
     """Return the medians of a run's records, and what its ranks have marked at the beginning of their turns.
 
     Args:
-        records: of rounds.jsonl, round 0 first. marks: by rank; as many in every round. loads: rounds.
+        records: of rounds.jsonl, round 0 first. marks: by rank; as many in every round. loads: rounds that
+            trained.
     """
     counted = [record for record in records if record["round"] > WARM]
     spans = {name: _a_round(of_rank, loads) for name, of_rank in marks.items() if len(of_rank) > loads // 2}
