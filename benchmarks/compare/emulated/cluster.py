@@ -83,9 +83,11 @@ def run_of(plan: Plan, hosts: Sequence[Host], *, rounds: int, time_scale: float,
             raise FedSpeedError(f"{plan.way}: exit code {done.returncode}\n{output}")
         lines = [json.loads(line) for line in records.read_text().splitlines()]
         marks = {path.stem: json.loads(path.read_text()) for path in (folder / "marks").glob("*.json")}
-    # With staleness, the last round only waits for its sum: nothing is trained meanwhile.
-    trained = rounds - plan.simulated.staleness
-    return measured(lines[: trained + 1], marks, loads=trained)
+    if plan.simulated.staleness:
+        # The last round only waits for its sum. An exchange lies across the beginnings of two rounds, so that
+        # few of these do not tell what one exchange sends.
+        return measured(lines[:-1], {}, loads=rounds)
+    return measured(lines, marks, loads=rounds)
 
 
 def measured(
@@ -94,8 +96,7 @@ def measured(
     """Return the medians of a run's records, and what its ranks have marked at the beginning of their turns.
 
     Args:
-        records: of rounds.jsonl, round 0 first. marks: by rank; as many in every round. loads: rounds that
-            trained.
+        records: of rounds.jsonl, round 0 first. marks: by rank; as many in every round. loads: rounds.
     """
     counted = [record for record in records if record["round"] > WARM]
     spans = {name: _a_round(of_rank, loads) for name, of_rank in marks.items() if len(of_rank) > loads // 2}

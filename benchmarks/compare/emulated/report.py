@@ -16,10 +16,11 @@ cores, so that what the program itself computes (sums, masks, encoding) takes mo
 machines; the CPU-seconds of all ranks together are beside it. Evaluations take no time.
 
 Emulated columns are measured on this machine, medians over the counted rounds; bytes are those of a host's
-network interface, the mean over hosts. Simulated columns are the simulator's for the same rows and local
-steps. Off: the emulated round over the simulated one. Times FedSpeed: a method's round over that of
-`fedspeed` (masked sum through two relays), once from emulated rounds and once from simulated ones. Where a
-method does not fit its cards, the run shows what it would take on larger ones.
+network interface, the mean over hosts (with staleness 1 rounds overlap, and are not told apart). Simulated
+columns are the simulator's for the same rows and local steps. Off: the emulated round over the simulated one.
+Times FedSpeed: a method's round over that of `fedspeed` (masked sum through two relays), once from emulated
+rounds and once from simulated ones. Where a method does not fit its cards, the run shows what it would take
+on larger ones.
 """
 COLUMNS = (
     "method",
@@ -73,13 +74,13 @@ def _line(run: Values, own: Values | None) -> str:
     if own is not None:
         ratios = [f"{run[kind]['round'] / own[kind]['round']:.2f}" for kind in ("emulated", "simulated")]
     cells = [
-        run["way"],
+        ", ".join([run["way"], *run["settings"]]),
         f"{emulated['round']:.2f}",
         f"{emulated['compute']:.2f}",
         f"{emulated['exchange']:.2f}",
         f"{emulated['idle']:.2f}",
-        f"{mean(emulated['sent'].values()) / 1e6:.1f}",
-        f"{emulated['cpu']:.1f}",
+        f"{mean(emulated['sent'].values()) / 1e6:.1f}" if emulated["sent"] else "-",
+        f"{emulated['cpu']:.1f}" if emulated["sent"] else "-",
         f"{run['round_tokens'] / emulated['round'] * run['time_scale']:,.0f}",
         f"{simulated['round']:.2f}",
         f"{simulated['exchange']:.3f}",

@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,13 @@ METHODS = (
 )
 # The memory of a client's step does not depend on how often the server aligns.
 SETTINGS = {"fedbiot": ("federation.method.initial_alignment_steps=0", "federation.method.alignment_steps=1")}
+LEAST = "fedspeed_ram"
+# What its least memory is made of: one thing switched off, on the model of over 1 B parameters only.
+OFF = {
+    "least_resident": ("least memory, but the base on the device", "engine.tier=resident"),
+    "least_activations": ("least memory, but activations kept", "engine.activation_gib=auto"),
+    "least_logits": ("least memory, but all logits at once", "engine.logits_mib=65536"),
+}
 DEPTHS = (6, 12, 24, 48)
 NARROW = 1024
 # Over 1 B parameters with 22 blocks: TinyLlama's width and depth, with as many heads for keys as for queries.
@@ -84,6 +92,9 @@ def run(arguments: argparse.Namespace) -> int:
     same = kept.sizes if kept is not None and kept.tokens == arguments.tokens else ()
     sizes: dict[Model, Size] = {Model(size.blocks, size.hidden): size for size in same}
     todo = [(model, arm) for model in models for arm in arms]
+    if LEAST in methods and not arguments.without_1b:
+        todo += [(Model(*WIDE), arm) for arm in without_one_thing()]
+    titles = (kept.titles if same else {}) | {arm.name: arm.title for _, arm in todo}
     for number, (model, arm) in enumerate(todo, 1):
         folder = arguments.out / f"{model.blocks}x{model.hidden}"
         empty = prepare(folder, model, arguments.tokens)
@@ -97,19 +108,29 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"    {_outcome(found)}; {time.monotonic() - begin:.0f} s", flush=True)
         others: tuple[Run, ...] = tuple(own for own in size.runs if own.arm != arm.name)
         sizes[model] = size.model_copy(update={"runs": (*others, found)})
-        _write(sizes, arms, arguments)
-    _write(sizes, arms, arguments)
+        _write(sizes, titles, arguments)
+    _write(sizes, titles, arguments)
     keep(path, arguments.keep)
     print((arguments.out / "memory.md").read_text(encoding="utf-8"))
     return int(any(own.status == "failed" for size in sizes.values() for own in size.runs))
 
 
-def _write(sizes, arms, arguments: argparse.Namespace) -> None:
+def without_one_thing() -> list:
+    """Return FedSpeed's arm of least memory with one thing switched off, in each way."""
+    from benchmarks.compare.measured.arms import ARMS, merged
+
+    least = ARMS[LEAST]
+    return [
+        replace(least, name=name, title=f"FedSpeed, {title}", settings=merged(least.settings, (setting,)))
+        for name, (title, setting) in OFF.items()
+    ]
+
+
+def _write(sizes, titles: dict[str, str], arguments: argparse.Namespace) -> None:
     """Write what is measured."""
     from benchmarks.compare.memory.records import Memory
     from benchmarks.compare.memory.report import write
 
-    titles = {arm.name: arm.title for arm in arms}
     write(Memory.now(tuple(sizes.values()), titles, arguments.tokens, arguments.cap), arguments.out)
 
 
