@@ -8,10 +8,10 @@ import pytest
 
 from benchmarks.compare.command_line import main
 from benchmarks.compare.measured.arms import ARMS, DEFAULT, arguments_of, chosen, merged
-from benchmarks.compare.measured.prepare import more_settings
+from benchmarks.compare.measured.prepare import _kept, more_settings
 from benchmarks.compare.measured.records import Bench, Point, Run, Setting, read
 from benchmarks.compare.measured.report import page, write
-from benchmarks.compare.measured.runs import finished
+from benchmarks.compare.measured.runs import finished, needed
 from benchmarks.compare.measured.statistics import (
     differences,
     final_loss,
@@ -109,6 +109,24 @@ def test_names_and_settings_are_checked():
 def test_a_quick_comparison_of_another_file_is_refused(capsys):
     assert main(["--quick", "--config", "mine.yaml"]) == 2
     assert "--config=mine.yaml: --quick is of ds_configs/quickstart.yaml" in capsys.readouterr().out
+
+
+def test_what_was_measured_of_another_configuration_is_measured_again(tmp_path):
+    runs = [a_run(), a_run("spry"), a_run("fs_llm", status="failed")]
+    plan = [(ARMS[name], 0, ("a=1",)) for name in ("fedspeed", "fs_llm")]
+    plan += [(ARMS["spry"], 0, ("a=2",))]
+    write(a_bench(runs, digest="that of a file"), tmp_path)
+    path = tmp_path / "bench.json"
+    assert _kept(path, plan, "that of a file") == (runs[0],)
+    assert _kept(path, plan, "that of another") == ()
+    assert _kept(tmp_path / "none.json", plan, "that of a file") == ()
+
+
+def test_a_failed_run_tells_what_a_dry_run_needs():
+    """The line of a dry run about memory; nothing where that is refused too."""
+    says = [sys.executable, "-c", "print('hosts    1\\nmemory   about 19.0 GiB on a device: base 17 GiB')"]
+    assert needed(says) == ". A step needs about 19.0 GiB on a device: base 17 GiB"
+    assert needed([sys.executable, "-c", "raise SystemExit(2)"]) == ""
 
 
 def test_a_ratio_has_students_interval_of_logarithms():

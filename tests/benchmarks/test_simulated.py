@@ -152,6 +152,6 @@ def test_a_mechanism_of_throughput_is_one_of_local_steps():
     assert alignment.mechanism.startswith("a server's steps") and alignment.rate_mechanism == ""
     many = case_of(MODELS[0], rows=16)
     one_row = ratio_of(many, outcomes("zero3_offload", many, ONE_ROW), trained(many)[CHOSEN])
-    assert one_row.mechanism.startswith("waiting for loads that its micro-batches do not share")
+    assert one_row.mechanism.startswith("waiting for loads that only the rows of a micro-batch share")
     small = ratio_of(many, outcomes("fs_llm", many, ONE_ROW), trained(many)[CHOSEN])
     assert small.mechanism.startswith("arithmetic in smaller micro-batches")

@@ -30,7 +30,8 @@ NOTES = """\
   Whatever processes exchange in shared memory (Open MPI and Ray on one machine) is not in it.
 {network}
 - Flower's SuperNodes start a process for every message, its default; each loads PyTorch and the model.
-- APPFL runs with its memory optimisation off, which is its fastest mode.
+- APPFL runs with its memory optimisation off, which is its fastest mode, and without the library of image
+  metrics that it imports and the task does not use.
 - accelerate and FedSpeed's stock tier step with torch's AdamW on the offloaded state, and without DeepSpeed's
   operator for inference, which would have to be compiled. accelerate would clip gradients to a norm of 1 by
   itself: its clipping is off, as everywhere here."""

@@ -15,7 +15,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="memory, seconds by cause and tokens/s of every method on machines that are not here",
         description="Memory, seconds of a step by cause, exchange, round and epoch of every method for five "
         "models and three tasks, by a model of time and memory, and a search for the settings in which "
-        "FedSpeed's advantage over each baseline is largest. Takes about a minute of one core.",
+        "FedSpeed's advantage over each baseline is largest. Takes about two minutes of one core.",
     )
     parser.add_argument("--hostfile", type=Path, default=ROOT / "hostfiles" / "hetero10")
     parser.add_argument("--cap", type=float, metavar="GIB", help="memory of every card, at most")

@@ -100,8 +100,9 @@ def _mechanism(baseline: Outcome, own: Outcome, without: Sequence[str] = ()) -> 
 
 def _detail(cause: str, baseline: Outcome, own: Outcome) -> str:
     """Return what a baseline does otherwise, as far as its division of a step's rows tells it."""
-    if cause == LOADS and baseline.division.accumulation > 1:
-        return " that its micro-batches do not share"
+    shared = own.division.micro_batch * own.division.accumulation  # rows that a load of FedSpeed's is for
+    if cause == LOADS and baseline.division.micro_batch < shared:
+        return " that only the rows of a micro-batch share"
     if cause == LOADS:
         return " of blocks that FedSpeed keeps, or shares among clients of a rank"
     if cause == OTHER and baseline.division.micro_batch < own.division.micro_batch:
