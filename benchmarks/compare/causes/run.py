@@ -66,7 +66,7 @@ CAUSES = {
     ),
     "overlap": Cause(
         "time",
-        "exchange behind the next round's training (federation.staleness=1), timed compute",
+        "exchange of 40 MB behind the next round's training, a sleep of 1 s (federation.staleness=1)",
         "exchange after the training (federation.staleness=0)",
         timed.overlap,
         unit="a round",

@@ -1,9 +1,11 @@
 """The page and the plot of `scale`, from its JSON."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from fedspeed.monitor.tables import table
 
 KINDS = {"processes": "processes", "hosts": "hosts of scale16"}
 
@@ -51,10 +53,9 @@ def page(values: dict[str, Any]) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table whose first two columns are text."""
-    lines = [head, ["---" if i < 2 else "---:" for i in range(len(head))], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def _numbers(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table whose first two columns are text, and a line break."""
+    return table(head, rows, range(2, len(head))) + "\n"
 
 
 def _measured(points: list[dict[str, Any]]) -> str:
@@ -73,7 +74,7 @@ def _measured(points: list[dict[str, Any]]) -> str:
             *(f"{p['pss'] / 1e6:.0f}", f"{p['rss'] / 1e6:.0f}"),
             f"{p['bound']}, {p['bound_share']:.0%}",
         ])
-    return table(head, rows)
+    return _numbers(head, rows)
 
 
 def _checked(values: dict[str, Any]) -> str:
@@ -94,7 +95,7 @@ def _checked(values: dict[str, Any]) -> str:
             ),
             *(f"{p['cpu_exchange_s']:.3f}", f"{f['cpu']:.3f}", f"{f['cpu'] / p['cpu_exchange_s'] - 1:+.0%}"),
         ])
-    return table(head, rows)
+    return _numbers(head, rows)
 
 
 def _simulated(points: list[dict[str, Any]]) -> str:
@@ -113,7 +114,7 @@ def _simulated(points: list[dict[str, Any]]) -> str:
             [name, "mix+mask", f"{s['round']:.1f}", train, f"{s['masked']:.2f}", f"{s['hidden']:.1f}"]
             + [f"{s['masked_cpu']:.1f}", f"{s['sent'] / 1e6:.0f}", s["masked_bound"]],
         ]
-    return table(head, rows)
+    return _numbers(head, rows)
 
 
 def plot(values: dict[str, Any]) -> bytes:
@@ -123,12 +124,12 @@ def plot(values: dict[str, Any]) -> bytes:
     colours = {"plain": BLUE, "mix+mask": ORANGE}
     simulated = values["simulated"]
     figure = new_figure(14.0, 4.6)
-    panels: list[tuple[str, str, Callable[[dict], float] | None, str]] = [
-        ("seconds of a round", "seconds", None, ""),
-        ("CPU-seconds of the exchange, a client and round", "cpu_exchange_s", lambda f: f["cpu"], "cpu"),
-        ("bytes sent, a client and round", "bytes_sent", lambda f: f["sent"], "sent"),
+    panels: list[tuple[str, str, str | None]] = [
+        ("seconds of a round", "seconds", None),
+        ("CPU-seconds of the exchange, a client and round", "cpu_exchange_s", "cpu"),
+        ("bytes sent, a client and round", "bytes_sent", "sent"),
     ]
-    for place, (title, name, of_formula, _) in enumerate(panels, 1):
+    for place, (title, name, of_formula) in enumerate(panels, 1):
         axes = figure.add_subplot(1, 3, place)
         for mode, colour in colours.items():
             for kind, mark in (("processes", "o"), ("hosts", "s")):
@@ -141,7 +142,7 @@ def plot(values: dict[str, Any]) -> bytes:
                     label = f"{mode}, measured, {KINDS[kind]}"
                     axes.plot(*zip(*found), mark + "-", color=colour, label=label)
             if of_formula:
-                found = sorted((f["clients"], of_formula(f)) for f in values["formula"] if f["mode"] == mode)
+                found = sorted((f["clients"], f[of_formula]) for f in values["formula"] if f["mode"] == mode)
                 label = f"{mode}, formula, the same update"
                 axes.plot(*zip(*found), "^--", color=colour, markerfacecolor="white", label=label)
             big = [(s["clients"], _simulated_value(s, mode, name)) for s in simulated]
