@@ -84,11 +84,10 @@ def tables() -> dict[Path, dict[str, str]]:
 
 def verdict_table(memory: dict[str, Any], simulated: dict[str, Any]) -> str:
     """Return the table of all claims against all baselines: the largest ratios and whether they suffice."""
-    largest = max(memory["sizes"], key=lambda size: size["parameters"])
-    measured = {run["arm"]: run["device_bytes"] for run in largest["runs"]}
+    _, measured = _largest(memory)
     rows = []
     for name, title in (NAMED | STRONG).items():
-        ratios = [measured[name] / measured[OURS] if name in measured else None]
+        ratios = [measured[name]["device_bytes"] / measured[OURS]["device_bytes"]]
         found = [entry for entry in simulated["search"] if entry["baseline"] == name]
         for kind in GOALS:
             for prefix in ("", "missions_"):
@@ -117,9 +116,8 @@ def _verdict_text(ratio: float | None, goal: float) -> str:
 
 def memory_table(memory: dict[str, Any], simulated: dict[str, Any]) -> str:
     """Return the table of device memory: measured on the largest model, and simulated for another one."""
-    largest = max(memory["sizes"], key=lambda size: size["parameters"])
-    measured = {run["arm"]: run["device_bytes"] for run in largest["runs"]}
-    seconds = {run["arm"]: run["round_s"] for run in largest["runs"]}
+    parameters, measured = _largest(memory)
+    own = measured[OURS]
     case = next(
         case
         for case in simulated["cases"]
@@ -127,8 +125,8 @@ def memory_table(memory: dict[str, Any], simulated: dict[str, Any]) -> str:
     )
     rows = []
     for name, title in (NAMED | STRONG).items():
-        peak = measured.get(name)
-        ratio = peak / measured[OURS] if peak else None
+        run = measured[name]
+        ratio = run["device_bytes"] / own["device_bytes"]
         best = min(
             (one for one in case["methods"] if one["method"] == name and "device_bytes" in one),
             key=lambda method: method["device_bytes"],
@@ -136,25 +134,31 @@ def memory_table(memory: dict[str, Any], simulated: dict[str, Any]) -> str:
         ours = next(method for method in case["methods"] if method["method"] == OURS_SIMULATED)
         rows.append([
             title,
-            bytes_text(peak) if peak else "-",
-            f"{ratio:.2f}x" if ratio else "-",
+            bytes_text(run["device_bytes"]),
+            f"{ratio:.2f}x",
             verdict(ratio, MEMORY_GOAL),
-            f"{seconds[name]:.0f} s" if peak else "-",
+            f"{run['round_s']:.0f} s",
             f"{best['device_bytes'] / GIB:.1f} GiB",
             f"{best['device_bytes'] / ours['device_bytes']:.2f}x",
             "" if best["fits"] else best["shortage"],
         ])
     header = [
         "beside",
-        f"measured, {parameters_text(largest['parameters'])}",
-        f"of FedSpeed's {bytes_text(measured[OURS])}",
+        f"measured, {parameters_text(parameters)}",
+        f"of FedSpeed's {bytes_text(own['device_bytes'])}",
         f"{MEMORY_GOAL:g}x",
-        f"its round; FedSpeed's {seconds[OURS]:.0f} s",
+        f"its round; FedSpeed's {own['round_s']:.0f} s",
         f"simulated, {SIMULATED_MODEL}, its smallest",
         f"of FedSpeed's {ours['device_bytes'] / GIB:.1f} GiB",
         "does not fit",
     ]
     return table(header, rows, (1, 2, 4, 5, 6))
+
+
+def _largest(memory: dict[str, Any]) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Return the parameters of the largest model whose memory was measured, and its runs by arm."""
+    largest = max(memory["sizes"], key=lambda size: size["parameters"])
+    return largest["parameters"], {run["arm"]: run for run in largest["runs"]}
 
 
 def search_table(simulated: dict[str, Any], kind: str) -> str:

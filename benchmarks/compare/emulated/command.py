@@ -31,15 +31,15 @@ def emulate(arguments: argparse.Namespace) -> int:
     runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"] if path.is_file() else []
     failed = 0
     for number, way in enumerate(ways, start=1):
-        plan = plan_of(way, _case(arguments, hosts), arguments.local_steps)
-        key = key_of(
-            plan, arguments.time_scale, rounds=arguments.rounds, hostfile=Path(arguments.hostfile).name
-        )
-        if not arguments.again and any(run["key"] == key for run in runs):
-            continue
-        _announce(plan, f"{number}/{len(ways)}", arguments)
-        begin = time.monotonic()
         try:
+            plan = plan_of(way, _case(arguments, hosts), arguments.local_steps)
+            key = key_of(
+                plan, arguments.time_scale, rounds=arguments.rounds, hostfile=Path(arguments.hostfile).name
+            )
+            if not arguments.again and any(run["key"] == key for run in runs):
+                continue
+            _announce(plan, f"{number}/{len(ways)}", arguments)
+            begin = time.monotonic()
             found = run_of(
                 plan,
                 hosts,
