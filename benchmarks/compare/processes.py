@@ -43,6 +43,7 @@ def watch(
     limit_s: float = 3600,
     seen: Callable[[str], None] | None = None,
     find: Callable[[int], list[Path]] | None = None,
+    has_memory: bool = True,
 ) -> Watched:
     """Run a command in a session of its own, and measure it until it ends or its limit is reached. Then all
     its processes are killed.
@@ -52,6 +53,8 @@ def watch(
         seen: called with each line of its stdout soon after it was written; it may measure more.
         find: the folders in /proc of its processes, from the number of its session; None: those of the
             session.
+        has_memory: whether memory is measured, which takes longer than a round where processes are many;
+            else it is 0.
     """
     find = find or session_processes
     start = time.perf_counter()
@@ -76,7 +79,8 @@ def watch(
                 in_time = seconds < limit_s
                 if ended or not in_time:
                     break
-                memory.look(find(process.pid))
+                if has_memory:
+                    memory.look(find(process.pid))
                 time.sleep(POLL_S)
             seconds = time.perf_counter() - start
         finally:  # an interrupt ends them too

@@ -38,8 +38,8 @@ def test_a_point_is_of_one_client_and_round():
         3: (12.0, 6.0, 3.0, 160),
         4: (13.0, 0, 0, 0),
     }
-    samples.pss = 800
-    samples.rss = 1600
+    samples.pss = 200.0
+    samples.rss = 400.0
     record = {"seconds": 1.0, "compute_s": 0.5, "exchange_s": 0.25, "idle_s": 0.25, "bytes_sent": 40}
     found = point([record] * 3, samples, 4)
     assert (found["cpu_training_s"], found["cpu_exchange_s"]) == (2 / 8, 1 / 8)

@@ -12,8 +12,8 @@ Values = Mapping[str, Any]
 HEADINGS = {FEDERATION: "Three clients", ALONE: "What one client trains"}
 ABOUT = {
     FEDERATION: """\
-A federation of three clients, ten local steps a round. Flower's and NVFlare's clients evaluate each
-aggregate; APPFL's server does.""",
+A federation of three clients, ten local steps a round; FedSpeed has a rank for each client if its row does
+not say otherwise. Flower's and NVFlare's clients evaluate each aggregate; APPFL's server does.""",
     ALONE: """\
 No federation: the steps of one client, ten between two evaluations, with optimizer state that stays. With
 two processes each takes half of every batch. A round is ten steps and the held-out rows.""",
@@ -22,8 +22,7 @@ NOTES = """\
 - Every held-out loss of every round is held against the plain loop's on the same task; *equal* means to
   {tolerance:g}. *wrong*, *failed* and *not compared* rows do not count.
 - *a round*: median of rounds 2 to {rounds} of all repetitions (least to most). The other columns are medians
-  over the repetitions. *install*: making the environment once on this machine, with what its package cache
-  had.
+  over the repetitions.
 - RSS is summed over all processes of a run, also those that have left its session; a page that several share
   counts once for each. PSS counts it once.
 - *loopback*: bytes sent over the interface of the run's own network namespace, so that nothing else counts.
@@ -108,16 +107,15 @@ def page(values: Values) -> str:
 
 def _table(rows: Sequence[Values]) -> str:
     lines = [
-        "| system | version, packages | install, s | first aggregate, s | a round, s | whole command, s "
-        "| RSS, MB | PSS, MB | loopback, MB | losses |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| system | version, packages | first aggregate, s | a round, s | whole command, s | RSS, MB "
+        "| PSS, MB | loopback, MB | losses |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     return "\n".join(lines + [_table_row(row) for row in rows])
 
 
 def _table_row(row: Values) -> str:
-    install = "" if row["install_s"] is None else f"{row['install_s']:.0f}"
-    head = f"| {row['name']} | {row['package']} {row['version']}, {row['packages']} | {install} "
+    head = f"| {row['name']} | {row['package']} {row['version']}, {row['packages']} "
     if not whole_runs(row):
         return head + "| | | | | | | failed |"
     first, total, rss, pss = (row[key]["median"] for key in NUMBERS)

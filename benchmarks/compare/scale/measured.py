@@ -20,6 +20,7 @@ LORA_RANK = 32
 STEPS = 10
 ROWS = 4
 LIMIT_S = 900
+SOME = 3  # processes whose memory is looked at: the kernel walks all pages of each
 LAUNCHERS = ("tests.lab", "deepspeed", "pdsh", "ssh")  # what else has the run's name in its command
 ROUND = re.compile(r'"event": "round", "round": (\d+)')  # a line of --json
 MODEL = {
@@ -65,15 +66,15 @@ class Samples:
 
     Attributes:
         taken: by round, (seconds, CPU-seconds of main threads, of others, bytes on all hosts' links).
-        pss, rss: bytes of the client processes after the first round.
+        pss, rss: bytes of a client process after the first round, means over some.
     """
 
     def __init__(self, word: str):
         """Look at processes with this word among their arguments."""
         self._word = word
         self.taken: dict[int, tuple[float, float, float, int]] = {}
-        self.pss = 0
-        self.rss = 0
+        self.pss = 0.0
+        self.rss = 0.0
 
     def seen(self, line: str) -> None:
         """Take a sample if the line ends a round."""
@@ -81,11 +82,12 @@ class Samples:
             return
         number = int(match[1])
         found = processes_with(self._word, LAUNCHERS)
-        if number == 1:
-            self.pss = proportional(found)
-            self.rss = resident(found)
         first, others = cpu_seconds(found)
         self.taken.setdefault(number, (time.perf_counter(), first, others, link_bytes(found)))
+        if number == 1:
+            some = sorted(found, key=lambda process: int(process.name))[-SOME:]  # the first is the starter
+            self.pss = proportional(some) / max(1, len(some))
+            self.rss = resident(some) / max(1, len(some))
 
 
 def link_bytes(found: Sequence[Path]) -> int:
@@ -133,12 +135,14 @@ def measure(folder: Path, clients: int, mode: str, *, hosts: bool) -> dict[str, 
     command = command_of(config, clients, mode, name, rounds=rounds, hosts=hosts)
     samples = Samples(f"run.name={name}")
     env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = watch(command, cwd=ROOT, env=env, limit_s=LIMIT_S, seen=samples.seen)
+    done = watch(command, cwd=ROOT, env=env, limit_s=LIMIT_S, seen=samples.seen, has_memory=False)
     if done.code != 0 or not set(range(1, rounds + 1)) <= samples.taken.keys():
         raise FedSpeedError(f"{' '.join(command)}: exit code {done.code}\n{done.errors}")
     run = folder / "runs" / name
     records = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
     values = point(records[2:], samples, clients)
+    if not (samples.pss and values["busy_cores"]):
+        raise FedSpeedError(f"{' '.join(command)}: its processes had ended before they were looked at")
     losses = [record["train_loss"] for record in records[1:]]
     return values | {
         **({} if hosts else {"link_bytes": None}),
@@ -169,8 +173,8 @@ def point(records: Sequence[dict], samples: Samples, clients: int) -> dict[str, 
         "cpu_training_s": main / share,
         "cpu_exchange_s": others / share,
         "busy_cores": (main + others) / elapsed,
-        "pss": samples.pss / clients,
-        "rss": samples.rss / clients,
+        "pss": samples.pss,
+        "rss": samples.rss,
     }
 
 
