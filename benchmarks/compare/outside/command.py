@@ -14,14 +14,14 @@ from typing import Any
 
 from benchmarks.compare.outside import SCRATCH
 from benchmarks.compare.outside.environments import Environment, InstallError, interpreter, key_of, make
-from benchmarks.compare.outside.measuring import LIMIT_S, measure
+from benchmarks.compare.outside.measuring import measure
 from benchmarks.compare.outside.network import Network
 from benchmarks.compare.outside.page import draw, page, text_table
 from benchmarks.compare.outside.progress import Progress
 from benchmarks.compare.outside.rows import TOLERANCE, judged, problems
 from benchmarks.compare.outside.system import System, Variant
 from benchmarks.compare.outside.systems import chosen
-from benchmarks.compare.outside.task import ROOT, TASKS, settings
+from benchmarks.compare.outside.task import ROOT, settings
 from benchmarks.compare.results import keep, save
 
 PREPARE_S = 600.0
@@ -50,29 +50,21 @@ def exit_code(values: dict[str, Any]) -> int:
     return 1 if wrong or failed else 0
 
 
-def run_all(
-    systems: Sequence[System],
-    repeat: int,
-    *,
-    tasks: Sequence[str] = TASKS,
-    limit_s: float = LIMIT_S,
-    path: Path | None = None,
-) -> dict[str, Any]:
-    """Run every variant of the tasks in each repetition, and return the values of the result.
+def run_all(systems: Sequence[System], repeat: int, *, limit_s: float, path: Path) -> dict[str, Any]:
+    """Run every variant in each repetition, and return the values of the result.
 
     Args:
         path: of the JSON, which is written after every run. What an interrupted command has measured is
-            taken from SCRATCH. None: nothing is written.
+            taken from SCRATCH.
     """
     made, left_out = environments(systems)
     found: list[dict[str, Any]] = []
     wanted: list[tuple[Variant, Path]] = []
     for system in made:
         for variant in system.variants:
-            if variant.task in tasks:
-                found.append(_empty_row(system, variant, made[system]))
-                wanted.append((variant, _python(system)))
-    progress = Progress(SCRATCH / "outside" / "runs.json" if path else None, _key(made), repeat * len(found))
+            found.append(_empty_row(system, variant, made[system]))
+            wanted.append((variant, _python(system)))
+    progress = Progress(SCRATCH / "outside" / "runs.json", _key(made), repeat * len(found))
     values: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="fsb-") as temporary:  # short: sockets lie below it
         folder = Path(temporary)
@@ -83,8 +75,7 @@ def run_all(
                     progress.run(variant.name, repetition, lambda: measure(variant, python, folder, limit_s))
                 )
                 values = _values(found, left_out, repeat)
-                if path:
-                    save(path, values)
+                save(path, values)
     assert not (wrong := problems(values)), wrong
     progress.forget()
     return values

@@ -15,11 +15,11 @@ class Progress:
     """What has been run.
 
     Args:
-        path: of the file; None: nothing is kept. key: of what is run; what was kept under another key is
+        path: of the file. key: of what is run; what was kept under another key is
             dropped. whole: number of runs.
     """
 
-    def __init__(self, path: Path | None, key: str, whole: int):
+    def __init__(self, path: Path, key: str, whole: int):
         self._path = path
         self._key = key
         self._whole = whole
@@ -30,7 +30,7 @@ class Progress:
 
     def _read(self) -> dict[str, Run]:
         try:
-            kept = json.loads(self._path.read_text()) if self._path else {}
+            kept = json.loads(self._path.read_text())
         except (OSError, ValueError):
             return {}
         return kept["runs"] if kept.get("key") == self._key else {}
@@ -44,7 +44,7 @@ class Progress:
             return self._kept[label]
         found = measure()
         self._measured += 1
-        if self._path and "failed" not in found:
+        if "failed" not in found:
             self._kept[label] = found
             content = json.dumps({"key": self._key, "runs": self._kept}).encode()
             write_atomically(self._path, content)
@@ -59,8 +59,7 @@ class Progress:
 
     def forget(self) -> None:
         """Remove the file: the next command measures everything anew."""
-        if self._path:
-            self._path.unlink(missing_ok=True)
+        self._path.unlink(missing_ok=True)
 
 
 def outcome(run: Run) -> str:
