@@ -15,9 +15,9 @@ MASK_S = 1.3e-9
 STREAM_S = 0.22e-9
 MESSAGE_S = 5e-5  # CPU-seconds of a message
 # CPU-seconds of a masked round for each other participant, whatever is summed: signatures, key agreements and
-# cells. Fitted to exchanges of 80 kB among 4 to 64 participants in one process; over sockets it is more
-# (`python -m benchmarks.compare scale` fits it to measured rounds).
-MEMBER_S = 3.7e-3
+# cells. Fitted to rounds of 4 to 64 processes that shared two cores (`python -m fedspeed bench scale`). In one
+# process, without sockets, it is 3.7 ms.
+MEMBER_S = 9.6e-3
 CELL_WORDS = 1 << 20  # of the default routing.cell_kib
 HEADER_WORDS = 1_300  # of a round's header in 32-bit integers, about
 UPDATE_TAIL = 16  # integers after an update: its weight, and how many values were clipped

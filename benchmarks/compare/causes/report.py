@@ -29,7 +29,7 @@ def page(values: dict[str, Any]) -> str:
     machine = values["machine"]
     parts = [
         TITLE,
-        f"    python -m benchmarks.compare causes{' --quick' * values['quick']}\n",
+        f"    python -m fedspeed bench causes{' --quick' * values['quick']}\n",
         f"{values['date']}, {machine['cores']} cores of {machine['processor']}, {machine['memory_gib']} GiB, "
         f"torch {machine['torch']}, DeepSpeed {machine['deepspeed']}. Plot: causes.png.\n",
         f"{textwrap.fill(ABOUT, WIDTH)}\n",

@@ -155,7 +155,7 @@ def row(name: str, repeat: int, quick: bool) -> dict[str, Any]:
         "loss_difference": worst,
         "loaded": {variant: n / found["base"] for variant, n in found.get("loaded", {}).items()},
         "model": None if cause.of == "time" else vars(engines.sizes(name, quick)),
-        "command": f"python -m benchmarks.compare causes --only {name}{' --quick' * quick}",
+        "command": f"python -m fedspeed bench causes --only {name}{' --quick' * quick}",
     }
 
 
@@ -169,7 +169,7 @@ def memory(quick: bool) -> dict[str, Any]:
     return {
         "model": vars(engines.sizes("memory", quick)),
         "base": first["base"],
-        "command": f"python -m benchmarks.compare causes --only memory{' --quick' * quick}",
+        "command": f"python -m fedspeed bench causes --only memory{' --quick' * quick}",
         "rows": {
             variant: {
                 "peak": one["peak"],

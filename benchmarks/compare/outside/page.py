@@ -91,7 +91,7 @@ def page(values: Values) -> str:
         f"\n{values['date']}, {machine['cores']} cores of {machine['processor']}, "
         f"{machine['memory_gib']} GiB,",
         f"torch {machine['torch']}. Repetitions, all systems in turn in each: {values['repeat']}.",
-        "\n    python -m benchmarks.compare outside\n",
+        "\n    python -m fedspeed bench outside\n",
         f"{task['model']}; {task['adapter']};\n{task['optimizer']}, batch {task['batch']} x {task['tokens']} "
         f"tokens, {task['steps']} local steps, {task['rounds']} rounds.",
     ]

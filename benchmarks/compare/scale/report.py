@@ -22,7 +22,7 @@ def page(values: dict[str, Any]) -> str:
     machine = values["machine"]
     update = values["update_bytes"][0] / 1e3
     parts = [
-        "# Rounds of few and of many clients\n\n    python -m benchmarks.compare scale\n",
+        "# Rounds of few and of many clients\n\n    python -m fedspeed bench scale\n",
         f"{values['date']}, {machine['cores']} cores of {machine['processor']}, {machine['memory_gib']} GiB, "
         f"torch {machine['torch']}, DeepSpeed {machine['deepspeed']}. Plot: scale.png.\n",
         "## Measured\n",
