@@ -3,8 +3,8 @@ quarter of the memory that their import takes.
 
 FedSpeed partitions and exchanges by DeepSpeed. So transformers is told that there is no torch.distributed and
 no SciPy, which only its tensor parallelism and its losses of detection models need; and it reads the folder
-of its models once instead of twice. In place of torch's compiler there are stand-ins. They know what libraries
-call anyway, and import the real modules once something asks for more, such as torch.compile.
+of its models once instead of twice. In place of torch's compiler there are stand-ins. They know what
+libraries call anyway, and import the real modules once something asks for more, such as torch.compile.
 """
 
 import sys

@@ -15,8 +15,8 @@ MASK_S = 1.3e-9
 STREAM_S = 0.22e-9
 MESSAGE_S = 5e-5  # CPU-seconds of a message
 # CPU-seconds of a masked round for each other participant, whatever is summed: signatures, key agreements and
-# cells. Fitted to rounds of 4 to 64 processes that shared two cores (`python -m fedspeed bench scale`). In one
-# process, without sockets, it is 3.7 ms.
+# cells. Fitted to rounds of 4 to 64 processes that shared two cores (`python -m fedspeed bench scale`). In
+# one process, without sockets, it is 3.7 ms.
 MEMBER_S = 9.6e-3
 CELL_WORDS = 1 << 20  # of the default routing.cell_kib
 HEADER_WORDS = 1_300  # of a round's header in 32-bit integers, about
