@@ -168,7 +168,7 @@ def search_table(simulated: dict[str, Any], kind: str) -> str:
     for name, title in (NAMED | STRONG).items():
         found = {entry["variant"]: entry for entry in simulated["search"] if entry["baseline"] == name}
         ratios = {variant: entry[kind] for variant, entry in found.items() if entry[kind]}
-        variant, one = max(ratios.items(), key=lambda item: item[1]["ratio"])
+        variant, one = max(ratios.items(), key=lambda item: (item[1]["ratio"], item[0] == BEST))
         missions = [entry[f"missions_{kind}"] for entry in found.values() if entry[f"missions_{kind}"]]
         mission = max((entry["ratio"] for entry in missions), default=None)
         fair = found[BEST]
