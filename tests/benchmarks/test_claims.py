@@ -48,10 +48,11 @@ def test_a_kept_page_is_that_of_its_values(name, page):
     assert page(path) == path.with_suffix(".md").read_text(encoding="utf-8")
 
 
-def emulated_run(way, compute, *settings):
-    """A run of two local steps that took so many seconds together."""
+def emulated_run(way, compute, *settings, rest=0.0):
+    """A run of two local steps that took so many seconds together, and of as long a rest of its round."""
     facts = {"model": f"x-{claims.TARGET_MODEL}", "time_scale": 1.0, "local_steps": 2}
-    return {"way": way, "settings": list(settings), "emulated": {"compute": compute}, **facts}
+    emulated = {"compute": compute, "round": compute + rest}
+    return {"way": way, "settings": list(settings), "emulated": emulated, **facts}
 
 
 def test_a_table_goes_between_its_marks():
@@ -68,7 +69,9 @@ def test_a_goal_is_reached_from_its_value_on():
 
 
 def test_time_to_a_target_is_steps_times_the_seconds_of_a_step():
-    """Ours needs 10 and 20 steps, SPRY 30 and 60; a step of SPRY with two directions takes twice as long."""
+    """Ours needs 10 and 20 steps, SPRY 30 and 60. In ten steps, with its two directions, SPRY computes for 40 s
+    and we for 20 s; the rest of a round, of any length, takes it 2 s and us 1 s.
+    """
     ours = [a_run(seed=s, losses=losses, arguments=("train.local_steps=10",)) for s, losses in LOSSES.items()]
     curves = {0: (9.0, 5.0, 4.0, 1.0), 1: (9.0, 5.0, 4.0, 3.0, 3.0, 3.0, 1.0)}
     theirs = [
@@ -76,7 +79,11 @@ def test_time_to_a_target_is_steps_times_the_seconds_of_a_step():
         for seed, curve in curves.items()
     ]
     bench = a_bench([*ours, *theirs], target=2.0)
-    runs = [emulated_run("fedspeed", 4.0), emulated_run("spry", 3.0), emulated_run("spry", 8.0, DIRECTIONS)]
+    runs = [
+        emulated_run("fedspeed", 4.0, rest=1.0),
+        emulated_run("spry", 3.0, rest=9.0),
+        emulated_run("spry", 8.0, DIRECTIONS, rest=2.0),
+    ]
     text = claims.target_table(bench, {"runs": runs})
     assert "| SPRY | 45 | 3x, 3 to 3 | 2.00x | 6x, 6 to 6 | not reached |" in text
     assert claims.steps_to_target(bench, "spry") == {0: 30.0, 1: 60.0}

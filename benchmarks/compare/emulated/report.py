@@ -19,8 +19,8 @@ Emulated columns are measured on this machine, medians over the counted rounds; 
 network interface, the mean over hosts (with staleness 1 rounds overlap, and are not told apart). Simulated
 columns are the simulator's for the same rows and local steps. Off: the emulated round over the simulated one.
 Times FedSpeed: a method's round over that of `fedspeed` (masked sum through two relays), once from emulated
-rounds and once from simulated ones. Where a method does not fit its cards, the run shows what it would take
-on larger ones.
+rounds and once from simulated ones. The journal and a server's steps (FedBiOT) are in no column of their own.
+Where a method does not fit its cards, the run shows what it would take on larger ones.
 """
 COLUMNS = (
     "method",

@@ -96,6 +96,7 @@ DEFAULT = (
     "fedavg_lora",
     "zero3_offload",
     "fedspeed_ram",
+    "fedspeed_masked",
 )
 
 

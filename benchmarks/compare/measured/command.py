@@ -77,7 +77,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--target",
         type=float,
         metavar="LOSS",
-        help="held-out loss to reach (default: the reference's after half of its rounds)",
+        help="held-out loss to reach (default: 5 %% above the reference's after half of its rounds)",
     )
     add_folders(parser, "measured")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values of all methods")

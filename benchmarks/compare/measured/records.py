@@ -71,7 +71,7 @@ class Setting(Record):
         config: the YAML file. digest: of its content. model: its base. parameters: of the base.
         overrides: of all arms.
         arms: name and title of each, the reference first. cap_gib: of device memory; None: no cap.
-        target: of the held-out loss; None: that of the reference after half of its rounds.
+        target: of the held-out loss; None: 5 % above that of the reference after half of its rounds.
     """
 
     config: str

@@ -116,7 +116,7 @@ def _losses(bench: Bench) -> str:
     header = [
         "method",
         "held-out loss at equal tokens",
-        "furthest from the reference's, first evaluation",
+        "largest difference from the reference's: at the first evaluation; later",
         "at equal time",
         "answers exactly right",
         "rounds to the target",

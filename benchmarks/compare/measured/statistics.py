@@ -9,6 +9,8 @@ from scipy.stats import t
 
 from benchmarks.compare.measured.records import Point, Run
 
+ABOVE = 1.05  # a target above a reference's loss: rounding does not decide who reaches it
+
 
 class Interval(NamedTuple):
     """A mean with its 95 % interval; of a single value, the bounds are None."""
@@ -53,9 +55,11 @@ def first_at(curve: Sequence[Point], target: float) -> Point | None:
 
 
 def target_of(run: Run) -> float | None:
-    """Return the loss of a run after at least half of its rounds."""
+    """Return ABOVE times the loss of a run after at least half of its rounds."""
     half = run.curve[-1].round / 2 if run.curve else 0
-    return next((p.loss for p in run.curve if p.loss is not None and p.round >= max(half, 1)), None)
+    known = (p.loss for p in run.curve if p.loss is not None and p.round >= max(half, 1))
+    loss = next(known, None)
+    return None if loss is None else ABOVE * loss
 
 
 def differences(run: Run, reference: Run) -> list[float]:

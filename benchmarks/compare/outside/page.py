@@ -13,7 +13,9 @@ HEADINGS = {FEDERATION: "Three clients", ALONE: "What one client trains"}
 ABOUT = {
     FEDERATION: """\
 A federation of three clients, ten local steps a round; FedSpeed has a rank for each client if its row does
-not say otherwise. Flower's and NVFlare's clients evaluate each aggregate; APPFL's server does.""",
+not say otherwise. It sums in the clear, as the others do. Flower's and NVFlare's clients evaluate each
+aggregate; APPFL's server does, while its clients train on. FedSpeed's single rank computes on two threads and
+the plain loop on as many as torch chooses; all other processes compute on one.""",
     ALONE: """\
 No federation: the steps of one client, ten between two evaluations, with optimizer state that stays. With
 two processes each takes half of every batch. A round is ten steps and the held-out rows.""",
@@ -23,6 +25,10 @@ NOTES = """\
   {tolerance:g}. *wrong*, *failed* and *not compared* rows do not count.
 - *a round*: median of rounds 2 to {rounds} of all repetitions (least to most). The other columns are medians
   over the repetitions.
+- The number beside a version is that of the packages in its environment.
+- With two ranks FedSpeed's stock tier gathers 2.2 times the bytes that accelerate's does and takes longer;
+  "stock ZeRO-3 offload" of other pages is FedSpeed's. ZeRO-3 gathers the base in every step, so that it
+  belongs between the cards of one host.
 - RSS is summed over all processes of a run, also those that have left its session; a page that several share
   counts once for each. PSS counts it once.
 - *loopback*: bytes sent over the interface of the run's own network namespace, so that nothing else counts.
@@ -148,7 +154,7 @@ def _left_out(entries: Sequence[Values]) -> str:
             "",
         ]
         if entry["elsewhere"]:
-            lines += [f"Measured on a GPU by `{entry['elsewhere']}` ([how](../../gpu/README.md)).", ""]
+            lines += [f"For a GPU: `{entry['elsewhere']}` ([how](../../gpu/README.md)).", ""]
     return "\n".join(lines)
 
 

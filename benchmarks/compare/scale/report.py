@@ -30,8 +30,12 @@ def page(values: dict[str, Any]) -> str:
         "hosts of hostfiles/scale16, network namespaces with links of 10 Gbit/s, started by DeepSpeed's "
         f"launcher. Real training of a tiny Llama (2 blocks of 64), an update of {update:.0f} kB, ten steps "
         "a round. All share the cores: so seconds grow with the clients, and CPU-seconds of a client are "
-        "what compares. `main` is its main thread, which trains; `exchange` all others. The bytes are what a "
-        "client hands to the transport; in brackets what its host's link carried, packets' heads included.\n",
+        "what compares: of its main thread, which trains, and of all others, which exchange. `plain` sums in "
+        "the clear, `mix+mask` masked over relays, which is the default. Bytes and memory are those of one "
+        "client; the bytes are what it hands to the transport, in brackets what its host's link carried, "
+        "packets' heads included. A round is bound by its fullest resource; beside it is the share of the "
+        "median round for which the resource was busy, on average over other rounds, so that it may exceed "
+        "100 %.\n",
         _measured(values["measured"]),
     ]
     parts += [f"Not measured: {kind}: {reason}.\n" for kind, reason in values["not_measured"].items()]
@@ -47,7 +51,8 @@ def page(values: dict[str, Any]) -> str:
         else "",
         "## Simulated\n",
         f"{values['simulated_model']}, each client on a server like the slowest of hostfiles/hetero10, links "
-        "of 10 Gbit/s: the planner's model of time and the formula above. Nothing here was measured.\n",
+        "of 10 Gbit/s: the planner's model of time and the formula above. Nothing here was measured. "
+        "Masked bytes grow with the square of the clients, as everybody lists all cells for everybody.\n",
         _simulated(values["simulated"]),
     ]
     return "\n".join(part for part in parts if part)
@@ -60,7 +65,17 @@ def _numbers(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _measured(points: list[dict[str, Any]]) -> str:
     head = (
-        *("where", "mode", "clients", "round s", "compute s", "exchange s", "idle s", "CPU main", "exchange"),
+        *(
+            "where",
+            "mode",
+            "clients",
+            "round s",
+            "compute s",
+            "exchange s",
+            "idle s",
+            "CPU-s main",
+            "CPU-s exchange",
+        ),
         *("busy cores", "kB sent", "PSS MB", "RSS MB", "bound by"),
     )
     rows = []

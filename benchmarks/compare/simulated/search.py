@@ -137,7 +137,8 @@ class Found:
     Attributes:
         time, rate: the settings with the largest ratios; None: it can run in none of them. missions_time,
             missions_rate: the same among the mission's cases.
-        runs: cases in which it can run. cases: those in which FedSpeed can.
+        runs: cases in which it can run. cases: those in which FedSpeed can. reached_time, reached_rate: cases
+            whose ratios reach the goals.
         short: by model and cards, in how many of those cases it does not fit. refused: in how many its
             implementation refuses the model.
     """
@@ -152,6 +153,8 @@ class Found:
     cases: int
     short: dict[str, int]
     refused: int
+    reached_time: int
+    reached_rate: int
 
 
 def search(searched: Sequence[Case], progress: Callable[[int], None] = lambda done: None) -> list[Found]:
@@ -198,4 +201,6 @@ def _found(
         cases=possible,
         short=short,
         refused=refused,
+        reached_time=sum(ratio.time >= TIME_GOAL for ratio in ratios),
+        reached_rate=sum(ratio.rate >= RATE_GOAL for ratio in ratios),
     )

@@ -56,6 +56,8 @@ def found_values(found: Found) -> dict[str, Any]:
         "of_cases": found.cases,
         "does_not_fit": found.short,
         "refused": found.refused,
+        "time_reached_in": found.reached_time,
+        "throughput_reached_in": found.reached_rate,
         "time": _ratio_values(found.time, "time", TIME_GOAL),
         "throughput": _ratio_values(found.rate, "rate", RATE_GOAL),
         "missions_time": _ratio_values(found.missions_time, "time", TIME_GOAL),
