@@ -69,8 +69,8 @@ def test_a_goal_is_reached_from_its_value_on():
 
 
 def test_time_to_a_target_is_steps_times_the_seconds_of_a_step():
-    """Ours needs 10 and 20 steps, SPRY 30 and 60. In ten steps, with its two directions, SPRY computes for 40 s
-    and we for 20 s; the rest of a round, of any length, takes it 2 s and us 1 s.
+    """Ours needs 10 and 20 steps, SPRY 30 and 60. In ten steps, with its two directions, SPRY computes for
+    40 s and we for 20 s; the rest of a round, of any length, takes it 2 s and us 1 s.
     """
     ours = [a_run(seed=s, losses=losses, arguments=("train.local_steps=10",)) for s, losses in LOSSES.items()]
     curves = {0: (9.0, 5.0, 4.0, 1.0), 1: (9.0, 5.0, 4.0, 3.0, 3.0, 3.0, 1.0)}

@@ -1,12 +1,14 @@
 """The page and the plot of `scale`, from its JSON."""
 
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fedspeed.monitor.tables import table
 
+WIDTH = 110
 KINDS = {"processes": "processes", "hosts": "hosts of scale16"}
 
 
@@ -55,7 +57,14 @@ def page(values: dict[str, Any]) -> str:
         "Masked bytes grow with the square of the clients, as everybody lists all cells for everybody.\n",
         _simulated(values["simulated"]),
     ]
-    return "\n".join(part for part in parts if part)
+    return "\n".join(map(_wrapped, filter(None, parts)))
+
+
+def _wrapped(part: str) -> str:
+    """Return a paragraph in lines of the page's width; a table or a heading as it is."""
+    if part.startswith(("|", "#")) or len(part) <= WIDTH:
+        return part
+    return textwrap.fill(part, WIDTH, break_long_words=False, break_on_hyphens=False) + "\n"
 
 
 def _numbers(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
