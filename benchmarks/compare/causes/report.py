@@ -79,12 +79,14 @@ def _table(causes: dict[str, Any]) -> str:
 
 
 def _memory(memory: dict[str, Any]) -> str:
-    text = (
+    about = (
         f"{_model(memory['model'])}, base {memory['base'] / 2**20:.0f} MiB. Everything on is the least that "
         "the engine takes: the base streamed from RAM through two block slots, each block computed again, "
         "logits of answer tokens in parts, one micro-batch after the other. Tensors on the device are "
-        "counted (benchmarks/memory.py), so a repetition gives the same bytes and there is no interval. That "
-        "block inputs wait in host RAM (engine.block_inputs) can be told on a GPU only.\n\n"
+        "counted (benchmarks/memory.py), so a repetition gives the same bytes and there is no interval. "
+        "Whether block inputs wait in host RAM (engine.block_inputs) makes a difference on a GPU only."
+    )
+    text = f"{textwrap.fill(about, WIDTH)}\n\n" + (
         "| | peak MiB | times everything on | losses equal |\n| --- | ---: | ---: | --- |\n"
     )
     for variant, one in memory["rows"].items():
