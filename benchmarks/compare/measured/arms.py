@@ -96,7 +96,6 @@ DEFAULT = (
     "fedavg_lora",
     "zero3_offload",
     "fedspeed_ram",
-    "fedspeed_masked",
 )
 
 
