@@ -91,10 +91,12 @@ def verdict_table(memory: dict[str, Any], simulated: dict[str, Any]) -> str:
         cells = [_verdict_text(measured[name]["device_bytes"] / measured[OURS]["device_bytes"], MEMORY_GOAL)]
         found = {entry["variant"]: entry for entry in simulated["search"] if entry["baseline"] == name}
         for kind, goal in GOALS.items():
+            most = _most(found, kind)
             fair = found[BEST][kind]
-            equal = f"; with equal steps {fair['ratio']:.2f}x" if fair else ""
+            is_other = fair is not None and fair["ratio"] != most
+            equal = f"; with equal steps {fair['ratio']:.2f}x" if is_other else ""
             cells += [
-                f"{_verdict_text(_most(found, kind), goal)}{equal}",
+                f"{_verdict_text(most, goal)}{equal}",
                 _verdict_text(_most(found, f"missions_{kind}"), goal),
             ]
         rows.append([title, *cells])
