@@ -167,10 +167,7 @@ def test_table_page_and_plot_of_a_result(tmp_path):
     assert lines[1].startswith("medians of 1") and "3.00 (1.50)" in lines[4] and "5.000000 equal" in lines[4]
     assert lines[6].split(" failed: ") == [f"{'lost one':48}", "it hung"]
     text = page(result)
-    assert (
-        "| peer | peer 1, 3 | 8.0 | 3.00 (2.00 to 4.00) | 20.0 | 900 | 600 | 1.5 | 5.000000, equal"
-        in text
-    )
+    assert "| peer | peer 1, 3 | 8.0 | 3.00 (2.00 to 4.00) | 20.0 | 900 | 600 | 1.5 | 5.000000, equal" in text
     assert "| lost one | lost one 1, 3 | | | | | | | failed |" in text
     assert "wrong (to 4.0e+00)" in text and "    ValueError: no card" in text
     assert all(len(line) <= 110 for line in text.splitlines() if not line.startswith("|"))
