@@ -90,7 +90,7 @@ def verdict_table(memory: dict[str, Any], simulated: dict[str, Any]) -> str:
     rows = []
     for name, title in (NAMED | STRONG).items():
         cells = [_verdict_text(measured[name]["device_bytes"] / measured[OURS]["device_bytes"], MEMORY_GOAL)]
-        found = {entry["variant"]: entry for entry in simulated["search"] if entry["baseline"] == name}
+        found = _variants_of(simulated, name)
         for kind, goal in GOALS.items():
             most = _most(found, kind)
             fair = found[BEST][kind]
@@ -114,6 +114,11 @@ def verdict_table(memory: dict[str, Any], simulated: dict[str, Any]) -> str:
         ),
     ]
     return table(header, rows, range(1, 6))
+
+
+def _variants_of(simulated: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
+    """Return what the search has found of a baseline, by variant."""
+    return {entry["variant"]: entry for entry in simulated["search"] if entry["baseline"] == name}
 
 
 def _most(found: dict[str, dict[str, Any]], kind: str) -> float | None:
@@ -178,7 +183,7 @@ def search_table(simulated: dict[str, Any], kind: str) -> str:
     goal = GOALS[kind]
     rows = []
     for name, title in (NAMED | STRONG).items():
-        found = {entry["variant"]: entry for entry in simulated["search"] if entry["baseline"] == name}
+        found = _variants_of(simulated, name)
         ratios = {variant: entry[kind] for variant, entry in found.items() if entry[kind]}
         variant, one = max(ratios.items(), key=lambda item: (item[1]["ratio"], item[0] == BEST))
         fair = found[BEST]
@@ -256,9 +261,10 @@ def _step_s(bench: Bench, emulated: dict[str, Any], arm: str) -> float | None:
     emulated.
     """
     steps = _local_steps(bench, arm)
-    texts = sorted({text for run in bench.of(arm).values() for text in run.arguments})
     settings = [
-        text for text in texts if text.startswith(OF_METHOD) and not text.startswith(OF_METHOD + "name")
+        text
+        for text in sorted(_arguments_of(bench, arm))
+        if text.startswith(OF_METHOD) and not text.startswith(OF_METHOD + "name")
     ]
     for run in emulated["runs"]:
         is_same = run["way"] == arm and run["model"].endswith(TARGET_MODEL) and run["time_scale"] == 1
@@ -330,8 +336,13 @@ def steps_to_target(bench: Bench, arm: str) -> dict[int, float]:
 
 def _local_steps(bench: Bench, arm: str) -> int:
     """Return the local steps of a round of an arm."""
-    texts = {text for run in bench.of(arm).values() for text in run.arguments}
+    texts = _arguments_of(bench, arm)
     return next(int(text.removeprefix(STEPS)) for text in texts if text.startswith(STEPS))
+
+
+def _arguments_of(bench: Bench, arm: str) -> set[str]:
+    """Return the arguments of all runs of an arm."""
+    return {text for run in bench.of(arm).values() for text in run.arguments}
 
 
 def _sure_verdict(interval: Interval | None, goal: float) -> str:

@@ -26,9 +26,8 @@ NOTES = """\
 - *a round*: median of rounds 2 to {rounds} of all repetitions (least to most). The other columns are medians
   over the repetitions.
 - The number beside a version is that of the packages in its environment.
-- With two ranks FedSpeed's stock tier gathers 2.2 times the bytes that accelerate's does and takes longer;
-  "stock ZeRO-3 offload" of other pages is FedSpeed's. ZeRO-3 gathers the base in every step, so that it
-  belongs between the cards of one host.
+- "Stock ZeRO-3 offload" of other pages is FedSpeed's stock tier, not accelerate's; here both are side by
+  side. ZeRO-3 gathers the base in every step, so that it belongs between the cards of one host.
 - RSS is summed over all processes of a run, also those that have left its session; a page that several share
   counts once for each. PSS counts it once.
 - *loopback*: bytes sent over the interface of the run's own network namespace, so that nothing else counts.
